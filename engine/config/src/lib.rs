@@ -1,0 +1,1 @@
+//! homelab.yaml text to a Cluster, with every problem at its place.

@@ -1,0 +1,30 @@
+//! The pure core of homelab: addresses, the cluster, node objects, diff and plan.
+//!
+//! Nothing here has an effect or reads a clock. A module describes what a node should hold as keyed
+//! [`Object`]s; [`diff`] turns what a node holds and what it should hold into [`Change`]s; a plan is those
+//! changes as data, and apply, verify, destroy, drift repair and rollback all consume that same data.
+
+mod alloc;
+mod cluster;
+mod node;
+mod object;
+mod observed;
+pub mod ours;
+mod plan;
+mod spec;
+
+pub use alloc::{AllocError, Memory, allocate, subnet_at};
+pub use cluster::{
+    Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, Service, ServicePort,
+    SshSettings, Vxlan,
+};
+pub use node::{
+    Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,
+    NodeObject, Route, Spec, Symlink, Sysctl, Unit,
+};
+pub use object::{Backend, Change, Impact, Object, diff, invert};
+pub use observed::{
+    AddressFact, AgentFact, CniRuntime, Facts, LinkFact, Observed, Problem, RouteFact, Scope, conflicts,
+};
+pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
+pub use spec::{NodeSpec, PeerSpec, VtepSpec};

@@ -1,0 +1,239 @@
+//! What a node says of itself, and what of that stands in homelab's way.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::node::{Key, Module, NodeObject};
+use crate::spec::NodeSpec;
+use crate::{Cluster, ours};
+
+/// Where to look on a node for objects that cannot be found by a mark of ours: paths, sysctls, units.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Scope {
+    /// Keys and the module that each belongs to. Only binaries, symbolic links, files, sysctls and units count.
+    pub keys: Vec<(Key, Module)>,
+    /// Name that the VXLAN link will have.
+    pub device: String,
+}
+
+impl Scope {
+    /// The scope that finds all of `objects`.
+    pub fn of(objects: &[NodeObject], device: &str) -> Scope {
+        Scope { keys: objects.iter().map(|o| (o.spec.key(), o.module)).collect(), device: device.to_owned() }
+    }
+}
+
+/// The answer to an observation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Observed {
+    /// The node and its surroundings.
+    pub facts: Facts,
+    /// Everything that is ours on the node.
+    pub objects: Vec<NodeObject>,
+    /// What the last apply left as [`ours::NODE_SPEC`], if it can be read.
+    pub spec: Option<NodeSpec>,
+}
+
+/// The node and its surroundings, as far as plans and diagnoses need them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// Host name.
+    pub hostname: String,
+    /// `uname -m`.
+    pub arch: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Version of systemd (first word of `systemctl --version`'s number), if there is one.
+    pub systemd: Option<String>,
+    /// Version of `nft`, if there is one.
+    pub nft: Option<String>,
+    /// All links, ours too.
+    pub links: Vec<LinkFact>,
+    /// All addresses.
+    pub addresses: Vec<AddressFact>,
+    /// Routes of the main table, ours too, without the kernel's own (local, multicast).
+    pub routes: Vec<RouteFact>,
+    /// Container runtimes and where they look for CNI.
+    pub runtimes: Vec<CniRuntime>,
+    /// Interfaces that CNI ADD made and that still exist.
+    pub pods: u32,
+    /// The agent's own report, if it runs.
+    pub agent: Option<AgentFact>,
+    /// `Udp: InCsumErrors` and `Tcp: InCsumErrors` of /proc/net/snmp: packets that came in with wrong checksums.
+    pub checksum_errors: u64,
+}
+
+/// A link.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkFact {
+    /// Name.
+    pub name: String,
+    /// `IFLA_INFO_KIND`, empty for hardware.
+    pub kind: String,
+    /// MTU, bytes.
+    pub mtu: u32,
+    /// Operational.
+    pub up: bool,
+    /// `IFLA_IFALIAS`, empty if none.
+    pub alias: String,
+    /// VNI and UDP port of VXLAN links.
+    pub vxlan: Option<(u32, u16)>,
+    /// Driver of hardware links (`/sys/class/net/*/device/driver`), if known.
+    pub driver: Option<String>,
+}
+
+/// An address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressFact {
+    /// Link name.
+    pub link: String,
+    /// Address and prefix length.
+    pub address: IpNet,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteFact {
+    /// Destination; a default route is `0.0.0.0/0` or `::/0`.
+    pub destination: IpNet,
+    /// Outgoing link, if any.
+    pub link: Option<String>,
+    /// `rtm_protocol`.
+    pub protocol: u8,
+}
+
+/// A container runtime on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CniRuntime {
+    /// `containerd`, `cri-o`, `podman`.
+    pub name: String,
+    /// Directories of plugins.
+    pub bin_dirs: Vec<String>,
+    /// Directory of configuration.
+    pub conf_dir: String,
+}
+
+/// What the agent says of itself in `/run/homelab/agent.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentFact {
+    /// Process id.
+    pub pid: u32,
+    /// Version of the binary.
+    pub version: String,
+    /// SHA-256 of the loaded [`ours::NODE_SPEC`].
+    pub config: String,
+    /// Objects repaired since it started.
+    pub repairs: u64,
+    /// Errors of the last full check, empty if it went well.
+    pub errors: Vec<String>,
+}
+
+/// Something on a node that makes an apply impossible or wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// What is wrong.
+    pub message: String,
+    /// What to do next.
+    pub help: String,
+}
+
+impl Facts {
+    /// The link that holds `address`.
+    pub fn link_of(&self, address: IpAddr) -> Option<&LinkFact> {
+        let holder = self.addresses.iter().find(|a| a.address.addr() == address)?;
+        self.links.iter().find(|l| l.name == holder.link)
+    }
+
+    /// Directories of CNI plugins: those of all runtimes, or the default. Sorted, no duplicates.
+    pub fn cni_bin_dirs(&self) -> Vec<String> {
+        let mut dirs: BTreeSet<String> = self.runtimes.iter().flat_map(|r| r.bin_dirs.clone()).collect();
+        dirs.insert(ours::CNI_BIN_DIR.to_owned());
+        dirs.into_iter().collect()
+    }
+
+    /// Directories of CNI configuration: those of all runtimes, or the default. Sorted, no duplicates.
+    pub fn cni_conf_dirs(&self) -> Vec<String> {
+        let mut dirs: BTreeSet<String> = self.runtimes.iter().map(|r| r.conf_dir.clone()).collect();
+        dirs.insert(ours::CNI_CONF_DIR.to_owned());
+        dirs.into_iter().collect()
+    }
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// What of a node's own, foreign state blocks the cluster network described by `cluster`.
+pub fn conflicts(cluster: &Cluster, address: IpAddr, facts: &Facts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut problem = |message: String, help: &str| problems.push(Problem { message, help: help.to_owned() });
+    if facts.systemd.is_none() {
+        problem("systemd does not run here".into(), "homelab's agent needs systemd as PID 1");
+    }
+    if facts.nft.is_none() {
+        problem("the command nft is missing".into(), "install it on the node: apt install nftables");
+    }
+    if facts.link_of(address).is_none() {
+        let has: Vec<String> = facts.addresses.iter().map(|a| a.address.addr().to_string()).collect();
+        problem(
+            format!("no interface has the address {address}; this node has {}", has.join(", ")),
+            "correct the node's address in homelab.yaml, or its ssh.host if this is another machine",
+        );
+    }
+    let vxlan = &cluster.network.vxlan;
+    let is_ours = |name: &str| facts.links.iter().any(|l| l.name == name && l.alias == ours::LINK_ALIAS);
+    for link in &facts.links {
+        if link.alias == ours::LINK_ALIAS {
+            continue;
+        }
+        if link.name == vxlan.device || link.name == ours::BRIDGE {
+            let kind = if link.kind.is_empty() { "hardware" } else { &link.kind };
+            problem(
+                format!("a link {} ({kind}) that homelab did not make is in the way", link.name),
+                "remove it (ip link del), or choose another network.vxlan.device",
+            );
+        } else if link.vxlan == Some((vxlan.vni, vxlan.port)) {
+            problem(
+                format!(
+                    "the VXLAN link {} already uses VNI {} on UDP port {}",
+                    link.name, vxlan.vni, vxlan.port
+                ),
+                "remove it (flannel: delete its DaemonSet, then ip link del), or choose another network.vxlan.vni or port",
+            );
+        }
+    }
+    let ranges = || cluster.network.pod_cidrs.iter();
+    for held in &facts.addresses {
+        if let Some(range) = ranges().find(|r| !is_ours(&held.link) && overlap(r, &held.address.trunc())) {
+            problem(
+                format!("address {} on {} overlaps the pod range {range}", held.address, held.link),
+                "remove that address, or choose another network.podCIDR",
+            );
+        }
+    }
+    for route in facts.routes.iter().filter(|r| r.protocol != ours::ROUTE_PROTOCOL) {
+        let foreign = !route.link.as_deref().is_some_and(is_ours);
+        // The kernel's own connected routes (protocol 2) are named by their address already.
+        if route.protocol == 2 || route.destination.prefix_len() == 0 || !foreign {
+            continue;
+        }
+        if let Some(range) = ranges().find(|r| overlap(r, &route.destination)) {
+            let link = route.link.as_deref().unwrap_or("none");
+            problem(
+                format!("route {} dev {link} overlaps the pod range {range}", route.destination),
+                "remove that route, or choose another network.podCIDR",
+            );
+        }
+    }
+    problems
+}

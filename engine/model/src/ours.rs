@@ -1,0 +1,44 @@
+//! How what homelab owns is recognised on a node. What carries none of these marks is never touched.
+
+/// Routes, neighbours and FDB entries carry this protocol number (`rtm_protocol`, `NDA_PROTOCOL`; free in
+/// iproute2's `rt_protos`).
+pub const ROUTE_PROTOCOL: u8 = 104;
+/// `IFLA_IFALIAS` of links that homelab made.
+pub const LINK_ALIAS: &str = "homelab";
+/// The nftables table (family `inet`).
+pub const NFT_TABLE: &str = "homelab";
+/// First line of every text file that homelab writes and whose format has comments.
+pub const FILE_HEADER: &str = "# Managed by homelab; local changes are overwritten.";
+/// What a node needs to know of the cluster: the [`crate::NodeSpec`] as JSON.
+pub const NODE_SPEC: &str = "/etc/homelab/node.json";
+/// Configuration directory.
+pub const ETC: &str = "/etc/homelab";
+/// Directory of the node binary, one sub-directory per content digest.
+pub const LIB: &str = "/usr/local/lib/homelab";
+/// The binary in use: a symbolic link to `<digest>/homelab-node`.
+pub const BINARY: &str = "/usr/local/lib/homelab/homelab-node";
+/// Persistent state: IPAM store, originals of sysctls, directories that homelab made.
+pub const VAR: &str = "/var/lib/homelab";
+/// Volatile state: the agent's report and the lock that orders its work and an apply.
+pub const RUN: &str = "/run/homelab";
+/// The agent's systemd unit.
+pub const UNIT: &str = "homelab-node.service";
+/// Path of the unit file.
+pub const UNIT_FILE: &str = "/etc/systemd/system/homelab-node.service";
+/// sysctl values for early boot.
+pub const SYSCTL_FILE: &str = "/etc/sysctl.d/90-homelab.conf";
+/// File name of the CNI configuration list (in the runtime's `conf_dir`). Low, so that it wins.
+pub const CONFLIST: &str = "05-homelab.conflist";
+/// Default CNI configuration directory.
+pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+/// Default CNI plugin directory.
+pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
+/// CNI plugin type and file name.
+pub const CNI_PLUGIN: &str = "homelab";
+/// The bridge that pods are attached to.
+pub const BRIDGE: &str = "homelab0";
+
+/// Path of the binary with this digest (lower-case hex SHA-256).
+pub fn binary_path(sha256: &str) -> String {
+    format!("{LIB}/{sha256}/homelab-node")
+}

@@ -1,0 +1,85 @@
+//! What one node needs to know of the cluster: the input of every module's rendering.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Everything that decides what a node holds. The laptop computes it, the node keeps it as
+/// [`crate::ours::NODE_SPEC`], and both render the same objects from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeSpec {
+    /// Version of this format, [`NodeSpec::FORMAT`].
+    pub format_version: u32,
+    /// Cluster name.
+    pub cluster: String,
+    /// Node name.
+    pub node: String,
+    /// The node's address on the LAN: the VTEP's local address.
+    pub address: IpAddr,
+    /// The node's own part of the pod range: one per address family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The whole pod ranges: one per address family.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Service ranges.
+    pub service_cidrs: Vec<IpNet>,
+    /// The tunnel.
+    pub vtep: VtepSpec,
+    /// MTU of pods' interfaces and of the bridge, bytes.
+    pub pod_mtu: u32,
+    /// Name of the pods' bridge.
+    pub bridge: String,
+    /// Directories in which the node's runtimes look for CNI plugins.
+    pub cni_bin_dirs: Vec<String>,
+    /// Directories in which the node's runtimes look for CNI configuration.
+    pub cni_conf_dirs: Vec<String>,
+    /// SHA-256 of the node binary, lower-case hex.
+    pub binary_sha256: String,
+    /// The other nodes, by name.
+    pub peers: Vec<PeerSpec>,
+}
+
+impl NodeSpec {
+    /// The format version that this build reads and writes.
+    pub const FORMAT: u32 = 1;
+
+    /// The spec as it stands in [`crate::ours::NODE_SPEC`]: pretty JSON, one final newline.
+    pub fn to_file(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
+
+/// The VXLAN link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VtepSpec {
+    /// Link name.
+    pub device: String,
+    /// VXLAN network identifier, 1..2^24.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Link MTU, bytes.
+    pub mtu: u32,
+    /// MAC address, `02:..` lower-case.
+    pub mac: String,
+    /// Whether the link leaves checksums to the network card (`tx-checksum-ip-generic`).
+    pub checksum_offload: bool,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerSpec {
+    /// Node name.
+    pub name: String,
+    /// Its LAN address: where its VTEP listens.
+    pub address: IpAddr,
+    /// Its VTEP's MAC address.
+    pub mac: String,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<IpNet>,
+}

@@ -1,0 +1,1 @@
+//! The one Transport that opens SSH.

@@ -1,0 +1,1 @@
+//! The CNI plugin: objects, templates and request handling.

@@ -1,0 +1,1 @@
+//! Everything that a node should hold, composed from the modules.

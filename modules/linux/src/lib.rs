@@ -1,0 +1,1 @@
+//! The only crate with effects on a Linux node.

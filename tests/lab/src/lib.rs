@@ -1,0 +1,1 @@
+//! Three real systemd nodes on one machine.

@@ -1,0 +1,3 @@
+//! Development commands: lab, demo, test, bench, schema, dist.
+
+fn main() {}
