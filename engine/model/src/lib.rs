@@ -6,6 +6,7 @@
 
 mod alloc;
 mod cluster;
+mod mac;
 mod node;
 mod object;
 mod observed;
@@ -18,6 +19,7 @@ pub use cluster::{
     Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, Service, ServicePort,
     SshSettings, Vxlan,
 };
+pub use mac::stable_mac;
 pub use node::{
     Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,
     NodeObject, Route, Spec, Symlink, Sysctl, Unit,
@@ -28,3 +30,9 @@ pub use observed::{
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use spec::{NodeSpec, PeerSpec, VtepSpec};
+
+/// SHA-256 as lower-case hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -109,7 +109,8 @@ pub struct Binary {
     pub path: String,
     /// SHA-256 of its content, lower-case hex.
     pub sha256: String,
-    /// Permission bits.
+    /// Permission bits; octal text on the wire and in plans, e.g. `0644`.
+    #[serde(with = "octal")]
     pub mode: u32,
     /// Owner, `uid:gid`.
     pub owner: String,
@@ -129,7 +130,8 @@ pub struct Symlink {
 pub struct File {
     /// Absolute path.
     pub path: String,
-    /// Permission bits.
+    /// Permission bits; octal text on the wire and in plans, e.g. `0644`.
+    #[serde(with = "octal")]
     pub mode: u32,
     /// Owner, `uid:gid`.
     pub owner: String,
@@ -437,5 +439,19 @@ impl Object for NodeObject {
             }
             _ => NOTHING,
         }
+    }
+}
+
+/// Permission bits as people write them.
+mod octal {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{mode:04o}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u32::from_str_radix(&text, 8).map_err(serde::de::Error::custom)
     }
 }

@@ -18,6 +18,8 @@ pub struct NodeSpec {
     pub node: String,
     /// The node's address on the LAN: the VTEP's local address.
     pub address: IpAddr,
+    /// The link that holds `address`.
+    pub interface: String,
     /// The node's own part of the pod range: one per address family.
     pub pod_cidrs: Vec<IpNet>,
     /// The whole pod ranges: one per address family.
@@ -49,6 +51,11 @@ impl NodeSpec {
         let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
         text.push('\n');
         text
+    }
+
+    /// SHA-256 of [`NodeSpec::to_file`], lower-case hex: how the agent says which file it has loaded.
+    pub fn digest(&self) -> String {
+        crate::sha256_hex(self.to_file().as_bytes())
     }
 }
 

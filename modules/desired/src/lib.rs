@@ -1,1 +1,78 @@
 //! Everything that a node should hold, composed from the modules.
+//!
+//! The laptop renders this to plan, and the agent renders it to repair: one definition of desired state.
+
+use homelab_model::{Binary, Content, File, Module, NodeObject, NodeSpec, Scope, Spec, Symlink, Unit, ours};
+use minijinja::{Environment, context};
+
+/// All objects of a node.
+pub fn desired(spec: &NodeSpec) -> Vec<NodeObject> {
+    let mut objects = agent_objects(spec);
+    objects.extend(homelab_vtep::objects(spec));
+    objects.extend(homelab_cni::objects(spec));
+    objects
+}
+
+/// Where to look for objects of ours before anything is known of the node: every path and sysctl that a cluster
+/// of today or of an earlier apply could use there. The node adds what its own [`NodeSpec`] implies.
+pub fn scope(spec: &NodeSpec) -> Scope {
+    Scope::of(&desired(spec), &spec.vtep.device)
+}
+
+fn agent_objects(spec: &NodeSpec) -> Vec<NodeObject> {
+    let root = || "0:0".to_owned();
+    let specs = [
+        Spec::Binary(Binary {
+            path: ours::binary_path(&spec.binary_sha256),
+            sha256: spec.binary_sha256.clone(),
+            mode: 0o755,
+            owner: root(),
+        }),
+        Spec::Symlink(Symlink {
+            path: ours::BINARY.to_owned(),
+            target: format!("{}/homelab-node", spec.binary_sha256),
+        }),
+        Spec::File(File {
+            path: ours::NODE_SPEC.to_owned(),
+            mode: 0o644,
+            owner: root(),
+            content: Content::Text(spec.to_file()),
+        }),
+        Spec::File(File {
+            path: ours::UNIT_FILE.to_owned(),
+            mode: 0o644,
+            owner: root(),
+            content: Content::Text(unit_file(spec)),
+        }),
+        Spec::Unit(Unit {
+            name: ours::UNIT.to_owned(),
+            enabled: true,
+            state: "active".to_owned(),
+            reload_needed: false,
+            running: spec.binary_sha256.clone(),
+            config: spec.digest(),
+        }),
+    ];
+    specs.into_iter().map(|spec| NodeObject { module: Module::Agent, spec }).collect()
+}
+
+/// The agent's unit file.
+fn unit_file(spec: &NodeSpec) -> String {
+    let mut writable = vec![ours::VAR.to_owned(), ours::RUN.to_owned(), "/etc/sysctl.d".to_owned()];
+    writable.extend(spec.cni_bin_dirs.iter().cloned());
+    writable.extend(spec.cni_conf_dirs.iter().cloned());
+    let text = Environment::new().render_str(
+        include_str!("../templates/homelab-node.service"),
+        context! {
+            header => ours::FILE_HEADER,
+            spec_path => ours::NODE_SPEC,
+            binary => ours::BINARY,
+            writable => writable,
+        },
+    );
+    // The template is part of this binary and every value is set: a test renders it.
+    let mut text = text.unwrap_or_default();
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
