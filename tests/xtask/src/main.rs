@@ -1,3 +1,34 @@
-//! Development commands: lab, demo, test, bench, schema, dist.
+//! Development commands: `cargo xtask lab` and what others add beside it, each in a module of its own.
+#![allow(clippy::print_stdout, reason = "a command line program")]
 
-fn main() {}
+mod lab;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Development commands of homelab.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Real systemd nodes on a LAN of their own, on this machine
+    Lab(lab::Args),
+}
+
+/// What a command ends with: an exit code, or an error to print.
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let outcome: Outcome = match Cli::parse().command {
+        Command::Lab(args) => lab::run(args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}
