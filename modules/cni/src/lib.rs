@@ -1,8 +1,20 @@
-//! The CNI plugin: objects, templates and request handling.
+//! The CNI plugin without its effects: objects, requests, addresses, results (CNI specification 1.1.0).
+//!
+//! A runtime calls the plugin as a process: parameters in the environment, configuration on standard input, the
+//! result on standard output. [`Request::parse`] turns the first two into a typed request and refuses hostile
+//! names; [`ipam`] decides about addresses over the names in the store; [`Wiring`] is everything that ADD makes
+//! in the kernel, as data; [`AddResult`] is the answer in the shape of the requested version. `homelab-node`
+//! carries it out.
+//!
+//! ```text
+//! pod netns                     node
+//! eth0 (02:68:..., 10.244.1.7/24) --- hl0123456789abc [hairpin] --- homelab0 10.244.1.1/24
+//!   default via 10.244.1.1              alias homelab-pod:<container>/eth0
+//! ```
 
-use homelab_model::{NodeObject, NodeSpec};
+mod error;
+pub mod ipam;
+mod objects;
 
-/// Everything of CNI that a node holds.
-pub fn objects(_spec: &NodeSpec) -> Vec<NodeObject> {
-    Vec::new()
-}
+pub use error::{CniError, Code};
+pub use objects::{LIST_VERSION, bridge_mac, bridge_sysctls, gateway_net, objects};

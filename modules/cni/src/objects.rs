@@ -1,0 +1,103 @@
+//! What a node holds for pods: bridge, plugin, configuration.
+
+use std::net::IpAddr;
+
+use homelab_model::{
+    Address, Content, File, Link, LinkKind, Module, NodeObject, NodeSpec, Spec, Symlink, Sysctl, ours,
+    stable_mac,
+};
+use ipnet::IpNet;
+use minijinja::{Environment, context};
+
+use crate::ipam::gateway;
+
+/// `cniVersion` of the configuration list. Not 1.1.0: a runtime refuses a list that is newer than its libcni, and
+/// containerd 1.6, CRI-O and podman as Debian 12 has them carry libcni 1.1, which ends at 1.0.0. The plugin itself
+/// answers 0.3.1 to 1.1.0.
+pub const LIST_VERSION: &str = "1.0.0";
+
+/// The MAC address of a node's bridge.
+pub fn bridge_mac(cluster: &str, node: &str) -> String {
+    stable_mac(&["homelab", "bridge", cluster, node])
+}
+
+/// The link sysctls of a pod bridge, key and value. Also set by the plugin when it has to make the bridge itself.
+pub fn bridge_sysctls(bridge: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    // A dot in a link's name is written as a slash in a sysctl key (sysctl.d(5)).
+    let escaped = bridge.replace('.', "/");
+    // No pod may configure this node by router advertisements.
+    let mut sysctls = vec![(format!("net.ipv6.conf.{escaped}.accept_ra"), "0")];
+    if ipv6 {
+        // The bridge has no carrier before its first pod, so duplicate address detection of the gateway would
+        // begin with that pod and keep it from its gateway for over a second. No pod can be given this address.
+        sysctls.push((format!("net.ipv6.conf.{escaped}.accept_dad"), "0"));
+    }
+    // Nothing of rp_filter: a pod's packets come in on the link by which the pod is reached, so every mode is right.
+    sysctls
+}
+
+/// Everything of CNI that a node holds.
+pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
+    let mut specs = vec![Spec::Link(Link {
+        name: spec.bridge.clone(),
+        mac: bridge_mac(&spec.cluster, &spec.node),
+        mtu: spec.pod_mtu,
+        up: true,
+        alias: ours::LINK_ALIAS.to_owned(),
+        kind: LinkKind::Bridge { stp: false },
+    })];
+    let ipv6 = spec.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6());
+    for (key, value) in bridge_sysctls(&spec.bridge, ipv6) {
+        specs.push(Spec::Sysctl(Sysctl { key, link: Some(spec.bridge.clone()), value: value.to_owned() }));
+    }
+    for cidr in &spec.pod_cidrs {
+        let Some(address) = gateway_net(*cidr) else { continue };
+        specs.push(Spec::Address(Address { link: spec.bridge.clone(), address }));
+    }
+    for dir in &spec.cni_bin_dirs {
+        specs.push(Spec::Symlink(Symlink {
+            path: format!("{dir}/{}", ours::CNI_PLUGIN),
+            target: ours::BINARY.to_owned(),
+        }));
+    }
+    let text = conflist(spec);
+    for dir in &spec.cni_conf_dirs {
+        specs.push(Spec::File(File {
+            path: format!("{dir}/{}", ours::CONFLIST),
+            mode: 0o644,
+            owner: "0:0".to_owned(),
+            content: Content::Text(text.clone()),
+        }));
+    }
+    specs.into_iter().map(|spec| NodeObject { module: Module::Cni, spec }).collect()
+}
+
+/// The gateway of a pod range with the range's prefix length.
+pub fn gateway_net(cidr: IpNet) -> Option<IpNet> {
+    let address: IpAddr = gateway(cidr)?;
+    IpNet::new(address, cidr.prefix_len()).ok()
+}
+
+/// The configuration list. JSON has no comments, so it carries no header; its name is ours.
+fn conflist(spec: &NodeSpec) -> String {
+    // Values go in as JSON, so that no name can break out of its string.
+    let json = |text: &str| serde_json::Value::from(text).to_string();
+    let ranges: Vec<String> = spec.pod_cidrs.iter().map(|cidr| json(&cidr.trunc().to_string())).collect();
+    let text = Environment::new().render_str(
+        include_str!("../templates/homelab.conflist"),
+        context! {
+            version => LIST_VERSION,
+            name => json(&spec.cluster),
+            plugin => json(ours::CNI_PLUGIN),
+            bridge => json(&spec.bridge),
+            mac => json(&bridge_mac(&spec.cluster, &spec.node)),
+            mtu => spec.pod_mtu,
+            ranges => ranges.join(", "),
+        },
+    );
+    // The template is part of this binary and every value is set: a test renders it.
+    let mut text = text.unwrap_or_default();
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
