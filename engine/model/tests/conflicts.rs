@@ -1,0 +1,103 @@
+//! What of a node's own state blocks ours.
+
+use homelab_model::{AddressFact, Cluster, Facts, LinkFact, RouteFact, conflicts, ours};
+
+fn cluster() -> Cluster {
+    use homelab_model::{LoadBalancer, Mtu, Network, Vxlan};
+    Cluster {
+        name: "home".into(),
+        nodes: Vec::new(),
+        network: Network {
+            pod_cidrs: vec!["10.244.0.0/16".parse().expect("net")],
+            node_prefixes: vec![24],
+            service_cidrs: Vec::new(),
+            vxlan: Vxlan {
+                vni: 1,
+                port: 8472,
+                mtu: Mtu::Auto,
+                device: "homelab.1".into(),
+                checksum_offload: None,
+            },
+        },
+        load_balancer: LoadBalancer::default(),
+        services: Vec::new(),
+    }
+}
+
+fn link(name: &str, kind: &str, alias: &str, vxlan: Option<(u32, u16)>) -> LinkFact {
+    LinkFact {
+        name: name.into(),
+        kind: kind.into(),
+        mtu: 1500,
+        up: true,
+        alias: alias.into(),
+        vxlan,
+        driver: None,
+    }
+}
+
+fn clean() -> Facts {
+    Facts {
+        systemd: Some("252".into()),
+        nft: Some("present".into()),
+        links: vec![
+            link("eth0", "", "", None),
+            link("homelab.1", "vxlan", ours::LINK_ALIAS, Some((1, 8472))),
+            link("homelab0", "bridge", ours::LINK_ALIAS, None),
+        ],
+        addresses: vec![
+            AddressFact { link: "eth0".into(), address: "192.168.50.11/24".parse().expect("net") },
+            AddressFact { link: "homelab0".into(), address: "10.244.0.1/24".parse().expect("net") },
+        ],
+        routes: vec![RouteFact {
+            destination: "10.244.1.0/24".parse().expect("net"),
+            link: Some("homelab.1".into()),
+            protocol: ours::ROUTE_PROTOCOL,
+        }],
+        ..Facts::default()
+    }
+}
+
+fn messages(facts: &Facts) -> Vec<String> {
+    conflicts(&cluster(), "192.168.50.11".parse().expect("address"), facts)
+        .into_iter()
+        .map(|p| p.message)
+        .collect()
+}
+
+#[test]
+fn our_own_state_is_no_conflict() {
+    assert_eq!(messages(&clean()), Vec::<String>::new());
+}
+
+#[test]
+fn every_blocker_is_named_at_once() {
+    let mut facts = clean();
+    facts.nft = None;
+    facts.links[1].alias.clear();
+    facts.links.push(link("flannel.1", "vxlan", "", Some((1, 8472))));
+    facts.links.push(link("cni0", "bridge", "", None));
+    facts.addresses.push(AddressFact { link: "cni0".into(), address: "10.244.3.1/24".parse().expect("net") });
+    facts.routes.push(RouteFact {
+        destination: "10.244.9.0/24".parse().expect("net"),
+        link: Some("eth0".into()),
+        protocol: 3,
+    });
+    let found = messages(&facts).join("\n");
+    for part in [
+        "nft is missing",
+        "link homelab.1",
+        "flannel.1",
+        "10.244.3.1/24 on cni0",
+        "route 10.244.9.0/24 dev eth0",
+    ] {
+        assert!(found.contains(part), "{part} not in:\n{found}");
+    }
+}
+
+#[test]
+fn a_wrong_machine_is_noticed() {
+    let mut facts = clean();
+    facts.addresses.remove(0);
+    assert!(messages(&facts)[0].contains("no interface has the address 192.168.50.11"));
+}
