@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
 mod lab;
+mod layers;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ struct Cli {
 enum Command {
     /// Real systemd nodes on a LAN of their own, on this machine
     Lab(lab::Args),
+    /// Check which package imports which
+    Layers,
 }
 
 /// What a command ends with: an exit code, or an error to print.
@@ -26,6 +29,7 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 fn main() -> ExitCode {
     let outcome: Outcome = match Cli::parse().command {
         Command::Lab(args) => lab::run(args),
+        Command::Layers => layers::run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error}");
