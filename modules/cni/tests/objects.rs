@@ -1,4 +1,5 @@
 //! The objects of a node, written down: `UPDATE_GOLDEN=1` rewrites them.
+#![allow(clippy::disallowed_methods, reason = "golden files")]
 
 use std::path::Path;
 
