@@ -1,0 +1,131 @@
+//! Why a node could not be observed or changed.
+
+use homelab_model::{AllocError, Problem};
+use homelab_protocol::{Failure, FrameError};
+use thiserror::Error;
+
+use crate::{BinariesError, TransportError};
+
+/// Why nothing at all can be planned.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// No pod range for a node.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+}
+
+/// Why one node failed.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// No session.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The shell script that starts the node binary ended before it did.
+    #[error("homelab-node could not be started: {}", bootstrap_text(.output, .status))]
+    Bootstrap {
+        /// What was written to stdout and stderr.
+        output: String,
+        /// Exit status, if known.
+        status: Option<i32>,
+    },
+    /// There is no node binary for this machine.
+    #[error("no homelab-node for {arch} (there is one for {})", list(.have))]
+    NoBinary {
+        /// `uname -m` of the node.
+        arch: String,
+        /// What there is.
+        have: Vec<String>,
+    },
+    /// The node binary cannot be read.
+    #[error(transparent)]
+    Binaries(#[from] BinariesError),
+    /// The node's end speaks another version of the protocol.
+    #[error(
+        "the node speaks version {node} of homelab's protocol (homelab-node {version}), this is version {ours}"
+    )]
+    Protocol {
+        /// The node's version of the protocol.
+        node: u32,
+        /// Version of the node's binary.
+        version: String,
+        /// Our version of the protocol.
+        ours: u32,
+    },
+    /// The node binary that answers is not the one that was started.
+    #[error("homelab-node on the node is not ours: its SHA-256 is {got}, not {want}")]
+    WrongBinary {
+        /// Digest that the node reports.
+        got: String,
+        /// Digest of our binary.
+        want: String,
+    },
+    /// The exchange of messages broke.
+    #[error("the connection to homelab-node broke: {source}{}", suffix(.stderr))]
+    Broken {
+        /// What happened.
+        source: FrameError,
+        /// What the node wrote on stderr.
+        stderr: String,
+    },
+    /// A message at the wrong place.
+    #[error("homelab-node answered out of turn")]
+    OutOfTurn,
+    /// The node could not carry out a request.
+    #[error("{}", failure_text(.0))]
+    Failed(Failure),
+    /// Something on the node stands in the way.
+    #[error("{}", problems_text(.0))]
+    Blocked(Vec<Problem>),
+    /// The node no longer is what the plan was made for.
+    #[error("the node has changed since it was planned")]
+    Stale,
+    /// All changes were made, and yet the node is not as desired.
+    #[error("after the apply these are not as they should be: {}", .0.join(", "))]
+    Unsettled(Vec<String>),
+    /// The machine that answers is not the node that was looked for.
+    #[error("another machine answers there: {0}")]
+    OtherMachine(String),
+    /// The user stopped the run before this node.
+    #[error("stopped before this node was reached")]
+    Cancelled,
+}
+
+impl NodeError {
+    /// A failed exchange, with what the node said on stderr.
+    pub(crate) fn broken(source: FrameError, stderr: &str) -> NodeError {
+        NodeError::Broken { source, stderr: stderr.trim().to_owned() }
+    }
+}
+
+fn suffix(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!("; it said: {stderr}") }
+}
+
+fn list(have: &[String]) -> String {
+    if have.is_empty() { "none at all".to_owned() } else { have.join(", ") }
+}
+
+fn bootstrap_text(output: &str, status: &Option<i32>) -> String {
+    match (output.trim(), status) {
+        ("", Some(status)) => format!("the shell ended with status {status} and said nothing"),
+        ("", None) => "the connection ended and nothing was said".to_owned(),
+        (said, _) => said.to_owned(),
+    }
+}
+
+fn failure_text(failure: &Failure) -> String {
+    let mut text = match failure.object.as_str() {
+        "" => failure.message.clone(),
+        object => format!("{object}: {}", failure.message),
+    };
+    if failure.undone {
+        text.push_str("; the changes made before it were undone");
+    } else if !failure.left.is_empty() {
+        text.push_str(&format!("; these could not be undone: {}", failure.left.join(", ")));
+    }
+    text
+}
+
+fn problems_text(problems: &[Problem]) -> String {
+    problems.iter().map(|p| p.message.as_str()).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,83 @@
+//! The plan of a whole cluster.
+
+use std::net::IpAddr;
+
+use homelab_model::{Impact, Module, NodeObject, NodePlan, Object, Spec, Summary, ours};
+
+use crate::{Departed, NodeError};
+
+/// What an apply would do. What is shown is what is carried out.
+#[derive(Debug)]
+pub struct Plan {
+    /// Cluster name.
+    pub cluster: String,
+    /// Whether everything of ours is to go.
+    pub destroy: bool,
+    /// The chosen nodes, in the order of the file.
+    pub nodes: Vec<PlannedNode>,
+    /// Nodes that left the file.
+    pub departed: Vec<Departed>,
+    /// What the user should know, in plain sentences.
+    pub warnings: Vec<String>,
+}
+
+/// A node's part.
+#[derive(Debug)]
+pub struct PlannedNode {
+    /// Node name.
+    pub name: String,
+    /// Its address on the LAN.
+    pub address: IpAddr,
+    /// Its changes, or why there is no plan for it.
+    pub outcome: Result<NodePlan, NodeError>,
+}
+
+impl Plan {
+    /// Version of the plan's JSON form.
+    pub const FORMAT: u32 = 1;
+
+    /// Counts over all nodes.
+    pub fn summary(&self) -> Summary {
+        let mut total = Summary::default();
+        for node in self.nodes.iter().filter_map(|n| n.outcome.as_ref().ok()) {
+            let summary = node.summary();
+            total.create += summary.create;
+            total.update += summary.update;
+            total.replace += summary.replace;
+            total.delete += summary.delete;
+        }
+        total
+    }
+
+    /// Nodes with changes.
+    pub fn changed_nodes(&self) -> usize {
+        self.nodes.iter().filter(|n| n.outcome.as_ref().is_ok_and(|p| !p.changes.is_empty())).count()
+    }
+
+    /// Nodes without a plan.
+    pub fn failed_nodes(&self) -> usize {
+        self.nodes.iter().filter(|n| n.outcome.is_err()).count()
+    }
+
+    /// Whether there is anything to do.
+    pub fn is_empty(&self) -> bool {
+        self.changed_nodes() == 0
+    }
+
+    /// The worst impact of all changes.
+    pub fn impact(&self) -> Impact {
+        let plans = self.nodes.iter().filter_map(|n| n.outcome.as_ref().ok());
+        plans.map(NodePlan::impact).max().unwrap_or(Impact::None)
+    }
+}
+
+/// The observed objects without those that stand under one of our names and are not ours.
+pub(crate) fn owned(objects: &[NodeObject]) -> Vec<NodeObject> {
+    let foreign = |o: &&NodeObject| matches!(&o.spec, Spec::Link(l) if l.alias != ours::LINK_ALIAS);
+    let links: Vec<_> = objects.iter().filter(foreign).map(Object::key).collect();
+    let keep = |o: &&NodeObject| !links.contains(&o.key()) && o.parent().is_none_or(|p| !links.contains(&p));
+    objects.iter().filter(keep).cloned().collect()
+}
+
+/// Modules in the order in which plans show them.
+pub const MODULES: [Module; 3] = [Module::Agent, Module::Vtep, Module::Cni];

@@ -1,0 +1,275 @@
+//! From the file and what the nodes say to one [`NodeSpec`] per node. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use homelab_model::{
+    AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Mtu, Node, NodeSpec, Observed,
+    PeerSpec, Problem, Scope, Spec, VtepSpec, allocate, conflicts, ours,
+};
+use ipnet::IpNet;
+
+use crate::offload::offload_fault;
+use crate::recall::{Departed, recall};
+
+/// MTU of Ethernet: assumed where no node could be asked.
+const ETHERNET: u32 = 1500;
+
+/// The cluster in full, as far as its nodes could be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resolution {
+    /// What each observed node needs to know, by name.
+    pub specs: BTreeMap<String, NodeSpec>,
+    /// What stands in the way on a node, by name.
+    pub problems: BTreeMap<String, Vec<Problem>>,
+    /// Nodes that left the file.
+    pub departed: Vec<Departed>,
+    /// What the user should know, in plain sentences.
+    pub warnings: Vec<String>,
+}
+
+/// Resolves `cluster` with what was `seen` of its nodes (by name; nodes that could not be reached are absent)
+/// and the digests of the node binaries by architecture.
+pub fn resolve(
+    cluster: &Cluster,
+    seen: &BTreeMap<String, &Observed>,
+    digests: &BTreeMap<String, String>,
+) -> Result<Resolution, AllocError> {
+    let (memory, departed) = recall(cluster, seen);
+    let ranges = allocate(cluster, &memory)?;
+    let mut result = Resolution { departed, ..Resolution::default() };
+    let mtu = tunnel_mtu(cluster, seen, &mut result.warnings);
+    moved_ranges(&memory, &ranges, &mut result.warnings);
+    for node in &cluster.nodes {
+        let Some(observed) = seen.get(&node.name) else { continue };
+        let facts = &observed.facts;
+        let mut problems = conflicts(cluster, node.address, facts);
+        problems.extend(own_problems(cluster, node, observed, seen));
+        version_warning(node, facts, &mut result.warnings);
+        match &observed.spec {
+            Some(spec) if spec.cluster != cluster.name => result.warnings.push(format!(
+                "{} belongs to the cluster {} until now, and to {} from now on",
+                node.name, spec.cluster, cluster.name
+            )),
+            _ => {}
+        }
+        let offload = match (cluster.network.vxlan.checksum_offload, offload_of(node, facts)) {
+            (Some(wanted), _) => wanted,
+            (None, None) => true,
+            (None, Some(why)) => {
+                result.warnings.push(format!("{}: checksum offload of the tunnel is off: {why}", node.name));
+                false
+            }
+        };
+        let digest = digests.get(&facts.arch).map_or("", String::as_str);
+        let spec = node_spec(cluster, node, &ranges, mtu, offload, facts, digest);
+        result.specs.insert(node.name.clone(), spec);
+        if !problems.is_empty() {
+            result.problems.insert(node.name.clone(), problems);
+        }
+    }
+    Ok(result)
+}
+
+/// Where to look on a node of which nothing is known yet.
+///
+/// For a destroy, kernel parameters of the node itself are left out: only those count that the node has on
+/// record as changed by us.
+pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>, destroy: bool) -> Scope {
+    let mut scope = Scope { keys: Vec::new(), device: cluster.network.vxlan.device.clone() };
+    // Debian's containerd looks for plugins in /usr/lib/cni.
+    let runtime = CniRuntime {
+        name: String::new(),
+        bin_dirs: vec!["/usr/lib/cni".to_owned()],
+        conf_dir: ours::CNI_CONF_DIR.to_owned(),
+    };
+    let facts = Facts { runtimes: vec![runtime], ..Facts::default() };
+    let Some(node) = cluster.nodes.first() else { return scope };
+    let ranges = BTreeMap::from([(node.name.clone(), cluster.network.pod_cidrs.clone())]);
+    for digest in digests.values() {
+        let spec = node_spec(cluster, node, &ranges, ETHERNET, true, &facts, digest);
+        for key in homelab_desired::scope(&spec).keys {
+            let left_out = destroy && matches!(key.0, Key::Sysctl(_));
+            if !left_out && !scope.keys.contains(&key) {
+                scope.keys.push(key);
+            }
+        }
+    }
+    scope
+}
+
+fn node_spec(
+    cluster: &Cluster,
+    node: &Node,
+    ranges: &BTreeMap<String, Vec<IpNet>>,
+    mtu: u32,
+    checksum_offload: bool,
+    facts: &Facts,
+    digest: &str,
+) -> NodeSpec {
+    let range = |name: &str| ranges.get(name).cloned().unwrap_or_default();
+    let mut peers: Vec<PeerSpec> = cluster
+        .nodes
+        .iter()
+        .filter(|p| p.name != node.name)
+        .map(|p| PeerSpec {
+            name: p.name.clone(),
+            address: p.address,
+            mac: homelab_vtep::mac(&cluster.name, &p.name),
+            pod_cidrs: range(&p.name),
+        })
+        .collect();
+    // The order of the file is no difference between two nodes' configurations.
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    let vxlan = &cluster.network.vxlan;
+    NodeSpec {
+        format_version: NodeSpec::FORMAT,
+        cluster: cluster.name.clone(),
+        node: node.name.clone(),
+        address: node.address,
+        interface: lan_link(node, facts).map(|l| l.name.clone()).unwrap_or_default(),
+        pod_cidrs: range(&node.name),
+        cluster_cidrs: cluster.network.pod_cidrs.clone(),
+        service_cidrs: cluster.network.service_cidrs.clone(),
+        vtep: VtepSpec {
+            device: vxlan.device.clone(),
+            vni: vxlan.vni,
+            port: vxlan.port,
+            mtu,
+            mac: homelab_vtep::mac(&cluster.name, &node.name),
+            checksum_offload,
+        },
+        pod_mtu: mtu,
+        bridge: ours::BRIDGE.to_owned(),
+        cni_bin_dirs: facts.cni_bin_dirs(),
+        cni_conf_dirs: facts.cni_conf_dirs(),
+        binary_sha256: digest.to_owned(),
+        peers,
+    }
+}
+
+/// A node's LAN link: the one that the file names, or the one that holds its address.
+fn lan_link<'a>(node: &Node, facts: &'a Facts) -> Option<&'a LinkFact> {
+    match &node.interface {
+        Some(name) => facts.links.iter().find(|l| l.name == *name),
+        None => facts.link_of(node.address),
+    }
+}
+
+/// MTU of the tunnel, bytes: one for all nodes, because a pod cannot know which node its peer is on.
+fn tunnel_mtu(cluster: &Cluster, seen: &BTreeMap<String, &Observed>, warnings: &mut Vec<String>) -> u32 {
+    let fits = cluster
+        .nodes
+        .iter()
+        .filter_map(|n| Some((n, lan_link(n, &seen.get(&n.name)?.facts)?.mtu)))
+        .map(|(n, mtu)| (n, mtu, mtu.saturating_sub(homelab_vtep::overhead(n.address))));
+    let smallest = fits.min_by_key(|(_, _, mtu)| *mtu);
+    if let Mtu::Bytes(bytes) = cluster.network.vxlan.mtu {
+        if let Some((node, lan, most)) = smallest.filter(|(_, _, most)| *most < bytes) {
+            warnings.push(format!(
+                "network.vxlan.mtu {bytes} is too large for {}: its LAN interface has MTU {lan}, which leaves {most}",
+                node.name
+            ));
+        }
+        return bytes;
+    }
+    // Nodes that cannot be asked had their say when their peers were last configured.
+    let silent: Vec<IpAddr> =
+        cluster.nodes.iter().filter(|n| !seen.contains_key(&n.name)).map(|n| n.address).collect();
+    let remembered = seen
+        .values()
+        .filter_map(|o| o.spec.as_ref())
+        .filter(|s| s.peers.iter().any(|p| silent.contains(&p.address)))
+        .map(|s| s.vtep.mtu)
+        .min();
+    let measured = smallest.map(|(_, _, mtu)| mtu);
+    measured.into_iter().chain(remembered).min().unwrap_or_else(|| {
+        let overhead = cluster.nodes.iter().map(|n| homelab_vtep::overhead(n.address)).max();
+        ETHERNET - overhead.unwrap_or(0)
+    })
+}
+
+/// Says which nodes lose the range that they have.
+fn moved_ranges(memory: &Memory, ranges: &BTreeMap<String, Vec<IpNet>>, warnings: &mut Vec<String>) {
+    for (node, own) in &memory.own {
+        let Some(new) = ranges.get(node) else { continue };
+        for old in own.iter().filter(|o| !new.contains(o)) {
+            let family = new.iter().find(|n| n.addr().is_ipv4() == old.addr().is_ipv4());
+            let becomes = family.map_or("nothing".to_owned(), ToString::to_string);
+            warnings.push(format!(
+                "{node}: the pod range {old} becomes {becomes}; running pods keep their old addresses and lose \
+                 the network until they are started anew"
+            ));
+        }
+    }
+}
+
+fn offload_of(node: &Node, facts: &Facts) -> Option<String> {
+    offload_fault(&facts.kernel, lan_link(node, facts).and_then(|l| l.driver.as_deref()))
+}
+
+/// What stands in the way beyond foreign state.
+fn own_problems(
+    cluster: &Cluster,
+    node: &Node,
+    observed: &Observed,
+    seen: &BTreeMap<String, &Observed>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let facts = &observed.facts;
+    if let Some(name) = &node.interface
+        && !facts.links.iter().any(|l| l.name == *name)
+    {
+        problems.push(Problem {
+            message: format!("there is no interface {name}"),
+            help: "correct the node's interface in homelab.yaml, or leave it out".to_owned(),
+        });
+    }
+    let before = cluster.nodes.iter().take_while(|n| n.name != node.name);
+    let twin = before.filter_map(|n| Some((n, seen.get(&n.name)?))).find(|(_, o)| {
+        !facts.boot_id.is_empty() && o.facts.boot_id == facts.boot_id && o.facts.hostname == facts.hostname
+    });
+    if let Some((twin, _)) = twin {
+        problems.push(Problem {
+            message: format!("this is the same machine as {}", twin.name),
+            help: "correct the address or ssh.host of one of them".to_owned(),
+        });
+    }
+    if let Some(format) = newer_format(observed) {
+        problems.push(Problem {
+            message: format!(
+                "a newer homelab has set this node up: {} has format {format}, this version knows {}",
+                ours::NODE_SPEC,
+                NodeSpec::FORMAT
+            ),
+            help: "use the newer homelab".to_owned(),
+        });
+    }
+    problems
+}
+
+/// The format of a node's record, if it is newer than ours.
+fn newer_format(observed: &Observed) -> Option<u64> {
+    let text = observed.objects.iter().find_map(|o| match &o.spec {
+        Spec::File(f) if f.path == ours::NODE_SPEC => match &f.content {
+            Content::Text(text) => Some(text),
+            Content::Opaque(_) => None,
+        },
+        _ => None,
+    })?;
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    value.get("formatVersion")?.as_u64().filter(|&f| f > u64::from(NodeSpec::FORMAT))
+}
+
+fn version_warning(node: &Node, facts: &Facts, warnings: &mut Vec<String>) {
+    let numbers = |v: &str| -> Vec<u64> { v.split(['.', '-', '+']).map_while(|p| p.parse().ok()).collect() };
+    let ours = env!("CARGO_PKG_VERSION");
+    if let Some(agent) = &facts.agent
+        && numbers(&agent.version) > numbers(ours)
+    {
+        warnings.push(format!(
+            "{}: its agent has the newer version {}, an apply puts version {ours} in its place",
+            node.name, agent.version
+        ));
+    }
+}
