@@ -1,0 +1,247 @@
+//! What the CNI plugin needs of the kernel: few operations, few system calls.
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use thiserror::Error;
+
+use crate::netlink::{Message, NetlinkError, Socket};
+use crate::rt::{self, LinkChange, LinkInfo, NewRoute, RouteFilter, VethEnd};
+
+/// Why an operation for a pod failed.
+#[derive(Debug, Error)]
+pub enum PodError {
+    /// The network namespace cannot be used.
+    #[error("network namespace {path}: {source}")]
+    Namespace {
+        /// Its path.
+        path: String,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error("{doing}: {source}")]
+    Netlink {
+        /// What was tried, e.g. `address 10.244.1.2/24`.
+        doing: String,
+        /// The kernel's words.
+        source: NetlinkError,
+    },
+    /// A link is not there.
+    #[error("no link {0}")]
+    NoLink(String),
+}
+
+/// Gives an error the words of what was tried.
+fn doing<T>(what: impl FnOnce() -> String, result: Result<T, NetlinkError>) -> Result<T, PodError> {
+    result.map_err(|source| PodError::Netlink { doing: what(), source })
+}
+
+/// An open network namespace.
+#[derive(Debug)]
+pub struct Netns {
+    path: String,
+    file: File,
+}
+
+impl Netns {
+    /// Opens the namespace at `path`, e.g. `/var/run/netns/x` or `/proc/1/ns/net`.
+    pub fn open(path: &Path) -> Result<Netns, PodError> {
+        let text = path.display().to_string();
+        match File::open(path) {
+            Ok(file) => Ok(Netns { path: text, file }),
+            Err(source) => Err(PodError::Namespace { path: text, source }),
+        }
+    }
+
+    /// Runs `work` on a thread inside the namespace, with `/proc/sys/net` and new sockets of the namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, PodError> {
+        let error = |source: io::Error| PodError::Namespace { path: self.path.clone(), source };
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|e| error(e.into()))?;
+                Ok(work())
+            });
+            worker.join().unwrap_or_else(|_| Err(error(io::Error::other("the thread inside it failed"))))
+        })
+    }
+
+    /// An rtnetlink socket of the namespace, for use on any thread.
+    pub fn socket(&self) -> Result<PodSocket, PodError> {
+        self.run(PodSocket::open)?
+    }
+}
+
+/// Runs `work` on a thread inside the network namespace at `path`.
+pub fn in_netns<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, PodError> {
+    Netns::open(path)?.run(work)
+}
+
+/// A veth pair to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Veth<'a> {
+    /// The end on the node: up, a port of the bridge.
+    pub host: VethEnd<'a>,
+    /// The end in the pod: still down.
+    pub pod: VethEnd<'a>,
+    /// MTU of both, bytes.
+    pub mtu: u32,
+    /// Name of the bridge.
+    pub bridge: &'a str,
+    /// `IFLA_IFALIAS` of the node's end. Never exactly [`homelab_model::ours::LINK_ALIAS`]: that marks links that
+    /// are node objects.
+    pub alias: &'a str,
+    /// Whether the bridge sends frames back out of this port.
+    pub hairpin: bool,
+    /// Whether it exchanges no frames with other isolated ports.
+    pub isolated: bool,
+}
+
+/// A route inside a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct PodRoute {
+    /// Destination.
+    pub destination: IpNet,
+    /// Next hop.
+    pub via: Option<IpAddr>,
+    /// Whether the next hop is on the link although no address says so.
+    pub onlink: bool,
+    /// Metric, 0 for none.
+    pub metric: u32,
+}
+
+/// An rtnetlink socket with the operations of a CNI plugin. It works in the namespace in which it was opened.
+#[derive(Debug)]
+pub struct PodSocket {
+    socket: Socket,
+}
+
+impl PodSocket {
+    /// Opens a socket in the caller's network namespace.
+    pub fn open() -> Result<PodSocket, PodError> {
+        let socket = doing(|| "socket".to_owned(), Socket::route())?;
+        Ok(PodSocket { socket })
+    }
+
+    /// The link with this name.
+    pub fn link(&mut self, name: &str) -> Result<Option<LinkInfo>, PodError> {
+        doing(|| format!("link {name}"), rt::link_by_name(&mut self.socket, name))
+    }
+
+    fn index(&mut self, name: &str) -> Result<u32, PodError> {
+        self.link(name)?.map(|l| l.index).ok_or_else(|| PodError::NoLink(name.to_owned()))
+    }
+
+    /// All links.
+    pub fn links(&mut self) -> Result<Vec<LinkInfo>, PodError> {
+        doing(|| "links".to_owned(), rt::links(&mut self.socket))
+    }
+
+    /// The ports of the bridge `name`; none if there is no such bridge.
+    pub fn ports(&mut self, name: &str) -> Result<Vec<LinkInfo>, PodError> {
+        let links = self.links()?;
+        let bridge = links.iter().find(|l| l.name == name).map(|l| l.index);
+        Ok(links.into_iter().filter(|l| bridge.is_some() && l.master == bridge).collect())
+    }
+
+    /// Makes a veth pair with the pod's end inside `netns`, and gives the node's end. Fails with `EEXIST` if
+    /// either name is taken; then nothing was made.
+    pub fn create_veth(&mut self, netns: &Netns, veth: &Veth<'_>) -> Result<LinkInfo, PodError> {
+        let what = || format!("veth {} to {} in {}", veth.host.name, veth.pod.name, netns.path);
+        let bridge = self.index(veth.bridge)?;
+        let create = rt::veth_message(veth.host, veth.pod, netns.file.as_fd(), veth.mtu, Some(bridge));
+        doing(what, self.socket.request(create))?;
+        match self.finish_veth(veth) {
+            Ok(link) => Ok(link),
+            Err(error) => {
+                // The pair was made a moment ago by us.
+                let _ = self.delete_link(veth.host.name);
+                Err(error)
+            }
+        }
+    }
+
+    fn finish_veth(&mut self, veth: &Veth<'_>) -> Result<LinkInfo, PodError> {
+        let what = || format!("veth {}", veth.host.name);
+        let link = self.link(veth.host.name)?.ok_or_else(|| PodError::NoLink(veth.host.name.to_owned()))?;
+        let mut messages = vec![rt::alias_message(veth.host.name, veth.alias)];
+        if veth.hairpin || veth.isolated {
+            messages.push(rt::brport_message(link.index, veth.hairpin, veth.isolated));
+        }
+        for result in doing(what, self.socket.batch(messages))? {
+            doing(what, result)?;
+        }
+        Ok(LinkInfo { alias: veth.alias.to_owned(), ..link })
+    }
+
+    /// Deletes the link `name` (a veth takes its other end with it). Whether there was one.
+    pub fn delete_link(&mut self, name: &str) -> Result<bool, PodError> {
+        let Some(link) = self.link(name)? else { return Ok(false) };
+        match rt::delete_link(&mut self.socket, link.index) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is(Errno::ENODEV) => Ok(false),
+            Err(error) => doing(|| format!("link {name}"), Err(error)),
+        }
+    }
+
+    /// Sets up the inside of a pod in one go: `lo` and `link` up, addresses, routes.
+    pub fn configure(
+        &mut self,
+        link: &str,
+        addresses: &[IpNet],
+        routes: &[PodRoute],
+    ) -> Result<(), PodError> {
+        const LOOPBACK: u32 = 1;
+        let index = self.index(link)?;
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        let mut messages: Vec<Message> = vec![rt::set_message(LOOPBACK, up)];
+        let mut what = vec!["link lo".to_owned()];
+        for &address in addresses {
+            messages.push(rt::add_address_message(index, address));
+            what.push(format!("address {address}"));
+        }
+        messages.push(rt::set_message(index, up));
+        what.push(format!("link {link}"));
+        for route in routes {
+            let new = NewRoute {
+                destination: route.destination,
+                metric: route.metric,
+                via: route.via,
+                link: Some(index),
+                onlink: route.onlink,
+                source: None,
+                kind: "unicast",
+                // RTPROT_BOOT, as `ip route add` does.
+                protocol: 3,
+            };
+            let text = format!("route {}", route.destination);
+            messages.push(doing(|| text.clone(), rt::add_route_message(&new, true))?);
+            what.push(text);
+        }
+        let results = doing(|| format!("link {link}"), self.socket.batch(messages))?;
+        for (result, what) in results.into_iter().zip(what) {
+            doing(|| what, result)?;
+        }
+        Ok(())
+    }
+
+    /// Addresses of the link `name`, the kernel's own link-local ones too.
+    pub fn addresses(&mut self, name: &str) -> Result<Vec<IpNet>, PodError> {
+        let index = self.index(name)?;
+        let found = doing(|| format!("addresses of {name}"), rt::addresses(&mut self.socket, Some(index)))?;
+        Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// Destination and next hop of the main table's routes through the link `name`.
+    pub fn routes(&mut self, name: &str) -> Result<Vec<(IpNet, Option<IpAddr>)>, PodError> {
+        let filter = RouteFilter { link: Some(self.index(name)?), protocol: None };
+        let found = doing(|| format!("routes of {name}"), rt::routes(&mut self.socket, filter))?;
+        Ok(found.into_iter().map(|r| (r.destination, r.via)).collect())
+    }
+}

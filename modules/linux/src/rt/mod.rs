@@ -1,0 +1,19 @@
+//! rtnetlink: links, addresses, neighbours, forwarding entries, routes.
+
+mod address;
+mod link;
+mod neighbour;
+mod route;
+
+pub(crate) use address::{add_address, add_message as add_address_message, addresses, delete_address};
+pub(crate) use link::{
+    LinkChange, NewKind, NewLink, alias_message, brport_message, create_messages, delete_link, link_by_name,
+    links, set_link, set_message, veth_message,
+};
+pub use link::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};
+pub(crate) use neighbour::{
+    NeighbourInfo, add_fdb, add_neighbour, delete_fdb, delete_neighbour, fdb, neighbours,
+};
+pub(crate) use route::{
+    NewRoute, RouteFilter, RouteInfo, add_message as add_route_message, add_route, delete_route, routes,
+};

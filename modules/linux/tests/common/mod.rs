@@ -1,0 +1,69 @@
+//! Network namespaces for tests. They end with the thread that made them.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc;
+
+use nix::sched::{CloneFlags, unshare};
+
+fn must_be_root() {
+    assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
+}
+
+/// Runs `work` on a thread in a network namespace of its own.
+pub fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    must_be_root();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            work()
+        });
+        match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// A network namespace held by a thread of its own.
+pub struct OtherNetns {
+    pub path: PathBuf,
+    end: Option<mpsc::Sender<()>>,
+    holder: Option<std::thread::JoinHandle<()>>,
+}
+
+impl OtherNetns {
+    pub fn new() -> OtherNetns {
+        must_be_root();
+        let (say, hear) = mpsc::channel();
+        let (end, wait) = mpsc::channel();
+        let holder = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            say.send(nix::unistd::gettid()).unwrap();
+            let _ = wait.recv();
+        });
+        let tid = hear.recv().unwrap();
+        OtherNetns {
+            path: PathBuf::from(format!("/proc/self/task/{tid}/ns/net")),
+            end: Some(end),
+            holder: Some(holder),
+        }
+    }
+}
+
+impl Drop for OtherNetns {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(holder) = self.holder.take() {
+            let _ = holder.join();
+        }
+    }
+}
+
+/// Runs a command in the caller's network namespace and gives what it prints.
+pub fn run(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().expect("sh");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
