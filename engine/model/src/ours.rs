@@ -5,6 +5,8 @@
 pub const ROUTE_PROTOCOL: u8 = 104;
 /// `IFLA_IFALIAS` of links that homelab made.
 pub const LINK_ALIAS: &str = "homelab";
+/// Beginning of `IFLA_IFALIAS` of the node's end of a pod's veth pair, before `<container>/<interface>`.
+pub const POD_ALIAS: &str = "homelab-pod:";
 /// The nftables table (family `inet`).
 pub const NFT_TABLE: &str = "homelab";
 /// First line of every text file that homelab writes and whose format has comments.
@@ -37,6 +39,9 @@ pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
 pub const CNI_PLUGIN: &str = "homelab";
 /// The bridge that pods are attached to.
 pub const BRIDGE: &str = "homelab0";
+
+/// IPAM store of the CNI plugin, one directory per network.
+pub const IPAM: &str = "/var/lib/homelab/ipam";
 
 /// Path of the binary with this digest (lower-case hex SHA-256).
 pub fn binary_path(sha256: &str) -> String {

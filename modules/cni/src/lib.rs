@@ -12,9 +12,18 @@
 //!   default via 10.244.1.1              alias homelab-pod:<container>/eth0
 //! ```
 
+mod config;
 mod error;
 pub mod ipam;
+mod names;
 mod objects;
+mod request;
+mod result;
+mod wiring;
 
+pub use config::{Base, Network, PrevResult, Version};
 pub use error::{CniError, Code};
 pub use objects::{LIST_VERSION, bridge_mac, bridge_sysctls, gateway_net, objects};
+pub use request::{Attachment, Request, Sandbox, error_version};
+pub use result::{AddResult, version_json};
+pub use wiring::{PodAddress, Wiring, alias, mac_text};

@@ -1,0 +1,288 @@
+//! The network configuration on standard input.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use homelab_model::ours;
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+
+use crate::names::{check_name, is_ifname};
+use crate::{CniError, Code};
+
+/// A version of the specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// 0.3.1
+    V0_3_1,
+    /// 0.4.0, the first with CHECK.
+    V0_4_0,
+    /// 1.0.0, the first whose addresses carry no `version`.
+    V1_0_0,
+    /// 1.1.0, the first with STATUS, GC and `interfaces[].mtu`.
+    V1_1_0,
+}
+
+impl Version {
+    /// All that the plugin speaks, in order.
+    pub const ALL: [Version; 4] = [Version::V0_3_1, Version::V0_4_0, Version::V1_0_0, Version::V1_1_0];
+
+    /// As in `cniVersion`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Version::V0_3_1 => "0.3.1",
+            Version::V0_4_0 => "0.4.0",
+            Version::V1_0_0 => "1.0.0",
+            Version::V1_1_0 => "1.1.0",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Version> {
+        Version::ALL.into_iter().find(|version| version.as_str() == text)
+    }
+}
+
+/// What every command needs of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// Version of the configuration and so of the result.
+    pub version: Version,
+    /// Network name.
+    pub name: String,
+    /// Directory of the IPAM store, absolute.
+    pub data_dir: PathBuf,
+}
+
+/// What ADD and CHECK need on top.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Name of the bridge.
+    pub bridge: String,
+    /// MAC address that the bridge gets if the plugin has to make it.
+    pub bridge_mac: Option<[u8; 6]>,
+    /// MTU of bridge and pod interfaces, bytes; None leaves the kernel's default.
+    pub mtu: Option<u32>,
+    /// The node's pod ranges, one or two, of different families.
+    pub ranges: Vec<IpNet>,
+    /// `dns`, handed through to the result.
+    pub dns: Map<String, Value>,
+}
+
+/// Fields that the plugin knows, and those that a runtime adds.
+const KNOWN: &[&str] = &[
+    "cniVersion",
+    "name",
+    "type",
+    "bridge",
+    "bridgeMac",
+    "mtu",
+    "ranges",
+    "dataDir",
+    "dns",
+    "args",
+    "capabilities",
+    "runtimeConfig",
+    "prevResult",
+];
+
+/// Standard input as a JSON object.
+pub(crate) fn decode(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
+    match serde_json::from_slice(stdin) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(CniError::new(Code::Decode, "network configuration is no JSON object")),
+        Err(error) => Err(CniError::with(Code::Decode, "network configuration is no JSON", error)),
+    }
+}
+
+/// `cniVersion`; absent means 0.1.0 (specification 0.1.0), which the plugin does not speak.
+pub(crate) fn version(map: &Map<String, Value>) -> Result<Version, CniError> {
+    let text = match map.get("cniVersion") {
+        None => "0.1.0",
+        Some(Value::String(text)) => text,
+        Some(other) => return Err(wrong("cniVersion", other, "a string")),
+    };
+    Version::parse(text).ok_or_else(|| {
+        let supported: Vec<&str> = Version::ALL.into_iter().map(Version::as_str).collect();
+        CniError::with(
+            Code::Version,
+            "incompatible CNI version",
+            format!("configuration is {text:?}, plugin speaks {}", supported.join(", ")),
+        )
+    })
+}
+
+fn wrong(field: &str, value: &Value, want: &str) -> CniError {
+    CniError::with(Code::Config, format!("field {field} is not {want}"), value)
+}
+
+fn text<'a>(map: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, CniError> {
+    match map.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong(field, other, "a string")),
+    }
+}
+
+/// The part for every command.
+pub(crate) fn base(map: &Map<String, Value>) -> Result<Base, CniError> {
+    let version = version(map)?;
+    let name = text(map, "name")?.unwrap_or_default();
+    if !check_name(name, 200) {
+        let message =
+            "network name must begin with a letter or digit and hold only letters, digits, '_', '.', '-'";
+        return Err(CniError::with(Code::Config, message, format!("{name:?}")));
+    }
+    let data_dir = PathBuf::from(text(map, "dataDir")?.unwrap_or(ours::IPAM));
+    if !data_dir.is_absolute() {
+        return Err(CniError::with(Code::Config, "dataDir is not an absolute path", data_dir.display()));
+    }
+    Ok(Base { version, name: name.to_owned(), data_dir })
+}
+
+/// The part for ADD and CHECK.
+pub(crate) fn network(map: &Map<String, Value>) -> Result<Network, CniError> {
+    unsupported(map)?;
+    let bridge = text(map, "bridge")?.unwrap_or(ours::BRIDGE);
+    if !is_ifname(bridge) {
+        return Err(CniError::with(Code::Config, "field bridge is no link name", format!("{bridge:?}")));
+    }
+    let bridge_mac = match text(map, "bridgeMac")? {
+        None => None,
+        Some(text) => Some(parse_mac(text).ok_or_else(|| {
+            CniError::with(Code::Config, "field bridgeMac is no unicast MAC address", format!("{text:?}"))
+        })?),
+    };
+    let ranges = ranges(map)?;
+    // RFC 791 and RFC 8200.
+    let least = if ranges.iter().any(|range| range.addr().is_ipv6()) { 1280 } else { 68 };
+    let mtu = match map.get("mtu") {
+        None | Some(Value::Null) => None,
+        Some(value) => match value.as_u64().and_then(|mtu| u32::try_from(mtu).ok()) {
+            Some(0) => None,
+            Some(mtu) if (least..=65535).contains(&mtu) => Some(mtu),
+            _ => return Err(wrong("mtu", value, &format!("a number from {least} to 65535"))),
+        },
+    };
+    let dns = match map.get("dns") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(dns)) => dns.clone(),
+        Some(other) => return Err(wrong("dns", other, "an object")),
+    };
+    Ok(Network { bridge: bridge.to_owned(), bridge_mac, mtu, ranges, dns })
+}
+
+/// Refuses what the plugin would have to ignore: a configuration that is only half carried out is worse than an
+/// error.
+fn unsupported(map: &Map<String, Value>) -> Result<(), CniError> {
+    let refuse = |field: &str, value: &Value| {
+        Err(CniError::new(Code::UnsupportedField, format!("field {field} is not supported: {value}")))
+    };
+    for (field, value) in map {
+        if !KNOWN.contains(&field.as_str()) && !field.starts_with("cni.dev/") {
+            return refuse(field, value);
+        }
+    }
+    for outer in ["capabilities", "runtimeConfig"] {
+        let Some(Value::Object(inner)) = map.get(outer) else { continue };
+        for (field, value) in inner {
+            let empty = match value {
+                Value::Null | Value::Bool(false) => true,
+                Value::Array(items) => items.is_empty(),
+                Value::Object(items) => items.is_empty(),
+                _ => false,
+            };
+            if !empty {
+                return refuse(&format!("{outer}.{field}"), value);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ranges(map: &Map<String, Value>) -> Result<Vec<IpNet>, CniError> {
+    let Some(Value::Array(values)) = map.get("ranges") else {
+        return Err(CniError::new(Code::Config, "field ranges is missing or no list of pod ranges"));
+    };
+    let mut ranges: Vec<IpNet> = Vec::new();
+    for value in values {
+        let range: IpNet = value
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| wrong("ranges[]", value, "a network like 10.244.1.0/24"))?;
+        let range = range.trunc();
+        if crate::ipam::gateway(range).is_none() {
+            return Err(wrong("ranges[]", value, "large enough for a gateway and a pod"));
+        }
+        if ranges.iter().any(|other| other.addr().is_ipv4() == range.addr().is_ipv4()) {
+            return Err(wrong("ranges[]", value, "the only one of its address family"));
+        }
+        ranges.push(range);
+    }
+    if ranges.is_empty() {
+        return Err(CniError::new(Code::Config, "field ranges is empty"));
+    }
+    Ok(ranges)
+}
+
+/// A unicast MAC address with colons.
+pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for octet in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *octet = u8::from_str_radix(part, 16).ok()?;
+    }
+    (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
+/// What an earlier ADD answered, as far as CHECK compares it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PrevResult {
+    /// MAC address of the container's interface, lower-case; empty if the result names none.
+    pub mac: String,
+    /// Addresses of the container's interface.
+    pub addresses: Vec<IpNet>,
+    /// Gateways of default routes.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// `prevResult`, for the interface `ifname`.
+pub(crate) fn prev_result(map: &Map<String, Value>, ifname: &str) -> Result<PrevResult, CniError> {
+    let Some(prev) = map.get("prevResult").filter(|prev| !prev.is_null()) else {
+        return Err(CniError::new(Code::Config, "CHECK needs field prevResult"));
+    };
+    let bad = |what: &str, value: &Value| {
+        CniError::with(Code::Decode, format!("prevResult.{what} cannot be read"), value)
+    };
+    let list = |field: &str| match prev.get(field) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(items)) => Ok(items.clone()),
+        Some(other) => Err(bad(field, other)),
+    };
+    let interfaces = list("interfaces")?;
+    let in_container =
+        |i: &Value| i["name"] == ifname && i["sandbox"].as_str().is_some_and(|s| !s.is_empty());
+    let position = interfaces.iter().position(in_container).ok_or_else(|| {
+        CniError::new(Code::Config, format!("prevResult has no interface {ifname} of the container"))
+    })?;
+    let mut result = PrevResult {
+        mac: interfaces[position]["mac"].as_str().unwrap_or_default().to_lowercase(),
+        ..PrevResult::default()
+    };
+    for ip in list("ips")? {
+        // Addresses of other interfaces belong to other plugins of the chain.
+        if ip["interface"].as_u64().is_some_and(|index| index != position as u64) {
+            continue;
+        }
+        let address = ip["address"].as_str().and_then(|text| text.parse().ok());
+        result.addresses.push(address.ok_or_else(|| bad("ips", &ip))?);
+    }
+    for route in list("routes")? {
+        let dst: IpNet =
+            route["dst"].as_str().and_then(|text| text.parse().ok()).ok_or_else(|| bad("routes", &route))?;
+        if let (0, Some(gw)) = (dst.prefix_len(), route["gw"].as_str()) {
+            result.gateways.push(gw.parse().map_err(|_| bad("routes", &route))?);
+        }
+    }
+    Ok(result)
+}

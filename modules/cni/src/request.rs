@@ -1,0 +1,219 @@
+//! Environment and standard input as a typed request.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::config::{self, Base, Network, PrevResult, Version};
+use crate::names::{check_name, is_ifname};
+use crate::{CniError, Code};
+
+/// A network interface of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+}
+
+/// A network namespace as the runtime names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// `CNI_NETNS`.
+    pub path: PathBuf,
+    /// `CNI_NETNS_OVERRIDE`: the namespace may be the plugin's own.
+    pub may_be_own: bool,
+}
+
+/// What the runtime wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Attach a container.
+    Add {
+        /// Configuration.
+        base: Base,
+        /// Configuration.
+        network: Network,
+        /// What to attach.
+        attachment: Attachment,
+        /// Where it is.
+        sandbox: Sandbox,
+    },
+    /// Detach a container, tolerating absence of everything.
+    Del {
+        /// Configuration.
+        base: Base,
+        /// What to detach.
+        attachment: Attachment,
+    },
+    /// Verify an attachment.
+    Check {
+        /// Configuration.
+        base: Base,
+        /// Configuration.
+        network: Network,
+        /// What to verify.
+        attachment: Attachment,
+        /// Where it is.
+        sandbox: Sandbox,
+        /// What ADD said.
+        prev: PrevResult,
+    },
+    /// Could an ADD succeed now?
+    Status {
+        /// Configuration.
+        base: Base,
+        /// Configuration.
+        network: Network,
+    },
+    /// Drop all attachments of the network but these.
+    Gc {
+        /// Configuration.
+        base: Base,
+        /// What stays.
+        valid: Vec<Attachment>,
+    },
+    /// Which versions are spoken?
+    Version {
+        /// `cniVersion` of the input, to be repeated.
+        version: String,
+    },
+}
+
+impl Request {
+    /// The request in these environment variables and this standard input.
+    pub fn parse(env: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Request, CniError> {
+        let command = env("CNI_COMMAND").unwrap_or_default();
+        match command.as_str() {
+            "ADD" | "DEL" | "CHECK" | "STATUS" | "GC" => {}
+            "VERSION" => {
+                let map = config::decode(stdin)?;
+                let version = map.get("cniVersion").and_then(Value::as_str);
+                let version = version.unwrap_or(Version::V1_1_0.as_str()).to_owned();
+                return Ok(Request::Version { version });
+            }
+            other => {
+                return Err(CniError::with(
+                    Code::Environment,
+                    "CNI_COMMAND is none of ADD, DEL, CHECK, STATUS, GC, VERSION",
+                    format!("{other:?}"),
+                ));
+            }
+        }
+        let map = config::decode(stdin)?;
+        let version = config::version(&map)?;
+        let since = match command.as_str() {
+            "CHECK" => Version::V0_4_0,
+            "STATUS" | "GC" => Version::V1_1_0,
+            _ => Version::V0_3_1,
+        };
+        if version < since {
+            return Err(CniError::with(
+                Code::Version,
+                format!("{command} exists since CNI {}", since.as_str()),
+                format!("configuration is {}", version.as_str()),
+            ));
+        }
+        let base = config::base(&map)?;
+        match command.as_str() {
+            "STATUS" => Ok(Request::Status { base, network: config::network(&map)? }),
+            "GC" => Ok(Request::Gc { base, valid: valid_attachments(&map)? }),
+            // The configuration may have changed since ADD, or be broken by now: a container must still go.
+            "DEL" => Ok(Request::Del { base, attachment: attachment(env)? }),
+            _ => {
+                let attachment = attachment(env)?;
+                let sandbox = sandbox(env)?;
+                check_args(&env("CNI_ARGS").unwrap_or_default())?;
+                let network = config::network(&map)?;
+                if command == "ADD" {
+                    return Ok(Request::Add { base, network, attachment, sandbox });
+                }
+                let prev = config::prev_result(&map, &attachment.ifname)?;
+                Ok(Request::Check { base, network, attachment, sandbox, prev })
+            }
+        }
+    }
+}
+
+/// The version in which to answer an error to this standard input.
+pub fn error_version(stdin: &[u8]) -> &'static str {
+    let requested = config::decode(stdin).and_then(|map| config::version(&map));
+    requested.unwrap_or(Version::V1_1_0).as_str()
+}
+
+fn required(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<String, CniError> {
+    env(name)
+        .filter(|value| !value.is_empty())
+        .ok_or_else(|| CniError::new(Code::Environment, format!("environment variable {name} is missing")))
+}
+
+fn checked(container: String, ifname: String, code: Code) -> Result<Attachment, CniError> {
+    // Container ids are 64 digits in practice; a bound keeps them inside paths and attributes.
+    if !check_name(&container, 512) {
+        let message =
+            "container id must begin with a letter or digit and hold only letters, digits, '_', '.', '-'";
+        return Err(CniError::with(code, message, format!("{container:?}")));
+    }
+    if !is_ifname(&ifname) {
+        let message = "interface name must have 1 to 15 bytes without '/', ':', '%' or white space";
+        return Err(CniError::with(code, message, format!("{ifname:?}")));
+    }
+    Ok(Attachment { container, ifname })
+}
+
+fn attachment(env: &dyn Fn(&str) -> Option<String>) -> Result<Attachment, CniError> {
+    checked(required(env, "CNI_CONTAINERID")?, required(env, "CNI_IFNAME")?, Code::Environment)
+}
+
+fn sandbox(env: &dyn Fn(&str) -> Option<String>) -> Result<Sandbox, CniError> {
+    let path = PathBuf::from(required(env, "CNI_NETNS")?);
+    if !path.is_absolute() {
+        return Err(CniError::with(Code::Environment, "CNI_NETNS is not an absolute path", path.display()));
+    }
+    Ok(Sandbox { path, may_be_own: env("CNI_NETNS_OVERRIDE").is_some_and(|value| truth(&value)) })
+}
+
+/// What Go's `strconv.ParseBool` takes as true: the reference implementation reads both flags with it.
+fn truth(text: &str) -> bool {
+    matches!(text, "1" | "t" | "T" | "TRUE" | "true" | "True")
+}
+
+/// `CNI_ARGS`: `KEY=value` pairs with semicolons. Kubernetes' own are known and not used; others are refused unless
+/// `IgnoreUnknown` is set, as the reference plugins do.
+fn check_args(args: &str) -> Result<(), CniError> {
+    let mut ignore = false;
+    let mut unknown = Vec::new();
+    for pair in args.split(';').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').ok_or_else(|| {
+            CniError::with(Code::Environment, "CNI_ARGS holds no KEY=value pair", format!("{pair:?}"))
+        })?;
+        match key {
+            "IgnoreUnknown" => ignore = truth(value),
+            _ if key.starts_with("K8S_POD_") => {}
+            _ => unknown.push(key),
+        }
+    }
+    if ignore || unknown.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::with(
+        Code::Environment,
+        "CNI_ARGS holds unknown keys and IgnoreUnknown is not set",
+        unknown.join(", "),
+    ))
+}
+
+fn valid_attachments(map: &Map<String, Value>) -> Result<Vec<Attachment>, CniError> {
+    // Without the list everything would be garbage.
+    let Some(Value::Array(items)) = map.get("cni.dev/valid-attachments") else {
+        return Err(CniError::new(Code::Config, "GC needs field cni.dev/valid-attachments"));
+    };
+    items
+        .iter()
+        .map(|item| {
+            let field = |name: &str| item[name].as_str().unwrap_or_default().to_owned();
+            checked(field("containerID"), field("ifname"), Code::Config)
+        })
+        .collect()
+}

@@ -1,0 +1,100 @@
+//! Everything that ADD makes in the kernel, as data.
+
+use std::net::IpAddr;
+
+use homelab_model::ours;
+use ipnet::IpNet;
+
+use crate::config::{Base, Network};
+use crate::ipam::{self, Entry};
+use crate::request::Attachment;
+
+/// Longest `IFLA_IFALIAS` (`IFALIASZ` with its terminator), bytes.
+const ALIAS_MAX: usize = 255;
+
+/// An address of a pod and the gateway of its family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodAddress {
+    /// Address with the range's prefix length.
+    pub address: IpNet,
+    /// The bridge's address.
+    pub gateway: IpAddr,
+}
+
+/// A pod's veth pair: both ends, addresses, routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wiring {
+    /// The node's end: a port of the bridge, hairpin on (a pod reaches itself through its service).
+    pub host: String,
+    /// Its MAC address. Set, because udev's `MACAddressPolicy=persistent` rewrites one that the kernel drew.
+    pub host_mac: [u8; 6],
+    /// Its alias.
+    pub alias: String,
+    /// The pod's end.
+    pub ifname: String,
+    /// Its MAC address, derived from its address: a pod that inherits an address inherits the neighbour entries
+    /// that others still hold for it, so no gratuitous ARP or unsolicited NA is needed.
+    pub mac: [u8; 6],
+    /// MTU of both ends, bytes; None leaves the kernel's default.
+    pub mtu: Option<u32>,
+    /// Addresses of the pod, each with a default route over its gateway.
+    pub addresses: Vec<PodAddress>,
+}
+
+impl Wiring {
+    /// The wiring of an attachment that holds `entry`.
+    pub fn new(base: &Base, network: &Network, attachment: &Attachment, entry: &Entry) -> Wiring {
+        let addresses: Vec<PodAddress> = entry
+            .addresses
+            .iter()
+            .filter_map(|address| {
+                let range = network.ranges.iter().find(|range| range.contains(address))?;
+                Some(PodAddress {
+                    address: IpNet::new(*address, range.prefix_len()).ok()?,
+                    gateway: ipam::gateway(*range)?,
+                })
+            })
+            .collect();
+        Wiring {
+            host: entry.owner.clone(),
+            host_mac: host_mac(base, attachment),
+            alias: alias(attachment),
+            ifname: attachment.ifname.clone(),
+            mac: entry.addresses.first().map(pod_mac).unwrap_or_default(),
+            mtu: network.mtu,
+            addresses,
+        }
+    }
+}
+
+/// `IFLA_IFALIAS` of an attachment, cut to the kernel's limit.
+pub fn alias(attachment: &Attachment) -> String {
+    let mut alias = format!("{}{}/{}", ours::POD_ALIAS, attachment.container, attachment.ifname);
+    let end = (0..=ALIAS_MAX.min(alias.len())).rev().find(|end| alias.is_char_boundary(*end));
+    alias.truncate(end.unwrap_or_default());
+    alias
+}
+
+/// `02:68` and the last four octets of the address: unique on the bridge, because the addresses are.
+fn pod_mac(address: &IpAddr) -> [u8; 6] {
+    let low = match address {
+        IpAddr::V4(address) => address.octets(),
+        // Offsets in a range are 32 bits.
+        IpAddr::V6(address) => {
+            let [.., a, b, c, d] = address.octets();
+            [a, b, c, d]
+        }
+    };
+    [0x02, 0x68, low[0], low[1], low[2], low[3]]
+}
+
+fn host_mac(base: &Base, attachment: &Attachment) -> [u8; 6] {
+    let parts = ["homelab", "veth", &base.name, &attachment.container, &attachment.ifname];
+    crate::config::parse_mac(&homelab_model::stable_mac(&parts)).unwrap_or_default()
+}
+
+/// A MAC address as text, lower-case with colons.
+pub fn mac_text(mac: &[u8]) -> String {
+    let octets: Vec<String> = mac.iter().map(|octet| format!("{octet:02x}")).collect();
+    octets.join(":")
+}
