@@ -56,7 +56,8 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "homelab-driver",
-        ours: &["homelab-model", "homelab-protocol", "homelab-desired"],
+        // It makes every node's spec, for which the tunnel's MAC address and overhead are the module's to say.
+        ours: &["homelab-model", "homelab-protocol", "homelab-desired", "homelab-vtep"],
         pure: None,
     },
     Layer { name: "homelab-ssh", ours: &["homelab-model", "homelab-driver"], pure: None },

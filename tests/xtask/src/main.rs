@@ -1,8 +1,12 @@
 //! Development commands: `cargo xtask lab` and what others add beside it, each in a module of its own.
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
+mod ci;
+mod dist;
 mod lab;
 mod layers;
+mod test;
+mod tools;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,6 +21,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Everything that must hold before a change lands
+    Ci(ci::Args),
+    /// Run all tests
+    Test(test::Args),
+    /// Build the node binary as `homelab` sends it
+    Dist(dist::Args),
     /// Real systemd nodes on a LAN of their own, on this machine
     Lab(lab::Args),
     /// Check which package imports which
@@ -28,6 +38,9 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let outcome: Outcome = match Cli::parse().command {
+        Command::Ci(args) => ci::run(args),
+        Command::Test(args) => test::run(args),
+        Command::Dist(args) => dist::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Layers => layers::run(),
     };

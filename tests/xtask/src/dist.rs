@@ -1,0 +1,75 @@
+//! `cargo xtask dist`: the node binary as the laptop sends it, and the manifest by which `homelab` finds it.
+//!
+//! Static on the gnu target (`crt-static`), so that it runs on any Linux of its architecture; compressed by gzip,
+//! because it travels over SSH.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::{Outcome, tools};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Architectures as `uname -m` says them; others than this machine's need a linker of theirs
+    #[arg(long, value_delimiter = ',', default_value = std::env::consts::ARCH)]
+    arch: Vec<String>,
+    /// Directory to write to [default: beside the programs that cargo builds for development]
+    #[arg(long)]
+    to: Option<PathBuf>,
+}
+
+/// The name by which `homelab` looks beside its own program.
+const MANIFEST: &str = "homelab-node.json";
+
+pub(crate) fn run(args: Args) -> Outcome {
+    tools::ensure_build_packages()?;
+    let to = args.to.unwrap_or_else(|| tools::root().join("target/debug"));
+    build(&args.arch, &to)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds for this machine's architecture and writes to `to`.
+pub(crate) fn build_here(to: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    build(&[std::env::consts::ARCH.to_owned()], to)
+}
+
+fn build(architectures: &[String], to: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    std::fs::create_dir_all(to)?;
+    let mut binaries: BTreeMap<&str, Value> = BTreeMap::new();
+    for arch in architectures {
+        let start = Instant::now();
+        let triple = format!("{arch}-unknown-linux-gnu");
+        let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
+        let mut cargo =
+            tools::cargo(&["build", "--package=homelab-node", "--profile=dist", "--target", &triple]);
+        tools::run(cargo.env(flags, "-C target-feature=+crt-static"))?;
+        let path = tools::root().join("target").join(&triple).join("dist/homelab-node");
+        let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+        gzip.write_all(&bytes)?;
+        let packed = gzip.finish()?;
+        let file = format!("homelab-node-{arch}.gz");
+        std::fs::write(to.join(&file), &packed)?;
+        let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        println!(
+            "homelab-node {arch}: {} KiB, {} KiB compressed, {}, {:.1?}",
+            bytes.len() / 1024,
+            packed.len() / 1024,
+            &sha256[..12],
+            start.elapsed()
+        );
+        binaries.insert(arch, json!({ "sha256": sha256, "size": bytes.len(), "file": file }));
+    }
+    let manifest = json!({ "format_version": 1, "binaries": binaries });
+    let mut text = serde_json::to_string_pretty(&manifest)?;
+    text.push('\n');
+    Ok(std::fs::write(to.join(MANIFEST), text)?)
+}

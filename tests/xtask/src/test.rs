@@ -1,0 +1,124 @@
+//! `cargo xtask test`: every test of the workspace, on a machine that may have nothing but Rust.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Outcome, dist, tools};
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Only tests that need no root, no namespaces and no lab
+    #[arg(long)]
+    unit: bool,
+}
+
+/// What `cargo test` said of all its test programs.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Totals {
+    programs: usize,
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    tools::ensure_build_packages()?;
+    let mut parts: Vec<(&str, Duration)> = Vec::new();
+    let mut totals = Totals::default();
+    let mut passed = true;
+    let mut timed = |name, work: &mut dyn FnMut() -> Result<bool, Box<dyn std::error::Error>>| {
+        let start = Instant::now();
+        let result = work();
+        parts.push((name, start.elapsed()));
+        result
+    };
+    if !args.unit {
+        timed("prerequisites", &mut || Ok(homelab_lab::host::ensure_packages().map(|()| true)?))?;
+        timed("node binary", &mut || dist::build_here(&tools::root().join("target/debug")).map(|()| true))?;
+    }
+    // All phases select the whole workspace, else cargo builds dependencies again with other features.
+    timed("build", &mut || {
+        tools::run(&mut tools::cargo(&["build", "--workspace", "--all-targets"])).map(|()| true)
+    })?;
+    passed &= timed("unit tests", &mut || cargo_test(&["--lib", "--bins"], None, &mut totals))?;
+    passed &= timed("doc tests", &mut || cargo_test(&["--doc"], None, &mut totals))?;
+    if !args.unit {
+        // Labs share two cores and their image: one after the other.
+        passed &= timed("integration tests", &mut || cargo_test(&["--test", "*"], Some(1), &mut totals))?;
+    }
+    println!("\ntime");
+    for (name, time) in &parts {
+        println!("  {name:<18} {:>7.1} s", time.as_secs_f64());
+    }
+    println!(
+        "{}: {} passed, {} failed, {} ignored in {} test programs",
+        if passed { "all tests passed" } else { "TESTS FAILED" },
+        totals.passed,
+        totals.failed,
+        totals.ignored,
+        totals.programs
+    );
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs `cargo test`, passes its output on and adds up its results; false if a test failed.
+fn cargo_test(
+    selection: &[&str],
+    threads: Option<usize>,
+    totals: &mut Totals,
+) -> Result<bool, Box<dyn std::error::Error>> {
+    let mut cargo = tools::cargo(&["test", "--workspace", "--no-fail-fast"]);
+    cargo.args(selection).stdout(Stdio::piped()).stdin(Stdio::null());
+    if let Some(threads) = threads {
+        cargo.env("RUST_TEST_THREADS", threads.to_string());
+    }
+    eprintln!("+ cargo test --workspace --no-fail-fast {}", selection.join(" "));
+    let mut child = cargo.spawn()?;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            totals.add(&line);
+        }
+    }
+    Ok(child.wait()?.success())
+}
+
+impl Totals {
+    /// Counts a line like `test result: ok. 9 passed; 0 failed; 1 ignored; ...`; others count nothing.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.trim().strip_prefix("test result: ") else { return };
+        self.programs += 1;
+        let counts = result.split_once(". ").map_or("", |(_, counts)| counts);
+        for part in counts.split("; ") {
+            let Some((number, what)) = part.split_once(' ') else { continue };
+            let number: u64 = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_programs_add_up() {
+        let mut totals = Totals::default();
+        for line in [
+            "running 9 tests",
+            "test result: ok. 9 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.02s",
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+        ] {
+            totals.add(line);
+        }
+        assert_eq!(totals, Totals { programs: 2, passed: 12, failed: 2, ignored: 1 });
+    }
+}
