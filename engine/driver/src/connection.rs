@@ -110,8 +110,8 @@ impl Opening<'_> {
         let command = script(self.binaries, self.places, first.len(), forced);
         let session = self.transport.open(target, &command).map_err(NodeError::from)?;
         let mut connection = Connection { io: BufReader::new(session) };
-        // A script that has ended already is explained by what it said, not by the broken pipe.
-        let sent = connection.write(&first);
+        // What a script or a binary that has ended already said explains more than the broken pipe.
+        let _ = connection.write(&first);
         let (arch, installed) = match connection.marker()? {
             Marker::Serve { arch, installed } => (arch, installed),
             Marker::Need { arch } => {
@@ -119,7 +119,7 @@ impl Opening<'_> {
                 match connection.marker()? {
                     Marker::Serve { arch, installed } => {
                         let hello = self.first_messages(digests.get(&arch).map_or("", String::as_str))?;
-                        connection.write(&hello).map_err(|e| connection.broken(e.into()))?;
+                        let _ = connection.write(&hello);
                         (arch, installed)
                     }
                     Marker::Need { .. } => return Err(NodeError::OutOfTurn.into()),
@@ -129,7 +129,6 @@ impl Opening<'_> {
         let distrust = |error: NodeError| {
             if installed { Attempt::Distrusted(error) } else { Attempt::Failed(error) }
         };
-        sent.map_err(|e| distrust(connection.broken(e.into())))?;
         let hello = match connection.receive() {
             Ok(Response::Hello(hello)) => hello,
             Ok(_) => return Err(distrust(NodeError::OutOfTurn)),
