@@ -115,7 +115,7 @@ fn node_spec(
         .map(|p| PeerSpec {
             name: p.name.clone(),
             address: p.address,
-            mac: homelab_vtep::mac(&cluster.name, &p.name),
+            mac: homelab_desired::vtep_mac(&cluster.name, &p.name),
             pod_cidrs: range(&p.name),
         })
         .collect();
@@ -136,7 +136,7 @@ fn node_spec(
             vni: vxlan.vni,
             port: vxlan.port,
             mtu,
-            mac: homelab_vtep::mac(&cluster.name, &node.name),
+            mac: homelab_desired::vtep_mac(&cluster.name, &node.name),
             checksum_offload,
         },
         pod_mtu: mtu,
@@ -162,7 +162,7 @@ fn tunnel_mtu(cluster: &Cluster, seen: &BTreeMap<String, &Observed>, warnings: &
         .nodes
         .iter()
         .filter_map(|n| Some((n, lan_link(n, &seen.get(&n.name)?.facts)?.mtu)))
-        .map(|(n, mtu)| (n, mtu, mtu.saturating_sub(homelab_vtep::overhead(n.address))));
+        .map(|(n, mtu)| (n, mtu, mtu.saturating_sub(homelab_desired::vtep_overhead(n.address))));
     let smallest = fits.min_by_key(|(_, _, mtu)| *mtu);
     if let Mtu::Bytes(bytes) = cluster.network.vxlan.mtu {
         if let Some((node, lan, most)) = smallest.filter(|(_, _, most)| *most < bytes) {
@@ -184,7 +184,7 @@ fn tunnel_mtu(cluster: &Cluster, seen: &BTreeMap<String, &Observed>, warnings: &
         .min();
     let measured = smallest.map(|(_, _, mtu)| mtu);
     measured.into_iter().chain(remembered).min().unwrap_or_else(|| {
-        let overhead = cluster.nodes.iter().map(|n| homelab_vtep::overhead(n.address)).max();
+        let overhead = cluster.nodes.iter().map(|n| homelab_desired::vtep_overhead(n.address)).max();
         ETHERNET - overhead.unwrap_or(0)
     })
 }

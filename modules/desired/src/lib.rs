@@ -5,6 +5,9 @@
 use homelab_model::{Binary, Content, File, Module, NodeObject, NodeSpec, Scope, Spec, Symlink, Unit, ours};
 use minijinja::{Environment, context};
 
+/// What the laptop needs of the tunnel to make a [`NodeSpec`].
+pub use homelab_vtep::{mac as vtep_mac, overhead as vtep_overhead};
+
 /// All objects of a node.
 pub fn desired(spec: &NodeSpec) -> Vec<NodeObject> {
     let mut objects = agent_objects(spec);

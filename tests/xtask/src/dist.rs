@@ -14,7 +14,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Outcome, tools};
+use crate::{Outcome, elf, tools};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -53,6 +53,7 @@ fn build(architectures: &[String], to: &Path) -> Result<(), Box<dyn std::error::
         tools::run(cargo.env(flags, "-C target-feature=+crt-static"))?;
         let path = tools::root().join("target").join(&triple).join("dist/homelab-node");
         let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        elf::check_static(&bytes).map_err(|what| format!("{}: {what}", path.display()))?;
         let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
         gzip.write_all(&bytes)?;
         let packed = gzip.finish()?;

@@ -3,6 +3,7 @@
 
 mod ci;
 mod dist;
+mod elf;
 mod lab;
 mod layers;
 mod test;
