@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
 mod ci;
+mod demo;
 mod dist;
 mod elf;
 mod lab;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Everything that must hold before a change lands
     Ci(ci::Args),
+    /// Boot three nodes, plan, apply, start pods and show who reaches whom
+    Demo(demo::Args),
     /// Run all tests
     Test(test::Args),
     /// Build the node binary as `homelab` sends it
@@ -40,6 +43,7 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 fn main() -> ExitCode {
     let outcome: Outcome = match Cli::parse().command {
         Command::Ci(args) => ci::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Test(args) => test::run(args),
         Command::Dist(args) => dist::run(args),
         Command::Lab(args) => lab::run(args),
