@@ -1,1 +1,119 @@
-//! homelab.yaml text to a Cluster, with every problem at its place.
+//! homelab.yaml text to a [`Cluster`], with every problem at its place.
+//!
+//! The way of a file: YAML text -> tree in which every key and value knows its place -> files merged -> JSON Schema
+//! -> typed values -> checks of meaning -> [`Cluster`]. Every step collects all its problems; what one step refuses
+//! is invisible to the next, so one mistake makes one problem. Pure: no files, no clock, no environment.
+
+mod check;
+mod merge;
+mod problem;
+mod raw;
+mod schema;
+mod spanned;
+mod words;
+mod yaml;
+
+use homelab_model::Cluster;
+
+pub use problem::{Diagnostics, Label, Problem, Severity};
+pub use schema::{schema, schema_text};
+pub use yaml::MAX_BYTES;
+
+use problem::{Fault, Span};
+use yaml::Value;
+
+/// A file's text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Path as the user gave it, or `<stdin>`.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+impl Source {
+    /// A source from the bytes of a file.
+    ///
+    /// # Errors
+    /// A problem at the first byte that is not UTF-8.
+    pub fn from_bytes(name: impl Into<String>, bytes: Vec<u8>) -> Result<Self, Diagnostics> {
+        let name = name.into();
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Source { name, text }),
+            Err(error) => {
+                let start = error.utf8_error().valid_up_to();
+                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                let source = Source { name, text };
+                let fault = Fault::new(
+                    "encoding",
+                    Span { source: 0, start, length: 3 },
+                    "the file is not UTF-8 text",
+                )
+                .help("save it as UTF-8");
+                Err(Diagnostics(problem::finish(&[source], vec![fault])))
+            }
+        }
+    }
+}
+
+/// A good file.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What it describes, after defaults.
+    pub cluster: Cluster,
+    /// What is allowed, but probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads homelab.yaml: one text, or several of which later ones change earlier ones.
+///
+/// Blocks of keys are joined; `nodes`, `services` and `loadBalancer.pools` are joined by `name`; every other value and
+/// list is replaced, and an empty value takes away what an earlier file says.
+///
+/// # Errors
+/// All problems of all texts (warnings too), in the order of the texts.
+pub fn load(sources: &[Source]) -> Result<Loaded, Diagnostics> {
+    let mut faults = Vec::new();
+    let cluster = read(sources, &mut faults);
+    let problems = problem::finish(sources, faults);
+    match cluster {
+        Some(cluster) if problems.iter().all(|p| p.severity == Severity::Warning) => {
+            Ok(Loaded { cluster, warnings: problems })
+        }
+        _ => Err(Diagnostics(problems)),
+    }
+}
+
+fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<Cluster> {
+    let trees: Vec<_> = sources.iter().enumerate().map(|(i, s)| yaml::parse(i, &s.text, faults)).collect();
+    // A file that cannot be read leaves holes: what the others say about them would be noise.
+    let trees = trees.into_iter().collect::<Option<Vec<_>>>()?;
+    let Some(mut root) = trees.into_iter().reduce(merge::merge) else {
+        faults.push(Fault::new("empty", Span::default(), "no file was given"));
+        return None;
+    };
+    if root.value == Value::Null {
+        let example =
+            "the smallest useful file:\nname: home\nnodes:\n  - {name: node1, address: 192.168.50.11}";
+        faults.push(Fault::new("empty", Span::default(), "the file is empty").help(example));
+        return None;
+    }
+    let patterns = schema::violations(&mut root, faults);
+    if root.value == Value::Bad {
+        return None;
+    }
+    let file: raw::File = match serde::Deserialize::deserialize(&root) {
+        Ok(file) => file,
+        Err(error) => {
+            faults.push(Fault::new("internal", root.span, format!("the file cannot be understood: {error}")));
+            return None;
+        }
+    };
+    let cluster = check::cluster(&file, faults);
+    for fault in patterns {
+        if !faults.iter().any(|f| f.span == fault.span) {
+            faults.push(fault);
+        }
+    }
+    cluster
+}

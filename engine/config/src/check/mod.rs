@@ -1,0 +1,60 @@
+//! Meaning: what a schema cannot say.
+
+mod network;
+mod nodes;
+mod ranges;
+mod services;
+mod values;
+
+use homelab_model::Cluster;
+
+use crate::problem::{Fault, Span};
+use crate::raw::File;
+use crate::spanned::Spanned;
+use values::Parsed;
+
+/// The cluster with defaults, unless something necessary is missing or wrong.
+pub(crate) fn cluster(file: &File, faults: &mut Vec<Fault>) -> Option<Cluster> {
+    let name = file.name.as_ref().and_then(|n| take(faults, n, |t| values::label(t, "a cluster name")));
+    let nodes = nodes::nodes(file, faults);
+    let network = network::network(file, &nodes, faults);
+    let pools = services::load_balancer(file, &nodes, faults);
+    let services = services::services(file, &network, &pools, faults);
+    ranges::overlaps(&nodes, &network, &pools, faults);
+    Some(Cluster {
+        name: name?.value,
+        nodes: nodes::finish(nodes)?,
+        network: network.finish()?,
+        load_balancer: pools.finish()?,
+        services: services?,
+    })
+}
+
+/// A text parsed, with its place; a fault where it cannot be.
+fn take<T>(
+    faults: &mut Vec<Fault>,
+    text: &Spanned<String>,
+    parse: impl Fn(&str) -> Parsed<T>,
+) -> Option<Spanned<T>> {
+    match parse(&text.value) {
+        Ok(value) => Some(Spanned { value, span: text.span }),
+        Err(words) => {
+            faults.push(Fault::new(words.code, text.span, words.message).help(words.help));
+            None
+        }
+    }
+}
+
+/// The first of `seen` that equals `value`; adds it otherwise.
+fn seen_before<T: PartialEq + Clone>(seen: &mut Vec<(T, Span)>, value: &T, span: Span) -> Option<Span> {
+    let first = seen.iter().find(|(v, _)| v == value).map(|(_, s)| *s);
+    if first.is_none() {
+        seen.push((value.clone(), span));
+    }
+    first
+}
+
+/// Whether an address or range is IPv4.
+fn family(v4: bool) -> &'static str {
+    if v4 { "IPv4" } else { "IPv6" }
+}

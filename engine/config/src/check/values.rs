@@ -1,0 +1,303 @@
+//! Single values: names, addresses, ranges.
+
+use std::net::IpAddr;
+
+use homelab_model::PoolRange;
+use ipnet::IpNet;
+
+/// Why a text is no value of its kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Words {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    pub(super) help: String,
+}
+
+pub(super) type Parsed<T> = Result<T, Words>;
+
+fn words<T>(code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Parsed<T> {
+    Err(Words { code, message: message.into(), help: help.into() })
+}
+
+fn short(text: &str) -> String {
+    let cut: String = text.chars().take(60).collect();
+    if cut.len() < text.len() { format!("{cut}...") } else { cut }
+}
+
+/// A DNS label (RFC 1123); `what` with its article.
+pub(super) fn label(text: &str, what: &str) -> Parsed<String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() {
+        return words("name", format!("{what} is empty"), "use letters, digits and `-`");
+    }
+    if text.len() > 63 {
+        return words(
+            "name",
+            format!("{what} has at most 63 characters, this one {}", text.chars().count()),
+            "shorten it",
+        );
+    }
+    if text.chars().all(good) && !text.starts_with('-') && !text.ends_with('-') {
+        return Ok(text.to_owned());
+    }
+    let near: String = text
+        .to_lowercase()
+        .chars()
+        .map(|c| if good(c) { c } else { '-' })
+        .collect::<String>()
+        .trim_matches('-')
+        .into();
+    let rule = "use lower-case letters, digits and `-`, beginning and ending with a letter or digit";
+    let help = if near.is_empty() { rule.to_owned() } else { format!("{rule}, e.g. `{near}`") };
+    words("name", format!("{} cannot be {what}", quote(text)), help)
+}
+
+fn quote(text: &str) -> String {
+    format!("`{}`", short(text))
+}
+
+/// An address without prefix length or port.
+pub(super) fn address(text: &str) -> Parsed<IpAddr> {
+    let code = "address";
+    if let Ok(address) = text.parse::<IpAddr>() {
+        if let IpAddr::V6(v6) = address
+            && let Some(v4) = v6.to_ipv4_mapped()
+        {
+            return words(
+                code,
+                format!("{} is an IPv4 address in IPv6 form", quote(text)),
+                format!("write `{v4}`"),
+            );
+        }
+        return Ok(address);
+    }
+    let message = format!("{} is no IP address", quote(text));
+    if let Some((ip, _)) = text.split_once('/')
+        && ip.parse::<IpAddr>().is_ok()
+    {
+        return words(
+            code,
+            format!("{} is a range; one address is wanted", quote(text)),
+            format!("write `{ip}`"),
+        );
+    }
+    if let Some((ip, port)) = text.rsplit_once(':')
+        && ip.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+        && port.parse::<u16>().is_ok()
+    {
+        let ip = ip.trim_matches(['[', ']']);
+        return words(code, message, format!("write `{ip}`; an SSH port belongs to `ssh.port`"));
+    }
+    if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return words(code, message, format!("write `{ip}`, without brackets"));
+    }
+    if text.contains('%') {
+        return words(
+            code,
+            message,
+            "an address with an interface (link-local) cannot be used; take one of the LAN",
+        );
+    }
+    let bare = unpad(text);
+    if bare.parse::<IpAddr>().is_ok() {
+        return words(code, message, format!("write it without leading zeros: `{bare}`"));
+    }
+    let dotted: Vec<&str> = text.split('.').collect();
+    if dotted.iter().all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit())) {
+        let help = match (dotted.len(), dotted.iter().find(|p| p.parse::<u8>().is_err())) {
+            (4, Some(part)) => format!("{part} is larger than 255"),
+            (count, _) => format!("an IPv4 address has four numbers, this one {count}"),
+        };
+        return words(code, message, help);
+    }
+    if text.chars().any(|c| c.is_ascii_alphabetic() && !c.is_ascii_hexdigit()) {
+        return words(
+            code,
+            message,
+            "write the address itself; a host name can stand in a node's `ssh.host`",
+        );
+    }
+    words(code, message, "for example `192.168.50.11` or `fd00:50::11`")
+}
+
+/// Dotted numbers without leading zeros.
+fn unpad(text: &str) -> String {
+    let part = |p: &str| match p.trim_start_matches('0') {
+        "" if !p.is_empty() => "0".to_owned(),
+        bare => bare.to_owned(),
+    };
+    text.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+/// A range with a prefix length and no host bits.
+pub(super) fn cidr(text: &str) -> Parsed<IpNet> {
+    let code = "cidr";
+    let message = format!("{} is no range", quote(text));
+    let Some((ip, length)) = text.split_once('/') else {
+        let Ok(ip) = address(text) else {
+            return words(code, message, "for example `10.244.0.0/16` or `fd00:10:244::/48`");
+        };
+        let zeros = match ip {
+            IpAddr::V4(v4) => match v4.octets() {
+                [_, 0, 0, 0] => 8,
+                [_, _, 0, 0] => 16,
+                [_, _, _, 0] => 24,
+                _ => 32,
+            },
+            IpAddr::V6(v6) if v6.segments()[3..].iter().all(|s| *s == 0) => 48,
+            IpAddr::V6(_) => 64,
+        };
+        let help = match IpNet::new(ip, zeros) {
+            Ok(net) if net.trunc() == net && zeros != 32 => format!("add the prefix length, e.g. `{net}`"),
+            _ => "add the prefix length, e.g. `10.244.0.0/16`".into(),
+        };
+        return words(code, format!("{} has no prefix length", quote(text)), help);
+    };
+    let ip = match address(ip) {
+        Ok(ip) => ip,
+        Err(why) => return words(code, message, why.help),
+    };
+    let most = if ip.is_ipv4() { 32 } else { 128 };
+    let Some(length) = length.parse::<u8>().ok().filter(|l| *l <= most && !length.starts_with('+')) else {
+        return words(code, message, format!("the part after `/` is a number from 0 to {most}"));
+    };
+    match IpNet::new(ip, length) {
+        Ok(net) if net.trunc() == net => Ok(net),
+        Ok(net) => words(
+            "host-bits",
+            format!("{} has bits after the prefix", quote(text)),
+            format!("did you mean `{}`?", net.trunc()),
+        ),
+        Err(_) => words(code, message, ""),
+    }
+}
+
+/// An address, a CIDR or `first-last`.
+pub(super) fn pool_range(text: &str) -> Parsed<PoolRange> {
+    if let Some((first, last)) = text.split_once('-') {
+        let (first, last) = (first.trim(), last.trim());
+        let ends = match (address(first), address(last)) {
+            (Ok(first), Ok(last)) => (first, last),
+            // `192.168.1.10-20`, as some routers write it.
+            (Ok(IpAddr::V4(first)), Err(_)) if last.parse::<u8>().is_ok() => {
+                let [a, b, c, _] = first.octets();
+                let help = format!("write both ends in full: `{first}-{a}.{b}.{c}.{last}`");
+                return words("pool-range", format!("{} is no range", quote(text)), help);
+            }
+            (Err(why), _) | (_, Err(why)) => {
+                return words(
+                    "pool-range",
+                    format!("{} is no range: {}", quote(text), why.message),
+                    why.help,
+                );
+            }
+        };
+        return match ends {
+            (a, b) if a.is_ipv4() != b.is_ipv4() => words(
+                "pool-range",
+                format!("{} mixes IPv4 and IPv6", quote(text)),
+                "give each family a range of its own",
+            ),
+            (a, b) if a > b => words(
+                "pool-range",
+                format!("{} runs backwards", quote(text)),
+                format!("did you mean `{b}-{a}`?"),
+            ),
+            (first, last) => Ok(PoolRange { first, last }),
+        };
+    }
+    if text.contains('/') {
+        let net = cidr(text)?;
+        return Ok(PoolRange { first: net.network(), last: net.broadcast() });
+    }
+    match address(text) {
+        Ok(ip) => Ok(PoolRange { first: ip, last: ip }),
+        Err(why) => words(
+            "pool-range",
+            format!("{} is neither an address nor a range", quote(text)),
+            if why.help.is_empty() { "for example `192.168.50.200-192.168.50.220`".into() } else { why.help },
+        ),
+    }
+}
+
+/// Why no host can have this address.
+pub(super) fn unusable(address: IpAddr) -> Option<&'static str> {
+    match address {
+        a if a.is_unspecified() => Some("the unspecified address"),
+        a if a.is_loopback() => Some("a loopback address"),
+        a if a.is_multicast() => Some("a multicast address"),
+        IpAddr::V4(a) if a.is_broadcast() => Some("the broadcast address"),
+        IpAddr::V4(a) if a.octets()[0] == 0 => Some("an address of 0.0.0.0/8"),
+        IpAddr::V4(a) if a.is_link_local() => Some("a link-local address"),
+        IpAddr::V6(a) if a.is_unicast_link_local() => Some("a link-local address"),
+        _ => None,
+    }
+}
+
+/// A name that the kernel accepts for a link.
+pub(super) fn interface(text: &str) -> Parsed<String> {
+    let code = "interface";
+    let message = format!("{} is no name for a network interface", quote(text));
+    if text.is_empty() {
+        return words(code, "the name of the interface is empty", "for example `eth0`");
+    }
+    if text.len() > 15 {
+        return words(code, message, format!("Linux allows 15 bytes, this name has {}", text.len()));
+    }
+    if text == "."
+        || text == ".."
+        || text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+    {
+        return words(code, message, "it cannot contain spaces, `/` or `:`");
+    }
+    Ok(text.to_owned())
+}
+
+/// A part of an ssh command line: not empty, no spaces, no option.
+pub(super) fn ssh_word(text: &str, what: &str) -> Parsed<String> {
+    if text.trim().is_empty() {
+        return words("ssh", format!("{what} is empty"), "leave the key out to use what ~/.ssh/config says");
+    }
+    if text.starts_with('-') || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return words(
+            "ssh",
+            format!("{} cannot be {what}", quote(text)),
+            "it cannot begin with `-` or contain spaces",
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// `[user@]host[:port][,...]`
+pub(super) fn jump(text: &str) -> Parsed<String> {
+    let message = || format!("{} is no jump host", quote(text));
+    let form = "write `[user@]host[:port]`, several separated by commas";
+    for hop in text.split(',') {
+        let hop = hop.strip_prefix("ssh://").unwrap_or(hop);
+        let (user, rest) = hop.rsplit_once('@').map_or((None, hop), |(u, r)| (Some(u), r));
+        let (host, port) = match rest.strip_prefix('[') {
+            Some(v6) => match v6.split_once(']') {
+                Some((host, "")) => (host, None),
+                Some((host, port)) if port.starts_with(':') => (host, Some(&port[1..])),
+                _ => return words("ssh", message(), form),
+            },
+            // A bare IPv6 address has no port.
+            None if rest.matches(':').count() > 1 => (rest, None),
+            None => rest.split_once(':').map_or((rest, None), |(h, p)| (h, Some(p))),
+        };
+        let bad = |t: &str| {
+            t.is_empty()
+                || t.starts_with('-')
+                || t.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/')
+        };
+        if bad(host) || user.is_some_and(bad) {
+            return words("ssh", message(), form);
+        }
+        if let Some(port) = port
+            && !port.parse::<u16>().is_ok_and(|p| p > 0)
+        {
+            return words("ssh", message(), format!("{} is no port; {form}", quote(port)));
+        }
+    }
+    Ok(text.to_owned())
+}
