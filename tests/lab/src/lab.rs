@@ -187,14 +187,17 @@ impl Lab {
             }
             paths::write(&node::off_flag(path), "")?;
             if let (Some(node), Some(state)) = (names(path), supervisor::read(path)) {
-                cgroup::kill(name, &node);
-                waiting.push(state);
+                waiting.push((node, state));
             }
         }
-        let gone = || waiting.iter().all(|state| !state.supervisor.alive());
+        let gone = || {
+            let left = waiting.iter().filter(|(_, state)| state.supervisor.alive());
+            // Killed again and again: a node in the middle of a reboot has nothing to kill for a moment.
+            left.inspect(|(node, _)| cgroup::kill(name, node)).count() == 0
+        };
         if !crate::command::wait_until(std::time::Duration::from_secs(10), gone) {
             // A supervisor that hangs: end it, then the rest of its cgroup goes below.
-            for state in &waiting {
+            for (_, state) in &waiting {
                 state.supervisor.kill();
                 state.nspawn.into_iter().for_each(Process::kill);
             }
@@ -233,6 +236,11 @@ impl Lab {
 
     /// Takes down labs whose owner, a test process, ended without doing so.
     pub(crate) fn clear_orphans() -> Result<()> {
+        paths::make_dir(Path::new(paths::RUN))?;
+        let path = Path::new(paths::RUN).join(".lock");
+        let lock = std::fs::File::create(&path).map_err(Error::file("open", &path))?;
+        // Two that clear the same lab would trip over each other.
+        lock.lock().map_err(Error::file("lock", &path))?;
         for name in Self::list() {
             let state: Option<State> = paths::read_json(&paths::lab_dir(&name).join("lab.json"));
             if state.and_then(|state| state.owner).is_some_and(|owner| !owner.alive()) {

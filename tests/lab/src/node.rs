@@ -103,6 +103,7 @@ impl Lab {
             paths::write(&off_flag(&self.dir_of(node)?), "")?;
         }
         for node in nodes {
+            // First all, then wait: they lose power together.
             cgroup::kill(&self.name, node);
         }
         for node in nodes {
@@ -211,7 +212,15 @@ impl Lab {
     pub(crate) fn wait_off(&self, node: &str) -> Result<()> {
         let dir = self.dir_of(node)?;
         let limit = Duration::from_secs(20);
-        if wait_until(limit, || supervisor::read(&dir).is_none()) {
+        let off = wait_until(limit, || {
+            let off = supervisor::read(&dir).is_none();
+            if !off {
+                // Again: in the middle of a reboot there was nothing to kill, and is now.
+                cgroup::kill(&self.name, node);
+            }
+            off
+        });
+        if off {
             return Ok(());
         }
         let detail = self.console_tail(node);

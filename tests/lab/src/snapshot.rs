@@ -59,14 +59,15 @@ impl NodeSnapshot {
 
     /// The same without the named sections.
     #[must_use]
-    pub fn without(mut self, sections: &[&str]) -> Self {
-        self.sections.retain(|name, _| !sections.contains(&name.as_str()));
-        self
+    pub fn without(&self, sections: &[&str]) -> Self {
+        let mut rest = self.clone();
+        rest.sections.retain(|name, _| !sections.contains(&name.as_str()));
+        rest
     }
 
     /// The same without times of modification: what was made and removed again leaves its directory's time changed.
     #[must_use]
-    pub fn without_times(self) -> Self {
+    pub fn without_times(&self) -> Self {
         self.without(&["mtime"])
     }
 

@@ -30,6 +30,9 @@ const VOLATILE_SYSCTL: [&str; 3] =
 
 fn script() -> String {
     let mut text = format!("section() {{ printf '\\n{MARK}%s\\n' \"$1\"; }}\n");
+    // While an address is checked for duplicates its routes are not there yet.
+    text +=
+        "for try in $(seq 60); do [ -z \"$(ip -6 address show tentative)\" ] && break; sleep 0.05; done\n";
     for (name, command) in [
         ("link", "ip -json -details link show"),
         ("address", "ip -json address show"),
@@ -198,19 +201,22 @@ fn columns(text: &str, count: usize) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Units but for those that come and go with logins, and helpers that start when asked and end by themselves.
+/// Units but for those of logins, helpers that start when asked and end by themselves, and the mounts of network
+/// namespaces, which have a section of their own (the first of them leaves a mount for good).
 fn units(text: &str) -> BTreeMap<String, String> {
+    const PASSING: [&str; 8] = [
+        "run-netns",
+        "run-user-",
+        "systemd-hostnamed.",
+        "systemd-localed.",
+        "systemd-timedated.",
+        "systemd-tmpfiles-clean.service",
+        "user-runtime-dir@",
+        "user@",
+    ];
     let mut map = columns(text, 3);
     map.retain(|name, state| {
-        let login = name.starts_with("user@")
-            || name.starts_with("user-runtime-dir@")
-            || name.starts_with("run-user-");
-        let helper = name.starts_with("systemd-hostnamed")
-            || name.starts_with("systemd-timedated")
-            || name.starts_with("systemd-localed")
-            || name.starts_with("systemd-tmpfiles-clean.service");
-        let absent = state.starts_with("not-found");
-        !login && !helper && !absent
+        !PASSING.iter().any(|start| name.starts_with(start)) && !state.starts_with("not-found")
     });
     map
 }

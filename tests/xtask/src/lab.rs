@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Name of the lab; labs with different names do not meet
-    #[arg(long, default_value = "lab", env = "HOMELAB_LAB")]
+    #[arg(long, global = true, default_value = "lab", env = "HOMELAB_LAB")]
     name: String,
     /// How many nodes `up` makes
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, global = true, default_value_t = 3)]
     nodes: usize,
     #[command(subcommand)]
     command: Command,
