@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -33,6 +34,14 @@ pub enum PodError {
         /// The kernel's words.
         source: NetlinkError,
     },
+    /// A sysctl cannot be written.
+    #[error("sysctl {key}: {source}")]
+    Sysctl {
+        /// Its key.
+        key: String,
+        /// The system's words.
+        source: io::Error,
+    },
     /// A link is not there.
     #[error("no link {0}")]
     NoLink(String),
@@ -58,6 +67,20 @@ impl Netns {
             Ok(file) => Ok(Netns { path: text, file }),
             Err(source) => Err(PodError::Namespace { path: text, source }),
         }
+    }
+
+    /// Moves the calling thread into the namespace for good: its later sockets, and `/proc/sys/net` as it sees it.
+    pub fn enter(&self) -> Result<(), PodError> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| PodError::Namespace { path: self.path.clone(), source: e.into() })
+    }
+
+    /// Whether it is the calling thread's own.
+    pub fn is_own(&self) -> Result<bool, PodError> {
+        let error = |source: io::Error| PodError::Namespace { path: self.path.clone(), source };
+        let own = std::fs::metadata("/proc/thread-self/ns/net").map_err(error)?;
+        let other = self.file.metadata().map_err(error)?;
+        Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
     }
 
     /// Runs `work` on a thread inside the namespace, with `/proc/sys/net` and new sockets of the namespace.
@@ -92,8 +115,8 @@ pub struct Veth<'a> {
     pub pod: VethEnd<'a>,
     /// MTU of both, bytes.
     pub mtu: u32,
-    /// Name of the bridge.
-    pub bridge: &'a str,
+    /// Index of the bridge.
+    pub bridge: u32,
     /// `IFLA_IFALIAS` of the node's end. Never exactly [`homelab_model::ours::LINK_ALIAS`]: that marks links that
     /// are node objects.
     pub alias: &'a str,
@@ -101,6 +124,38 @@ pub struct Veth<'a> {
     pub hairpin: bool,
     /// Whether it exchanges no frames with other isolated ports.
     pub isolated: bool,
+}
+
+/// A bridge to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Bridge<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// MTU, bytes.
+    pub mtu: u32,
+    /// Its sysctls.
+    pub sysctls: &'a [(String, &'static str)],
+    /// Its addresses.
+    pub addresses: &'a [IpNet],
+}
+
+/// Writes a sysctl of the caller's network namespace, key as in sysctl.d(5) (dots, and slashes for dots in a link's
+/// name). Where the kernel has no such key, as without IPv6, nothing is done.
+pub fn write_sysctl(key: &str, value: &str) -> Result<(), PodError> {
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let path: String = "/proc/sys/".chars().chain(key.chars().map(swap)).collect();
+    match std::fs::write(&path, value) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(PodError::Sysctl { key: key.to_owned(), source: e })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A route inside a pod.
@@ -120,6 +175,13 @@ pub struct PodRoute {
 #[derive(Debug)]
 pub struct PodSocket {
     socket: Socket,
+}
+
+impl PodError {
+    /// Whether the kernel refused because a name is taken.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, PodError::Netlink { source, .. } if source.is(Errno::EEXIST))
+    }
 }
 
 impl PodSocket {
@@ -150,34 +212,53 @@ impl PodSocket {
         Ok(links.into_iter().filter(|l| bridge.is_some() && l.master == bridge).collect())
     }
 
-    /// Makes a veth pair with the pod's end inside `netns`, and gives the node's end. Fails with `EEXIST` if
-    /// either name is taken; then nothing was made.
-    pub fn create_veth(&mut self, netns: &Netns, veth: &Veth<'_>) -> Result<LinkInfo, PodError> {
+    /// Makes a veth pair with the pod's end inside `netns`. Fails with `EEXIST` if either name is taken; then
+    /// nothing was made.
+    pub fn create_veth(&mut self, netns: &Netns, veth: &Veth<'_>) -> Result<(), PodError> {
         let what = || format!("veth {} to {} in {}", veth.host.name, veth.pod.name, netns.path);
-        let bridge = self.index(veth.bridge)?;
-        let create = rt::veth_message(veth.host, veth.pod, netns.file.as_fd(), veth.mtu, Some(bridge));
+        let create = rt::veth_message(veth.host, veth.pod, netns.file.as_fd(), veth.mtu, Some(veth.bridge));
         doing(what, self.socket.request(create))?;
-        match self.finish_veth(veth) {
-            Ok(link) => Ok(link),
-            Err(error) => {
-                // The pair was made a moment ago by us.
-                let _ = self.delete_link(veth.host.name);
-                Err(error)
-            }
+        // Neither the alias nor a port's flags can be given while the pair is made.
+        let finish = rt::port_message(veth.host.name, veth.alias, veth.hairpin, veth.isolated);
+        let finished = doing(what, self.socket.request(finish));
+        if finished.is_err() {
+            // The pair was made a moment ago by us.
+            let _ = self.delete_link(veth.host.name);
         }
+        finished
     }
 
-    fn finish_veth(&mut self, veth: &Veth<'_>) -> Result<LinkInfo, PodError> {
-        let what = || format!("veth {}", veth.host.name);
-        let link = self.link(veth.host.name)?.ok_or_else(|| PodError::NoLink(veth.host.name.to_owned()))?;
-        let mut messages = vec![rt::alias_message(veth.host.name, veth.alias)];
-        if veth.hairpin || veth.isolated {
-            messages.push(rt::brport_message(link.index, veth.hairpin, veth.isolated));
+    /// Makes a bridge of ours, up, with its sysctls (key and value as in sysctl.d(5)) and addresses. One that another
+    /// process makes meanwhile is no error. For the caller's own namespace only.
+    pub fn create_bridge(&mut self, bridge: &Bridge<'_>) -> Result<LinkInfo, PodError> {
+        let what = || format!("bridge {}", bridge.name);
+        let new = rt::NewLink {
+            name: bridge.name,
+            mac: bridge.mac,
+            mtu: bridge.mtu,
+            alias: homelab_model::ours::LINK_ALIAS,
+            kind: rt::NewKind::Bridge { stp: false },
+        };
+        let mut results = doing(what, self.socket.batch(rt::create_messages(&new)))?;
+        // The last one fails where IPv6 is switched off.
+        results.pop();
+        for result in results {
+            match result {
+                Err(error) if error.is(Errno::EEXIST) => break,
+                other => doing(what, other)?,
+            }
         }
+        let link = self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))?;
+        for (key, value) in bridge.sysctls {
+            write_sysctl(key, value)?;
+        }
+        let add = |address: &IpNet| rt::add_address_message(link.index, *address);
+        let mut messages: Vec<Message> = bridge.addresses.iter().map(add).collect();
+        messages.push(rt::set_message(link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
         for result in doing(what, self.socket.batch(messages))? {
             doing(what, result)?;
         }
-        Ok(LinkInfo { alias: veth.alias.to_owned(), ..link })
+        Ok(link)
     }
 
     /// Deletes the link `name` (a veth takes its other end with it). Whether there was one.
@@ -190,7 +271,8 @@ impl PodSocket {
         }
     }
 
-    /// Sets up the inside of a pod in one go: `lo` and `link` up, addresses, routes.
+    /// Sets up the inside of a pod in one go: `lo` and `link` up, addresses, routes. A route that is there already
+    /// stays: of several networks of one pod the first has the default route.
     pub fn configure(
         &mut self,
         link: &str,
@@ -221,12 +303,15 @@ impl PodSocket {
                 protocol: 3,
             };
             let text = format!("route {}", route.destination);
-            messages.push(doing(|| text.clone(), rt::add_route_message(&new, true))?);
+            messages.push(doing(|| text.clone(), rt::add_route_message(&new, false))?);
             what.push(text);
         }
         let results = doing(|| format!("link {link}"), self.socket.batch(messages))?;
         for (result, what) in results.into_iter().zip(what) {
-            doing(|| what, result)?;
+            match result {
+                Err(error) if error.is(Errno::EEXIST) => {}
+                other => doing(|| what, other)?,
+            }
         }
         Ok(())
     }

@@ -6,12 +6,12 @@ use common::{OtherNetns, in_new_netns, run};
 use homelab_linux::pod::{Netns, PodRoute, PodSocket, Veth};
 use homelab_linux::{VethEnd, parse_mac};
 
-fn veth<'a>(host: &'a str, pod: &'a str) -> Veth<'a> {
+fn veth<'a>(bridge: u32, host: &'a str, pod: &'a str) -> Veth<'a> {
     Veth {
         host: VethEnd { name: host, mac: None },
         pod: VethEnd { name: pod, mac: parse_mac("0a:00:00:00:00:07") },
         mtu: 1400,
-        bridge: "homelab0",
+        bridge,
         alias: "homelab-pod test",
         hairpin: true,
         isolated: true,
@@ -29,7 +29,10 @@ fn a_pod_is_attached_configured_and_taken_away() {
         let mut here = PodSocket::open().unwrap();
         let mut inside = netns.socket().unwrap();
 
-        let made = here.create_veth(&netns, &veth("hl-a", "eth0")).unwrap();
+        let bridge = here.link("homelab0").unwrap().unwrap().index;
+        here.create_veth(&netns, &veth(bridge, "hl-a", "eth0")).unwrap();
+        let made = here.link("hl-a").unwrap().unwrap();
+        assert!(made.up && made.hairpin && made.master == Some(bridge), "{made:?}");
         assert_eq!((made.name.as_str(), made.mtu, made.alias.as_str()), ("hl-a", 1400, "homelab-pod test"));
         assert_eq!(here.ports("homelab0").unwrap().len(), 1);
         assert!(here.ports("missing").unwrap().is_empty());
@@ -64,7 +67,7 @@ fn a_pod_is_attached_configured_and_taken_away() {
         }
         netns.run(|| run("ping -c1 -W2 10.244.1.1")).unwrap();
 
-        let again = here.create_veth(&netns, &veth("hl-a", "eth1")).unwrap_err();
+        let again = here.create_veth(&netns, &veth(bridge, "hl-a", "eth1")).unwrap_err();
         assert!(again.to_string().contains("File exists"), "{again}");
         assert!(here.link("hl-a").unwrap().is_some(), "a refused pair takes nothing away");
         assert!(here.delete_link("hl-a").unwrap());
@@ -79,10 +82,10 @@ fn errors_name_what_was_tried() {
         let pod = OtherNetns::new();
         let netns = Netns::open(&pod.path).unwrap();
         let mut here = PodSocket::open().unwrap();
-        assert_eq!(
-            here.create_veth(&netns, &veth("hl-b", "eth0")).unwrap_err().to_string(),
-            "no link homelab0"
-        );
+        let error = here.create_veth(&netns, &veth(4711, "hl-b", "eth0")).unwrap_err().to_string();
+        assert!(error.contains("hl-b") && error.contains("eth0"), "{error}");
+        assert!(here.link("hl-b").unwrap().is_none());
+        assert!(!netns.is_own().unwrap());
         let missing = Netns::open("/proc/self/ns/none".as_ref()).unwrap_err().to_string();
         assert!(missing.contains("/proc/self/ns/none"), "{missing}");
         let wrong = Netns::open("/proc/self/status".as_ref()).unwrap().socket().unwrap_err().to_string();

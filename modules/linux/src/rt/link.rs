@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::errno::Errno;
 
 use crate::netlink::{
-    AF_BRIDGE, AF_INET6, Attributes, Message, NetlinkError, Socket, flag, ip, ne_u16, ne_u32, rtm, text,
+    AF_INET6, Attributes, Message, NetlinkError, Socket, flag, ip, ne_u16, ne_u32, rtm, text,
 };
 
 const IFINFOMSG: usize = 16;
@@ -16,7 +16,6 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
-const IFLA_PROTINFO: u16 = 12;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -27,6 +26,8 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_NONE: u8 = 1;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
+const INFO_SLAVE_KIND: u16 = 4;
+const INFO_SLAVE_DATA: u16 = 5;
 const VXLAN_ID: u16 = 1;
 const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;
@@ -65,6 +66,8 @@ pub struct LinkInfo {
     pub loopback: bool,
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
+    /// Whether a bridge sends frames back out of this port.
+    pub hairpin: bool,
     /// Attributes of a VXLAN link.
     pub vxlan: Option<VxlanInfo>,
     /// Whether a bridge runs the spanning tree protocol.
@@ -134,6 +137,7 @@ fn read(body: &[u8]) -> Option<LinkInfo> {
 }
 
 fn read_info(info: &[u8], link: &mut LinkInfo) {
+    let mut bridge_port = false;
     for (kind, value) in Attributes::after(info, 0) {
         match kind {
             INFO_KIND => link.kind = text(value),
@@ -151,6 +155,11 @@ fn read_info(info: &[u8], link: &mut LinkInfo) {
                 }
                 link.vxlan = Some(vxlan);
             }
+            INFO_SLAVE_DATA if bridge_port => {
+                let mut data = Attributes::after(value, 0);
+                link.hairpin = data.any(|(kind, v)| kind == BRPORT_MODE && v.first() == Some(&1));
+            }
+            INFO_SLAVE_KIND => bridge_port = text(value) == "bridge",
             INFO_DATA if link.kind == "bridge" => {
                 let mut data = Attributes::after(value, 0);
                 link.stp = data.find(|(kind, _)| *kind == BR_STP_STATE).map(|(_, v)| ne_u32(v) != Some(0));
@@ -335,19 +344,17 @@ pub(crate) fn veth_message(
     message
 }
 
-/// The request that writes the alias of the link `name`.
-pub(crate) fn alias_message(name: &str, alias: &str) -> Message {
+/// The request that writes the alias and the flags of the bridge port `name`.
+pub(crate) fn port_message(name: &str, alias: &str, hairpin: bool, isolated: bool) -> Message {
     let mut message = Message::new(rtm::NEWLINK, 0, &header(0, 0, 0, 0));
     message.text(IFLA_IFNAME, name).text(IFLA_IFALIAS, alias);
-    message
-}
-
-/// The request that sets the flags of the bridge port `name`.
-pub(crate) fn brport_message(index: u32, hairpin: bool, isolated: bool) -> Message {
-    let mut message = Message::new(rtm::SETLINK, 0, &header(AF_BRIDGE, index, 0, 0));
-    message.nest(IFLA_PROTINFO, |m| {
-        m.u8(BRPORT_MODE, u8::from(hairpin)).u8(BRPORT_ISOLATED, u8::from(isolated));
-    });
+    if hairpin || isolated {
+        message.nest(IFLA_LINKINFO, |m| {
+            m.text(INFO_SLAVE_KIND, "bridge").nest(INFO_SLAVE_DATA, |m| {
+                m.u8(BRPORT_MODE, u8::from(hairpin)).u8(BRPORT_ISOLATED, u8::from(isolated));
+            });
+        });
+    }
     message
 }
 
