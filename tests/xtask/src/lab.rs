@@ -31,7 +31,10 @@ enum Command {
     /// List the labs of this machine
     List,
     /// Give nodes (all if none is named) their first disk again and boot them
-    Reset { nodes: Vec<String> },
+    Reset {
+        #[arg(value_name = "NODE")]
+        which: Vec<String>,
+    },
     /// Show the state of the nodes
     Status {
         /// How to print it
@@ -59,8 +62,8 @@ enum Command {
     Reboot { node: String },
     /// Take the power from nodes at once; their disks stay
     PowerCut {
-        #[arg(required = true)]
-        nodes: Vec<String>,
+        #[arg(required = true, value_name = "NODE")]
+        which: Vec<String>,
     },
     /// Turn a node on again
     Start { node: String },
@@ -137,7 +140,7 @@ fn up(options: LabOptions, fresh: bool) -> Result<(), homelab_lab::Error> {
 
 fn on_lab(lab: &Lab, command: Command) -> Outcome {
     match command {
-        Command::Reset { nodes } => lab.reset(&nodes.iter().map(String::as_str).collect::<Vec<_>>())?,
+        Command::Reset { which } => lab.reset(&which.iter().map(String::as_str).collect::<Vec<_>>())?,
         Command::Status { format: Format::Json } => {
             println!("{}", serde_json::to_string_pretty(&lab.status()?)?)
         }
@@ -152,8 +155,8 @@ fn on_lab(lab: &Lab, command: Command) -> Outcome {
             return pass_through(&mut lab.homelab_command(&args)?);
         }
         Command::Reboot { node } => lab.reboot(&node)?,
-        Command::PowerCut { nodes } => {
-            lab.power_cut(&nodes.iter().map(String::as_str).collect::<Vec<_>>())?
+        Command::PowerCut { which } => {
+            lab.power_cut(&which.iter().map(String::as_str).collect::<Vec<_>>())?
         }
         Command::Start { node } => lab.start(&node)?,
         Command::Freeze { node } => lab.freeze(&node)?,
@@ -197,5 +200,37 @@ fn print(status: &LabStatus) {
             );
         }
         println!("  {:<7} {:<15} {:<12} {words}", node.name, node.address, node.address6);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn options_and_node_names_do_not_get_mixed_up() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().args;
+        for line in ["lab --name x --nodes 5 reset node1 node2", "lab reset node1 node2 --nodes 5 --name x"] {
+            let args = parse(line);
+            assert_eq!((args.name.as_str(), args.nodes), ("x", 5));
+            assert!(matches!(args.command, Command::Reset { which } if which == ["node1", "node2"]));
+        }
+        let args = parse("lab exec node1 -- ip --name");
+        assert!(
+            matches!(args.command, Command::Exec { host, command } if host == "node1" && command.len() == 2)
+        );
+        assert!(
+            matches!(parse("lab power-cut node1").command, Command::PowerCut { which } if which.len() == 1)
+        );
+        assert!(
+            matches!(parse("lab homelab -- -f x plan").command, Command::Homelab { args } if args.len() == 3)
+        );
     }
 }
