@@ -1,6 +1,7 @@
 //! Development commands: `cargo xtask lab` and what others add beside it, each in a module of its own.
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
+mod bench;
 mod ci;
 mod demo;
 mod dist;
@@ -23,6 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure ours, the peers and the floor in one run
+    Bench(bench::Args),
     /// Everything that must hold before a change lands
     Ci(ci::Args),
     /// Boot three nodes, plan, apply, start pods and show who reaches whom
@@ -42,6 +45,7 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let outcome: Outcome = match Cli::parse().command {
+        Command::Bench(args) => bench::run(args),
         Command::Ci(args) => ci::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Test(args) => test::run(args),

@@ -1,0 +1,124 @@
+//! Figures, their medians and ratios.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+/// Several runs of one thing.
+pub(super) struct Figure {
+    /// What was done, e.g. `plan, nothing to do, 3 nodes`.
+    pub(super) task: String,
+    /// Who did it: `homelab`, a peer, or `floor`.
+    pub(super) who: String,
+    /// Unit of the values.
+    pub(super) unit: &'static str,
+    /// One value a run.
+    pub(super) values: Vec<f64>,
+}
+
+impl Figure {
+    fn sorted(&self) -> Vec<f64> {
+        let mut values = self.values.clone();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    /// The middle value.
+    pub(super) fn median(&self) -> f64 {
+        let values = self.sorted();
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// All figures of a run.
+#[derive(Default)]
+pub(super) struct Report(Vec<Figure>);
+
+impl Report {
+    /// Adds a figure and says so on stderr, so that a long run can be followed.
+    pub(super) fn add(&mut self, task: &str, who: &str, unit: &'static str, values: Vec<f64>) {
+        let figure = Figure { task: task.to_owned(), who: who.to_owned(), unit, values };
+        eprintln!("{task}: {who} {:.4} {unit} (median of {})", figure.median(), figure.values.len());
+        self.0.push(figure);
+    }
+
+    /// The figure that others of its task are compared with: homelab's own.
+    fn ours(&self, task: &str, unit: &str) -> Option<f64> {
+        self.0.iter().find(|f| f.task == task && f.unit == unit && f.who == "homelab").map(Figure::median)
+    }
+
+    /// A table for people. `x` is the figure divided by homelab's: above 1, the other needs more.
+    pub(super) fn table(&self) -> String {
+        let mut text = String::new();
+        let mut task = "";
+        for figure in &self.0 {
+            if figure.task != task {
+                task = &figure.task;
+                let _ = writeln!(text, "\n{task}");
+            }
+            let values = figure.sorted();
+            let ratio = match self.ours(task, figure.unit) {
+                Some(ours) if ours > 0.0 => format!("{:.2}x", figure.median() / ours),
+                _ => "-".to_owned(),
+            };
+            let (low, high) =
+                (values.first().copied().unwrap_or(f64::NAN), values.last().copied().unwrap_or(f64::NAN));
+            let _ = writeln!(
+                text,
+                "  {:<34} {:>12.4} {:<8} {:>12.4} .. {:<12.4} {ratio:>8}",
+                figure.who,
+                figure.median(),
+                figure.unit,
+                low,
+                high
+            );
+        }
+        text
+    }
+
+    /// The same for machines.
+    pub(super) fn json(&self) -> String {
+        let figures: Vec<Value> = self
+            .0
+            .iter()
+            .map(|f| {
+                json!({
+                    "task": f.task, "who": f.who, "unit": f.unit, "median": f.median(), "values": f.values,
+                    "ratio_to_homelab": self.ours(&f.task, f.unit).map(|ours| f.median() / ours),
+                })
+            })
+            .collect();
+        format!("{:#}\n", json!({"format_version": 1, "figures": figures}))
+    }
+}
+
+/// What a command cost.
+pub(super) struct Cost {
+    /// Wall clock, seconds.
+    pub(super) wall: f64,
+    /// User and system time of the command and its children, seconds.
+    pub(super) cpu: f64,
+    /// Exit code; 255 if a signal ended it.
+    pub(super) code: i32,
+    /// stdout and stderr.
+    pub(super) text: String,
+}
+
+/// Runs a command to its end.
+pub(super) fn cost(command: &mut std::process::Command) -> std::io::Result<Cost> {
+    let before = children_cpu()?;
+    let start = std::time::Instant::now();
+    let output = command.stdin(std::process::Stdio::null()).output()?;
+    let wall = start.elapsed().as_secs_f64();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Ok(Cost { wall, cpu: children_cpu()? - before, code: output.status.code().unwrap_or(255), text })
+}
+
+fn children_cpu() -> std::io::Result<f64> {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike as _;
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(micros as f64 / 1e6)
+}
