@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use crate::{Outcome, layers, test, tools};
+use crate::{Outcome, layers, schema, test, tools};
 
 type Step = Box<dyn FnOnce() -> Outcome>;
 
@@ -23,6 +23,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         ("format", cargo(&["fmt", "--all", "--check"])),
         ("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
         ("layers", Box::new(layers::run)),
+        ("schema", Box::new(|| schema::run(schema::Args { check: true }))),
         ("dependencies", Box::new(dependencies)),
         ("book", Box::new(book)),
     ];

@@ -24,18 +24,8 @@ struct Layer {
 /// Crates that compute and do nothing else.
 const DATA: &[&str] = &["ipnet", "minijinja", "serde", "serde_json", "sha2", "thiserror"];
 /// The same for the parser of homelab.yaml.
-const PARSER: &[&str] = &[
-    "ipnet",
-    "jsonschema",
-    "miette",
-    "regex",
-    "schemars",
-    "serde",
-    "serde-saphyr",
-    "serde_json",
-    "strsim",
-    "thiserror",
-];
+const PARSER: &[&str] =
+    &["granit-parser", "ipnet", "jsonschema", "miette", "schemars", "serde", "serde_json", "thiserror"];
 
 const LAYERS: &[Layer] = &[
     Layer { name: "homelab-model", ours: &[], pure: Some(DATA) },
@@ -56,8 +46,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "homelab-driver",
-        // It makes every node's spec, for which the tunnel's MAC address and overhead are the module's to say.
-        ours: &["homelab-model", "homelab-protocol", "homelab-desired", "homelab-vtep"],
+        ours: &["homelab-model", "homelab-protocol", "homelab-desired"],
         pure: None,
     },
     Layer { name: "homelab-ssh", ours: &["homelab-model", "homelab-driver"], pure: None },

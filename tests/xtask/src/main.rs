@@ -8,6 +8,8 @@ mod dist;
 mod elf;
 mod lab;
 mod layers;
+mod links;
+mod schema;
 mod test;
 mod tools;
 
@@ -38,6 +40,8 @@ enum Command {
     Lab(lab::Args),
     /// Check which package imports which
     Layers,
+    /// Write what is generated from the types of homelab.yaml: its JSON Schema and its page of the book
+    Schema(schema::Args),
 }
 
 /// What a command ends with: an exit code, or an error to print.
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
         Command::Dist(args) => dist::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Layers => layers::run(),
+        Command::Schema(args) => schema::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error}");
