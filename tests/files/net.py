@@ -1,0 +1,120 @@
+"""Both ends of the tests' traffic, for use inside a network namespace.
+
+serve NAME      answers on port 7000, TCP and UDP, of all addresses
+probe           reads a JSON list of checks from stdin, does them all at once, prints the answers
+"""
+import concurrent.futures
+import hashlib
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+PORT = 7000
+
+
+def plain(address):
+    """An address without its scope, and IPv4 without its IPv6 coat."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
+
+
+def wildcard(kind):
+    try:
+        sock = socket.socket(socket.AF_INET6, kind)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("::", PORT))
+    except OSError:
+        sock = socket.socket(socket.AF_INET, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", PORT))
+    return sock
+
+
+def serve(name):
+    udp, tcp = wildcard(socket.SOCK_DGRAM), wildcard(socket.SOCK_STREAM)
+    tcp.listen(64)
+
+    def datagrams():
+        while True:
+            _, peer = udp.recvfrom(65535)
+            # From the address it was sent to only if that is the route's choice: true for pods.
+            udp.sendto(f"{name} {plain(peer[0])}".encode(), peer)
+
+    def one(conn, peer):
+        with conn:
+            digest, size = hashlib.sha256(), 0
+            while data := conn.recv(1 << 20):
+                digest.update(data)
+                size += len(data)
+            conn.sendall(f"{name} {plain(peer[0])} {size} {digest.hexdigest()}".encode())
+
+    threading.Thread(target=datagrams, daemon=True).start()
+    print("ready", flush=True)
+    while True:
+        conn, peer = tcp.accept()
+        threading.Thread(target=one, args=(conn, peer), daemon=True).start()
+
+
+def tcp(check):
+    with socket.create_connection((check["to"], PORT), timeout=check["limit"]) as sock:
+        sock.settimeout(max(check["limit"], 30 if check["bytes"] else 0))
+        digest, left = hashlib.sha256(), check["bytes"]
+        block = os.urandom(1 << 20)
+        while left:
+            part = block[: min(left, len(block))]
+            sock.sendall(part)
+            digest.update(part)
+            left -= len(part)
+        sock.shutdown(socket.SHUT_WR)
+        text = b""
+        while data := sock.recv(4096):
+            text += data
+    name, peer, size, sha = text.decode().split()
+    if int(size) != check["bytes"] or sha != digest.hexdigest():
+        raise OSError(f"{size} bytes arrived with another digest")
+    return name, peer
+
+
+def udp(check):
+    family = socket.AF_INET6 if ":" in check["to"] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(check["limit"])
+        sock.connect((check["to"], PORT))
+        sock.send(b"x" * max(1, check["bytes"]))
+        name, peer = sock.recv(4096).decode().split()
+    return name, peer
+
+
+def ping(check):
+    command = ["ping", "-n", "-c1", "-W", str(check["limit"]), check["to"]]
+    if check["bytes"]:
+        command[1:1] = ["-M", "do", "-s", str(check["bytes"])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError((done.stdout + done.stderr).strip().replace("\n", "; "))
+    return "", ""
+
+
+def probe(check):
+    start = time.monotonic()
+    answer = {"error": "", "name": "", "peer": ""}
+    try:
+        answer["name"], answer["peer"] = globals()[check["kind"]](check)
+    except (OSError, ValueError) as error:
+        answer["error"] = str(error) or type(error).__name__
+    answer["ms"] = (time.monotonic() - start) * 1000
+    return answer
+
+
+if sys.argv[1] == "serve":
+    serve(sys.argv[2])
+else:
+    checks = json.load(sys.stdin)
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        print(json.dumps(list(pool.map(probe, checks))))

@@ -1,0 +1,191 @@
+//! The lab's nodes and the file that describes them.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use homelab_lab::{LabGuard, Output};
+use homelab_model::NodeSpec;
+
+use crate::{ClusterFile, DISRUPTIVE, Plan};
+
+/// A lab, its `homelab.yaml`, and the `homelab` program.
+///
+/// Methods panic when what they do cannot be done: a test goes no further then, and the message shows all that was
+/// said.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The lab.
+    pub lab: LabGuard,
+    /// What `homelab.yaml` says; written at every call of [`Cluster::homelab`].
+    pub file: ClusterFile,
+    /// Servers on the client and on wan.
+    pub(crate) servers: Vec<Child>,
+    /// The client's ssh files as the lab made them.
+    home: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Cluster {
+    pub(crate) fn new(lab: LabGuard) -> Result<Self, String> {
+        let mut home = Vec::new();
+        for path in [lab.known_hosts_path(), lab.ssh_config_path()] {
+            let text = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            home.push((path, text));
+        }
+        let file = ClusterFile::of(&lab);
+        Ok(Cluster { lab, file, servers: Vec::new(), home })
+    }
+
+    /// Says what must be built first, if something is missing.
+    pub(crate) fn check_programs() -> Result<(), String> {
+        let program = program()?;
+        if !program.is_file() {
+            return Err(format!("{} is missing: run cargo build --bin homelab", program.display()));
+        }
+        let beside = program.parent().map(PathBuf::from).unwrap_or_default();
+        let binaries = std::env::var_os("HOMELAB_NODE_BINARIES").map_or(beside, PathBuf::from);
+        let manifest = binaries.join("homelab-node.json");
+        if !manifest.is_file() {
+            return Err(format!("{} is missing: run cargo xtask dist", manifest.display()));
+        }
+        Ok(())
+    }
+
+    /// Nodes, file and ssh files as they were at first.
+    pub(crate) fn reset(&mut self) -> homelab_lab::Result<()> {
+        self.stop_servers();
+        self.lab.unblock_all()?;
+        self.lab.reset(&[])?;
+        for (path, text) in &self.home {
+            // A later node's host key may have been added: the lab writes these anew then, and so do we.
+            let _ = std::fs::write(path, text);
+        }
+        self.file = ClusterFile::of(&self.lab);
+        Ok(())
+    }
+
+    /// Names of the lab's nodes.
+    pub fn nodes(&self) -> Vec<String> {
+        self.lab.nodes().to_vec()
+    }
+
+    /// Runs `homelab` on the client with our file, whatever comes out.
+    pub fn homelab(&self, args: &[&str]) -> Output {
+        self.homelab_from("client", args)
+    }
+
+    /// The same from another host.
+    pub fn homelab_from(&self, host: &str, args: &[&str]) -> Output {
+        let path = self.write_file();
+        let mut command = self.homelab_command(host, &[&["-f", &path], args].concat());
+        let done = command.stdin(Stdio::null()).output().expect("homelab starts");
+        Output {
+            command: format!("homelab {}", args.join(" ")),
+            code: done.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
+        }
+    }
+
+    /// `homelab` on a host.
+    pub fn homelab_command(&self, host: &str, args: &[&str]) -> Command {
+        let mut command = self.lab.command_in(host).expect("the host is there");
+        command.arg(program().expect("checked at the start")).args(args);
+        command
+    }
+
+    /// Writes `homelab.yaml`; gives its path.
+    pub fn write_file(&self) -> String {
+        let path = self.lab.dir().join("test.yaml");
+        std::fs::write(&path, self.file.text()).expect("homelab.yaml can be written");
+        path.to_string_lossy().into_owned()
+    }
+
+    /// Runs `homelab`, which must succeed.
+    #[track_caller]
+    pub fn homelab_ok(&self, args: &[&str]) -> Output {
+        let output = self.homelab(args);
+        assert!(output.success(), "{}", said(&output));
+        output
+    }
+
+    /// The plan.
+    #[track_caller]
+    pub fn plan(&self) -> Plan {
+        self.plan_of(&[])
+    }
+
+    /// The plan with further arguments.
+    #[track_caller]
+    pub fn plan_of(&self, args: &[&str]) -> Plan {
+        let output = self.homelab_ok(&[&["plan", "--format", "json"], args].concat());
+        Plan::parse(&output.stdout).unwrap_or_else(|e| panic!("{e}\n{}", said(&output)))
+    }
+
+    /// Applies, disruptive changes too; says nothing if it went well.
+    #[track_caller]
+    pub fn apply(&self) -> Output {
+        self.homelab_ok(&["apply", "--yes", DISRUPTIVE])
+    }
+
+    /// Asserts that `homelab plan` finds nothing to do.
+    #[track_caller]
+    pub fn assert_converged(&self) {
+        let plan = self.plan();
+        assert!(plan.is_empty(), "the plan should be empty:\n{plan}");
+        let output = self.homelab(&["plan", "--detailed-exitcode"]);
+        assert_eq!(output.code, 0, "{}", said(&output));
+    }
+
+    /// Runs a shell script on a host, which must succeed; gives its trimmed output.
+    #[track_caller]
+    pub fn sh(&self, host: &str, script: &str) -> String {
+        let output = self.lab.sh(host, script).expect("a shell starts");
+        assert!(output.success(), "on {host}: {}", said(&output));
+        output.text().to_owned()
+    }
+
+    /// Runs a shell script on every node at once.
+    #[track_caller]
+    pub fn everywhere(&self, script: &str) -> Vec<String> {
+        let nodes = self.nodes();
+        std::thread::scope(|scope| {
+            let jobs: Vec<_> = nodes.iter().map(|node| scope.spawn(move || self.sh(node, script))).collect();
+            jobs.into_iter().map(|job| job.join().expect("the script succeeds")).collect()
+        })
+    }
+
+    /// What a node knows of the cluster.
+    #[track_caller]
+    pub fn spec(&self, node: &str) -> NodeSpec {
+        let text = self.sh(node, "cat /etc/homelab/node.json");
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("node.json of {node}: {e}\n{text}"))
+    }
+
+    /// What the agents wrote, for messages.
+    pub fn journals(&self) -> String {
+        let mut text = String::new();
+        for node in self.lab.nodes() {
+            let script = "systemctl --no-pager --lines=0 status homelab-node 2>&1 | sed -n 1,6p; \
+                          journalctl --no-pager --boot --unit homelab-node --output cat --lines 20 2>&1; \
+                          ip -brief link; ip route";
+            let output = self.lab.sh(node, script).map_or_else(|e| e.to_string(), |o| o.stdout + &o.stderr);
+            text += &format!("--- {node}\n{output}\n");
+        }
+        text
+    }
+}
+
+/// The `homelab` program: `$HOMELAB_BIN`, else the one that cargo built into our target directory.
+fn program() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("HOMELAB_BIN") {
+        return Ok(path.into());
+    }
+    let exe = std::env::current_exe().map_err(|e| e.to_string())?;
+    let target = exe.ancestors().nth(2).ok_or("no target directory")?;
+    Ok(target.join("homelab"))
+}
+
+/// All that a program said, for messages.
+pub(crate) fn said(output: &Output) -> String {
+    format!("{}\nended with {}\n{}{}", output.command, output.code, output.stdout, output.stderr)
+}

@@ -1,0 +1,206 @@
+//! Real packets between pods, nodes, the client and wan.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::IpAddr;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::cluster::said;
+use crate::{Cluster, Pod};
+
+const SCRIPT: &str = include_str!("../files/net.py");
+
+/// Where packets come from: a host, or a pod on it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// What it is called in messages and in a server's answers.
+    pub name: String,
+    /// `node1`, `client`, `wan`.
+    pub host: String,
+    /// Network namespace on that host; None: the host's own.
+    pub netns: Option<String>,
+}
+
+impl Place {
+    /// A host itself.
+    pub fn host(name: &str) -> Place {
+        Place { name: name.to_owned(), host: name.to_owned(), netns: None }
+    }
+}
+
+impl From<&Pod> for Place {
+    fn from(pod: &Pod) -> Place {
+        Place { name: pod.name.clone(), host: pod.node.clone(), netns: Some(pod.netns.clone()) }
+    }
+}
+
+/// A server that answers with its name and the address it sees: [`Cluster::serve`].
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Name.
+    pub name: String,
+    /// Address.
+    pub address: IpAddr,
+}
+
+/// A try to reach somebody.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// `ping`, `tcp` or `udp`.
+    pub kind: &'static str,
+    /// Who shall answer.
+    pub to: Server,
+    /// Bytes to send; for `ping` the payload, sent with "don't fragment", unless 0.
+    pub bytes: usize,
+    /// Source address that the server must see, if it matters.
+    pub source: Option<IpAddr>,
+    /// Whether it shall succeed.
+    pub works: bool,
+}
+
+impl Check {
+    /// A check that shall succeed.
+    pub fn new(kind: &'static str, to: &Server) -> Check {
+        Check { kind, to: to.clone(), bytes: 0, source: None, works: true }
+    }
+
+    /// `ping`, `tcp` and `udp`.
+    pub fn all(to: &Server) -> Vec<Check> {
+        ["ping", "tcp", "udp"].map(|kind| Check::new(kind, to)).into()
+    }
+
+    /// With a payload of this many bytes.
+    #[must_use]
+    pub fn bytes(mut self, bytes: usize) -> Check {
+        self.bytes = bytes;
+        self
+    }
+
+    /// The server must see this source address.
+    #[must_use]
+    pub fn source(mut self, source: impl Into<IpAddr>) -> Check {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// It must fail.
+    #[must_use]
+    pub fn fails(mut self) -> Check {
+        self.works = false;
+        self
+    }
+}
+
+/// What came of a [`Check`].
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Why it failed; empty if it did not.
+    pub error: String,
+    /// The server's name.
+    pub name: String,
+    /// The source address that the server saw.
+    pub peer: String,
+    /// Time from the first packet to the answer's end, milliseconds.
+    pub ms: f64,
+}
+
+impl Cluster {
+    /// Starts a server at a place, until the end of the scenario.
+    #[track_caller]
+    pub fn serve(&mut self, place: &Place) {
+        let mut command = self.lab.command_in(&place.host).expect("the host is there");
+        if let Some(netns) = &place.netns {
+            command.args(["nsenter", &format!("--net={netns}")]);
+        }
+        command.args(["python3", "-c", SCRIPT, "serve", &place.name]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("python3 starts");
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            let _ = BufReader::new(stdout).read_line(&mut line);
+        }
+        self.servers.push(child);
+        assert_eq!(line.trim(), "ready", "the server at {} did not start", place.name);
+    }
+
+    /// Ends all servers.
+    pub(crate) fn stop_servers(&mut self) {
+        for mut server in self.servers.drain(..) {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    /// Does all checks from one place at once.
+    #[track_caller]
+    pub fn probe(&self, from: &Place, checks: &[Check]) -> Vec<Answer> {
+        let list: Vec<Value> = checks
+            .iter()
+            .map(|c| {
+                // What shall fail is not waited for.
+                let limit = if c.works { 3 } else { 1 };
+                json!({ "kind": c.kind, "to": c.to.address.to_string(), "bytes": c.bytes, "limit": limit })
+            })
+            .collect();
+        let enter = from.netns.as_ref().map(|netns| format!("--net={netns}"));
+        let mut args = Vec::new();
+        if let Some(enter) = &enter {
+            args.extend(["nsenter", enter]);
+        }
+        args.extend(["python3", "-c", SCRIPT, "probe"]);
+        let input = Value::from(list).to_string();
+        let output = self.lab.exec_with_input(&from.host, &args, &input).expect("python3 starts");
+        let answers: Value = serde_json::from_str(&output.stdout)
+            .unwrap_or_else(|e| panic!("at {}: {e}\n{}", from.name, said(&output)));
+        let text = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
+        let answer = |v: &Value| Answer {
+            error: text(v, "error"),
+            name: text(v, "name"),
+            peer: text(v, "peer"),
+            ms: v["ms"].as_f64().unwrap_or_default(),
+        };
+        answers.as_array().map(|a| a.iter().map(answer).collect()).unwrap_or_default()
+    }
+
+    /// Does the checks of all places at once; gives one line for every check that did not come out as it shall.
+    pub fn wrong(&self, all: &[(Place, Vec<Check>)]) -> Vec<String> {
+        std::thread::scope(|scope| {
+            let jobs: Vec<_> = all
+                .iter()
+                .map(|(from, checks)| scope.spawn(move || judge(from, checks, &self.probe(from, checks))))
+                .collect();
+            jobs.into_iter().flat_map(|job| job.join().expect("the probe runs")).collect()
+        })
+    }
+
+    /// Asserts that all checks come out as they shall.
+    #[track_caller]
+    pub fn assert_traffic(&self, all: &[(Place, Vec<Check>)]) {
+        let wrong = self.wrong(all);
+        let count: usize = all.iter().map(|(_, checks)| checks.len()).sum();
+        assert!(wrong.is_empty(), "{} of {count} checks are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    }
+}
+
+fn judge(from: &Place, checks: &[Check], answers: &[Answer]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    assert_eq!(checks.len(), answers.len());
+    for (check, answer) in checks.iter().zip(answers) {
+        let Check { kind, to, bytes, .. } = check;
+        let what = format!("{} -> {} {} {kind} {bytes} B", from.name, to.name, to.address);
+        if check.works != answer.error.is_empty() {
+            let error = if check.works { &answer.error } else { "works and should not" };
+            wrong.push(format!("{what}: {error}"));
+        } else if check.works && *kind != "ping" {
+            if answer.name != to.name {
+                wrong.push(format!("{what}: {} answered", answer.name));
+            }
+            let source = check.source.map(|s| s.to_string());
+            if source.as_ref().is_some_and(|s| *s != answer.peer) {
+                wrong.push(format!("{what}: seen from {}, not {}", answer.peer, source.unwrap_or_default()));
+            }
+        }
+    }
+    wrong
+}

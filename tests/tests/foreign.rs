@@ -1,0 +1,192 @@
+//! What others made on a node stays as it is; what of it stands in the way is said, and nothing is done.
+
+use homelab_lab::NodeSnapshot;
+use homelab_tests::{Cluster, run};
+use serde_json::json;
+
+fn main() {
+    run(
+        "foreign",
+        &[
+            ("foreign_objects_are_untouched_by_apply_repair_and_destroy", untouched),
+            ("what_stands_in_the_way_is_an_error_in_plan", blockers),
+            ("directories_and_sysctls_of_others_survive_destroy", shared_things_survive_destroy),
+            ("destroy_works_after_drift", destroy_works_after_drift),
+        ],
+    )
+}
+
+/// A busy node of somebody who does other things too.
+const FOREIGN: &str = r#"set -e
+ip link add br-foreign type bridge
+ip link set br-foreign alias 'somebody else' up
+ip address add 172.31.0.1/24 dev br-foreign
+ip link add vxlan9 type vxlan id 9 dstport 4789 nolearning
+ip link set vxlan9 up
+bridge fdb append 02:aa:aa:aa:aa:aa dev vxlan9 dst 192.168.50.12
+ip address add 172.30.0.1/24 dev vxlan9
+ip neighbour add 172.30.0.9 lladdr 02:aa:aa:aa:aa:aa nud permanent dev vxlan9
+ip link add veth-a type veth peer name veth-b
+ip route add 203.0.113.0/24 via 192.168.50.1
+ip route add 198.51.100.0/24 via 192.168.50.1 proto static metric 77
+ip route add unreachable 10.99.0.0/16 proto 104 table 99
+ip rule add from 172.31.0.0/24 table 99
+nft -f - <<NFT
+table inet foreign {
+  set s { type ipv4_addr; elements = { 192.0.2.77 } }
+  chain forward { type filter hook forward priority 10; policy accept; ip saddr @s drop; }
+}
+table ip nat { chain postrouting { type nat hook postrouting priority 90; ip saddr 172.31.0.0/24 masquerade; } }
+table ip homelab { chain c { } }
+table bridge homelab { chain c { } }
+NFT
+echo '{"cniVersion":"0.4.0","name":"other","plugins":[{"type":"bridge"}]}' > /etc/cni/net.d/99-other.conflist
+mkdir -p /opt/cni/bin /usr/local/lib/other
+echo x > /etc/cni/net.d/notes.txt
+echo y > /opt/cni/bin/other
+echo 'net.ipv4.conf.all.arp_ignore = 1' > /etc/sysctl.d/99-other.conf
+sysctl -qw net.ipv4.conf.all.arp_ignore=1
+printf '[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n' > /etc/systemd/system/other.service
+systemctl daemon-reload
+systemctl --quiet enable --now other
+"#;
+
+fn snapshots(cluster: &Cluster) -> Vec<NodeSnapshot> {
+    let nodes = cluster.nodes();
+    nodes.iter().map(|n| cluster.lab.snapshot(n).expect("snapshot").without_times()).collect()
+}
+
+fn untouched(cluster: &mut Cluster) {
+    cluster.everywhere(FOREIGN);
+    let before = snapshots(cluster);
+    cluster.apply();
+    cluster.assert_converged();
+    // Nothing but additions, and the sysctl that had to change.
+    for ((node, before), after) in cluster.nodes().iter().zip(&before).zip(snapshots(cluster)) {
+        for (section, key, old, new) in before.diff(&after).entries {
+            // Forwarding changes what the kernel says of every link.
+            let sysctl = section == "sysctl" && (key.contains("forwarding") || key == "net.ipv4.ip_forward");
+            assert!(old.is_none() || sysctl, "apply on {node}: {section} {key}: {old:?} -> {new:?}");
+        }
+    }
+    // Repairs and changes do not touch it either.
+    cluster.everywhere("ip link delete homelab.1; nft delete table inet homelab");
+    cluster.sh("node1", "for try in $(seq 100); do nft list table inet homelab >/dev/null 2>&1 && ip link show homelab.1 >/dev/null 2>&1 && exit; sleep 0.05; done; exit 1");
+    cluster.file.set("network.vxlan.vni", json!(5));
+    cluster.apply();
+    cluster.homelab_ok(&["destroy", "--yes"]);
+    for ((node, before), after) in cluster.nodes().iter().zip(&before).zip(snapshots(cluster)) {
+        let changed = before.diff(&after);
+        assert!(changed.is_empty(), "{node} is not what it was:\n{changed}");
+    }
+}
+
+/// What is done on node2, what undoes it, and what the error must contain besides the node's name.
+const BLOCKERS: [(&str, &str, &[&str]); 9] = [
+    ("ip link add homelab.1 type bridge", "ip link delete homelab.1", &["homelab.1", "bridge"]),
+    ("ip link add homelab0 type veth peer name peer0", "ip link delete homelab0", &["homelab0", "veth"]),
+    (
+        "ip link add flannel.1 type vxlan id 1 dstport 8472 local 192.168.50.12",
+        "ip link delete flannel.1",
+        &["flannel.1", "VNI 1", "8472"],
+    ),
+    (
+        "ip link add cni0 type bridge; ip address add 10.244.1.1/24 dev cni0; ip link set cni0 up",
+        "ip link delete cni0",
+        &["10.244.1.1/24", "cni0", "10.244.0.0/16"],
+    ),
+    (
+        "ip route add 10.244.7.0/24 via 192.168.50.1",
+        "ip route delete 10.244.7.0/24",
+        &["10.244.7.0/24", "eth0", "10.244.0.0/16"],
+    ),
+    (
+        "ip route add 10.0.0.0/8 via 192.168.50.1",
+        "ip route delete 10.0.0.0/8",
+        &["10.0.0.0/8", "10.244.0.0/16"],
+    ),
+    (
+        "mv /usr/sbin/nft /usr/sbin/nft.away",
+        "mv /usr/sbin/nft.away /usr/sbin/nft",
+        &["nft", "apt install nftables"],
+    ),
+    (
+        "ip address delete 192.168.50.12/24 dev eth0; ip address add 192.168.50.12/24 dev eth0 label eth0:x; ip address add 10.244.3.3/32 dev lo",
+        "ip address delete 10.244.3.3/32 dev lo",
+        &["10.244.3.3/32", "lo"],
+    ),
+    (
+        "ip link add vx2 type vxlan id 1 dstport 8472 local 192.168.50.12 group 239.1.1.1 dev eth0",
+        "ip link delete vx2",
+        &["vx2", "VNI 1"],
+    ),
+];
+
+fn blockers(cluster: &mut Cluster) {
+    let mut wrong = Vec::new();
+    for (block, unblock, words) in BLOCKERS {
+        cluster.sh("node2", block);
+        let before = snapshots(cluster);
+        for command in [&["plan"][..], &["plan", "--format", "json"], &["apply", "--yes", "--nodes", "node2"]]
+        {
+            let output = cluster.homelab(command);
+            let text = output.stdout.clone() + &output.stderr;
+            let missing: Vec<_> = ["node2"].iter().chain(words).filter(|w| !text.contains(**w)).collect();
+            if output.code != 1 || !missing.is_empty() {
+                wrong.push(format!(
+                    "{block}: {command:?} ended with {}, missing {missing:?}\n{text}",
+                    output.code
+                ));
+            }
+        }
+        for ((node, before), after) in cluster.nodes().iter().zip(before).zip(snapshots(cluster)) {
+            let changed = before.diff(&after);
+            if !changed.is_empty() {
+                wrong.push(format!("{block}: {node} was changed:\n{changed}"));
+            }
+        }
+        cluster.sh("node2", unblock);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // Nothing is in the way any more.
+    cluster.apply();
+    cluster.assert_converged();
+}
+
+/// A directory that others use by now stays; a sysctl that was on before stays on.
+fn shared_things_survive_destroy(cluster: &mut Cluster) {
+    cluster.sh("node1", "sysctl -qw net.ipv4.ip_forward=1");
+    cluster.apply();
+    cluster.everywhere("echo x > /opt/cni/bin/later");
+    cluster.homelab_ok(&["destroy", "--yes"]);
+    assert_eq!(cluster.sh("node1", "cat /proc/sys/net/ipv4/ip_forward"), "1", "it was on before");
+    assert_eq!(cluster.sh("node2", "cat /proc/sys/net/ipv4/ip_forward"), "0", "it was off before");
+    for node in cluster.nodes() {
+        assert_eq!(cluster.sh(&node, "ls /opt/cni/bin"), "later");
+        assert_eq!(
+            cluster.sh(
+                &node,
+                "ls -d /etc/homelab /var/lib/homelab /run/homelab /usr/local/lib/homelab 2>/dev/null || true"
+            ),
+            ""
+        );
+    }
+}
+
+fn destroy_works_after_drift(cluster: &mut Cluster) {
+    let before = snapshots(cluster);
+    cluster.apply();
+    cluster.sh(
+        "node1",
+        "systemctl stop homelab-node; rm -r /etc/homelab /usr/local/lib/homelab; ip link delete homelab.1",
+    );
+    cluster.sh("node2", "systemctl stop homelab-node; nft flush ruleset; rm /etc/systemd/system/homelab-node.service; systemctl daemon-reload");
+    cluster.pod("node3", "still-here");
+    cluster.homelab_ok(&["destroy", "--yes"]);
+    for ((node, before), after) in cluster.nodes().iter().zip(before).zip(snapshots(cluster)) {
+        let changed = before.diff(&after).to_string();
+        // The pod's namespace is its runtime's business; nothing of its network may stay on the host.
+        let left: Vec<&str> = changed.lines().filter(|l| !l.starts_with("+ netns ")).collect();
+        assert!(left.is_empty(), "{node}:\n{changed}");
+    }
+}
