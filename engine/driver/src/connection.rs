@@ -199,7 +199,7 @@ impl Connection {
     pub(crate) fn observed(&mut self) -> Result<Observed, NodeError> {
         match self.receive()? {
             Response::Observed(observed) => Ok(*observed),
-            Response::Failed(failure) => Err(NodeError::Unobserved(failure.message)),
+            Response::Failed(failure) => Err(NodeError::Failed(failure)),
             _ => Err(NodeError::OutOfTurn),
         }
     }
@@ -215,10 +215,12 @@ impl Connection {
         self.io.get_ref().traffic()
     }
 
-    /// Says goodbye. The node's process ends by itself, and nobody waits for that.
+    /// Says goodbye and waits for the end of the node's process.
     pub(crate) fn close(mut self) {
         // The work is done: what fails now changes nothing.
-        let _ = self.send(&Request::Bye);
+        if self.send(&Request::Bye).is_ok() {
+            self.io.get_mut().finish();
+        }
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {

@@ -229,32 +229,3 @@ fn a_fourth_node_changes_no_range() {
         laptop.lan.with(address, |m| assert_eq!(m.spec().unwrap().pod_cidrs, [range]));
     }
 }
-
-#[test]
-fn directories_that_only_the_node_knows_are_looked_at_too() {
-    let laptop = Laptop::new(Lan::three());
-    let home = cluster(&THREE);
-    let stray = homelab_model::File {
-        path: format!("/srv/cni/net.d/{}", ours::CONFLIST),
-        mode: 0o600,
-        owner: "0:0".into(),
-        content: homelab_model::Content::Text("{}\n".into()),
-    };
-    let spec = homelab_model::Spec::File(stray);
-    laptop.lan.with("192.168.50.12", |m| {
-        m.runtimes.push(homelab_model::CniRuntime {
-            name: "containerd".into(),
-            bin_dirs: vec!["/srv/cni/bin".into()],
-            conf_dir: "/srv/cni/net.d".into(),
-        });
-        m.objects.insert(spec.key(), homelab_model::NodeObject { module: homelab_model::Module::Cni, spec });
-    });
-    let plan = laptop.plan(&home);
-    let changes = &plan.nodes[1].outcome.as_ref().unwrap().changes;
-    let conflist = changes.iter().find(|c| c.object.contains("/srv/cni/net.d")).unwrap();
-    assert_eq!(conflist.action, homelab_model::Action::Update, "{conflist:?}");
-    assert!(laptop.apply(&home).succeeded());
-    assert!(laptop.plan(&home).is_empty());
-    assert!(laptop.destroy(&home).succeeded());
-    laptop.lan.with("192.168.50.12", |m| assert!(m.objects.is_empty(), "{:?}", m.objects));
-}

@@ -11,7 +11,7 @@ pub(crate) use codec::{ip, ip_bytes, ne_u16, ne_u32, text};
 pub use events::{Events, Happened};
 pub(crate) use genl::Ethtool;
 pub use socket::{NetlinkError, Socket};
-pub(crate) use socket::{errno, nfnetlink, nft_generation, nft_has_table};
+pub(crate) use socket::{nfnetlink, nft_generation, nft_has_table};
 
 /// Message types of rtnetlink (`linux/rtnetlink.h`).
 pub(crate) mod rtm {

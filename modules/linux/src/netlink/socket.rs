@@ -55,14 +55,6 @@ impl NetlinkError {
     }
 }
 
-/// The error number of a failed request.
-pub(crate) fn errno(result: &Result<(), NetlinkError>) -> Option<Errno> {
-    match result {
-        Err(NetlinkError::Refused { code, .. }) => Some(*code),
-        _ => None,
-    }
-}
-
 /// A netlink socket of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Socket {

@@ -259,7 +259,7 @@ pub(crate) fn create_messages(new: &NewLink<'_>) -> Vec<Message> {
 }
 
 /// Attributes of an existing link to change.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct LinkChange {
     pub(crate) mac: Option<[u8; 6]>,
     pub(crate) mtu: Option<u32>,

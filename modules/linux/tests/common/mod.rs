@@ -1,6 +1,8 @@
 //! Network namespaces for tests. They end with the thread that made them.
 #![allow(dead_code)]
 
+pub mod objects;
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;

@@ -1,0 +1,225 @@
+//! Carrying out changes.
+
+use std::path::Path;
+
+use homelab_model::{Backend, Change, Content, Key, NodeObject, Spec, ours};
+
+use crate::error::{ApplyError, Error};
+use crate::files::{self, Records};
+use crate::node::Node;
+use crate::{nft, sysctl, unit};
+
+impl Node {
+    /// Carries out changes in order, and says after each how many are done.
+    ///
+    /// All changes of our nftables table are one transaction, at the place of the last of them. Undo is the
+    /// caller's: see [`ApplyError::index`].
+    pub fn apply_all(
+        &mut self,
+        changes: &[Change<NodeObject>],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(), ApplyError> {
+        let fault = |index: usize, source: Error| {
+            let object = match &source {
+                Error::Nft { chain: Some(chain), .. } => {
+                    Key::NftChain(ours::NFT_TABLE.to_owned(), chain.clone())
+                }
+                _ => changes[index].key(),
+            };
+            ApplyError { index, object, source }
+        };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.begin(changes).map_err(|e| fault(0, e))?;
+        let nft: Vec<&Change<NodeObject>> = changes.iter().filter(|c| nft::is_nft(c)).collect();
+        let last_nft = changes.iter().rposition(nft::is_nft);
+        for (index, change) in changes.iter().enumerate() {
+            let done = if !nft::is_nft(change) {
+                self.one(change)
+            } else if Some(index) == last_nft {
+                self.transaction(&nft)
+            } else {
+                Ok(())
+            };
+            done.map_err(|e| fault(index, e))?;
+            progress(index + 1);
+        }
+        self.reload_if_needed().map_err(|e| fault(changes.len() - 1, e))
+    }
+
+    /// Before the first change: records of all that must be put back later, in one write.
+    fn begin(&mut self, changes: &[Change<NodeObject>]) -> Result<(), Error> {
+        self.kernel.begin();
+        self.records = Records::load(&self.root)?;
+        let mut paths = Vec::new();
+        let mut sysctls = Vec::new();
+        for change in changes {
+            match (change, change.after().map(|o| &o.spec)) {
+                (Change::Create { .. }, Some(Spec::File(o))) => paths.push(o.path.as_str()),
+                (Change::Create { .. }, Some(Spec::Symlink(o))) => paths.push(o.path.as_str()),
+                (Change::Create { .. }, Some(Spec::Binary(o))) => paths.push(o.path.as_str()),
+                (_, Some(Spec::Sysctl(o))) if o.link.is_none() && self.records.original(&o.key).is_none() => {
+                    // One that does not exist is an error when its turn comes.
+                    if let Some(value) = sysctl::read(&self.root, &o.key)? {
+                        sysctls.push((o.key.as_str(), value));
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.records.remember(&self.root, &paths, &sysctls)
+    }
+
+    fn one(&mut self, change: &Change<NodeObject>) -> Result<(), Error> {
+        match change {
+            Change::Create { after } => self.ensure(None, &after.spec),
+            Change::Update { before, after } => self.ensure(Some(&before.spec), &after.spec),
+            Change::Replace { before, after } => {
+                self.remove(&before.spec)?;
+                self.ensure(None, &after.spec)
+            }
+            Change::Delete { before } => self.remove(&before.spec),
+        }
+    }
+
+    fn transaction(&mut self, changes: &[&Change<NodeObject>]) -> Result<(), Error> {
+        let now = self.chains()?;
+        nft::apply(changes, now.as_deref())
+    }
+
+    fn ensure(&mut self, before: Option<&Spec>, after: &Spec) -> Result<(), Error> {
+        if self.kernel.ensure(after)? {
+            return Ok(());
+        }
+        match after {
+            Spec::Sysctl(o) => sysctl::set(&self.root, &mut self.records, o),
+            Spec::File(o) => {
+                self.records.make_parents(&self.root, &o.path)?;
+                // What no plan has words for is kept, unless it is what comes back now.
+                let now = files::file(&self.root, &o.path)?;
+                let wordless = now.is_some_and(|f| matches!(f.content, Content::Opaque(_)));
+                if wordless && matches!(o.content, Content::Text(_)) {
+                    self.keep_aside(&o.path)?;
+                }
+                files::write_file(&self.root, o)?;
+                self.written(&o.path);
+                Ok(())
+            }
+            Spec::Symlink(o) => {
+                self.records.make_parents(&self.root, &o.path)?;
+                let now = files::symlink(&self.root, &o.path)?;
+                let wordless = now.is_some_and(|l| l.target.starts_with('('));
+                if wordless && !o.target.starts_with('(') {
+                    self.keep_aside(&o.path)?;
+                }
+                files::make_symlink(&self.root, o)?;
+                self.written(&o.path);
+                Ok(())
+            }
+            Spec::Binary(o) => {
+                self.records.make_parents(&self.root, &o.path)?;
+                if files::keep(&self.root.path(&o.path), &o.sha256)? {
+                    self.asides.insert(o.path.clone());
+                }
+                files::copy_self(&self.root, o)
+            }
+            Spec::Unit(o) => {
+                let before = match before {
+                    Some(Spec::Unit(unit)) => Some(unit),
+                    _ => None,
+                };
+                unit::set(&self.root, before, o, self.reload_pending)?;
+                self.reload_pending = false;
+                Ok(())
+            }
+            // The rest is the kernel's, or a transaction of nft.
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets aside what is at `path`; a directory stays and is an error.
+    fn keep_aside(&mut self, path: &str) -> Result<(), Error> {
+        self.refuse_directory(path)?;
+        files::set_aside(&self.root.path(path))?;
+        self.asides.insert(path.to_owned());
+        Ok(())
+    }
+
+    fn refuse_directory(&self, path: &str) -> Result<(), Error> {
+        if self.root.path(path).symlink_metadata().is_ok_and(|m| m.is_dir()) {
+            return Err(Error::Foreign(format!("a directory is in the place of {path}")));
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, spec: &Spec) -> Result<(), Error> {
+        if self.kernel.delete(spec)? {
+            return Ok(());
+        }
+        match spec {
+            Spec::Sysctl(o) => sysctl::put_back(&self.root, &mut self.records, o),
+            Spec::File(o) => {
+                let keep = matches!(o.content, Content::Opaque(_));
+                self.remove_path(&o.path, keep)
+            }
+            Spec::Symlink(o) => self.remove_path(&o.path, o.target.starts_with('(')),
+            Spec::Binary(o) => self.remove_path(&o.path, true),
+            Spec::Unit(o) => unit::delete(&self.root, o),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_path(&mut self, path: &str, keep: bool) -> Result<(), Error> {
+        if keep {
+            return self.keep_aside(path);
+        }
+        self.refuse_directory(path)?;
+        files::delete(&self.root.path(path))?;
+        self.written(path);
+        self.records.remove_empty_parents(&self.root, path)
+    }
+
+    /// A file was written or deleted: systemd must know if it is one of its own.
+    fn written(&mut self, path: &str) {
+        let units = Path::new(ours::UNIT_FILE).parent();
+        self.reload_pending |= units.is_some_and(|directory| Path::new(path).starts_with(directory));
+    }
+
+    fn reload_if_needed(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.reload_pending) { unit::reload(&self.root) } else { Ok(()) }
+    }
+
+    /// Gives up what undo would need: from here on the changes stay. Dropping the node does the same; a process that
+    /// ends by `exit` should call it.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        for path in std::mem::take(&mut self.asides) {
+            files::delete(&files::aside(&self.root.path(&path)))?;
+            self.records.remove_empty_parents(&self.root, &path)?;
+        }
+        Ok(())
+    }
+
+    /// After the last object is deleted: takes homelab's own state and records away.
+    pub fn farewell(&mut self) -> Result<(), Error> {
+        self.settle()?;
+        self.records = Records::load(&self.root)?;
+        self.records.farewell(&self.root)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(error) = self.settle() {
+            tracing::warn!(%error, "old files stay behind");
+        }
+    }
+}
+
+impl Backend<NodeObject> for Node {
+    type Error = Error;
+
+    fn apply(&mut self, change: &Change<NodeObject>) -> Result<(), Error> {
+        self.apply_all(std::slice::from_ref(change), &mut |_| {}).map_err(|error| error.source)
+    }
+}

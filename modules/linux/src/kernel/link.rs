@@ -1,0 +1,178 @@
+//! Links: making them, altering them in place, and keeping what the kernel takes away on such occasions.
+
+use std::collections::{BTreeMap, HashMap};
+
+use homelab_model::{Address, Key, Link, LinkKind, Spec, ours};
+use nix::errno::Errno;
+
+use super::change::{mac, tolerate_gone};
+use super::{Kernel, foreign_link, is_link_local, route};
+use crate::error::{Error, netlink};
+use crate::rt::{self, LinkChange, NewKind, NewLink, RouteFilter, VxlanInfo};
+
+impl Kernel {
+    pub(super) fn ensure_link(&mut self, link: &Link) -> Result<(), Error> {
+        let current = self.by_name(&link.name)?;
+        self.indices.remove(&link.name);
+        self.routes = None;
+        match current {
+            None => self.create_link(link),
+            Some(info) if info.alias != ours::LINK_ALIAS => Err(foreign_link(&link.name)),
+            Some(info) => {
+                let now = self.link(&info)?;
+                if alters_in_place(&now.kind, &link.kind) {
+                    return self.keeping_children(info.index, &link.name, None, |kernel| {
+                        kernel.alter_link(info.index, &now, link)
+                    });
+                }
+                let deleted = rt::delete_link(&mut self.socket, info.index);
+                netlink("deleting the old one", tolerate_gone(deleted))?;
+                self.create_link(link)
+            }
+        }
+    }
+
+    fn create_link(&mut self, link: &Link) -> Result<(), Error> {
+        let kind = match &link.kind {
+            LinkKind::Vxlan { vni, port, local, learning, .. } => NewKind::Vxlan(VxlanInfo {
+                vni: *vni,
+                port: *port,
+                local: (!local.is_unspecified()).then_some(*local),
+                learning: *learning,
+            }),
+            LinkKind::Bridge { stp } => NewKind::Bridge { stp: *stp },
+            LinkKind::Other { r#type } => {
+                return Err(Error::Invalid(format!("homelab makes no links of type {:?}", r#type)));
+            }
+        };
+        let new = NewLink { name: &link.name, mac: mac(&link.mac)?, mtu: link.mtu, alias: &link.alias, kind };
+        let results = netlink("making it", self.socket.batch(rt::create_messages(&new)))?;
+        let last = results.len().saturating_sub(1);
+        let created = results.iter().next().is_some_and(Result::is_ok);
+        for (at, result) in results.into_iter().enumerate() {
+            match result {
+                // IPv6 is switched off: no address will be made up.
+                Err(error) if at == last && error.is(Errno::EAFNOSUPPORT) => {}
+                other => netlink("making it", other).inspect_err(|_| self.abandon(&link.name, created))?,
+            }
+        }
+        let finished = self.finish_link(link);
+        finished.inspect_err(|_| self.abandon(&link.name, created))
+    }
+
+    /// Takes a link away that could not be finished.
+    fn abandon(&mut self, name: &str, created: bool) {
+        if let (true, Ok(Some(info))) = (created, self.by_name(name)) {
+            let _ = rt::delete_link(&mut self.socket, info.index);
+        }
+    }
+
+    fn finish_link(&mut self, link: &Link) -> Result<(), Error> {
+        let info =
+            self.by_name(&link.name)?.ok_or_else(|| Error::Invalid("it vanished at once".to_owned()))?;
+        let now = self.link(&info)?;
+        self.alter_link(info.index, &now, link)
+    }
+
+    /// Alters what differs.
+    fn alter_link(&mut self, index: u32, now: &Link, link: &Link) -> Result<(), Error> {
+        let mut change = LinkChange::default();
+        if now.mac != link.mac {
+            change.mac = Some(mac(&link.mac)?);
+        }
+        if now.mtu != link.mtu {
+            change.mtu = Some(link.mtu);
+        }
+        if let (LinkKind::Bridge { stp: a }, LinkKind::Bridge { stp: b }) = (&now.kind, &link.kind)
+            && a != b
+        {
+            change.stp = Some(*b);
+        }
+        if let (LinkKind::Vxlan { checksum_offload: a, .. }, LinkKind::Vxlan { checksum_offload: b, .. }) =
+            (&now.kind, &link.kind)
+            && a != b
+        {
+            let set = self.ethtool().and_then(|ethtool| ethtool.set_checksum_offload(index, *b));
+            netlink("setting its checksum offload", set)?;
+        }
+        if now.up != link.up {
+            change.up = Some(link.up);
+        }
+        if change != LinkChange::default() {
+            netlink("altering it", rt::set_link(&mut self.socket, index, change))?;
+        }
+        Ok(())
+    }
+
+    /// Does `work` on a link and puts back what the kernel takes away with it: neighbours when the MAC address
+    /// changes, IPv4 routes when the last address goes, IPv6 addresses when the link goes down or its MTU is small,
+    /// and other addresses of the same subnet. `except` is what shall go.
+    pub(super) fn keeping_children(
+        &mut self,
+        index: u32,
+        name: &str,
+        except: Option<&Key>,
+        work: impl FnOnce(&mut Kernel) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let before = self.children(index, name)?;
+        work(self)?;
+        self.routes = None;
+        let after = self.children(index, name)?;
+        let lost = before.into_iter().filter(|(key, _)| !after.contains_key(key) && Some(key) != except);
+        let lost: Vec<Spec> = lost.map(|(_, spec)| spec).collect();
+        self.restore(lost);
+        Ok(())
+    }
+
+    /// What is ours and hangs on a link.
+    fn children(&mut self, index: u32, name: &str) -> Result<BTreeMap<Key, Spec>, Error> {
+        let link = || name.to_owned();
+        let addresses = netlink("reading addresses", rt::addresses(&mut self.socket, Some(index)))?;
+        let filter = RouteFilter { protocol: Some(ours::ROUTE_PROTOCOL), link: Some(index) };
+        let routes = netlink("reading routes", rt::routes(&mut self.socket, filter))?;
+        let names = HashMap::from([(index, name)]);
+        let mut found: Vec<Spec> = addresses
+            .into_iter()
+            .filter(|(i, a)| *i == index && !is_link_local(a))
+            .map(|(_, address)| Spec::Address(Address { link: link(), address }))
+            .collect();
+        let own = |r: &&rt::RouteInfo| r.protocol == ours::ROUTE_PROTOCOL && r.link == Some(index);
+        found.extend(routes.iter().filter(own).map(|r| Spec::Route(route(r, &names))));
+        found.extend(self.entries(index, name)?);
+        Ok(found.into_iter().map(|spec| (spec.key(), spec)).collect())
+    }
+
+    /// Makes objects again that the kernel took away. What it refuses now (a route before its source address) is
+    /// tried again after the next change of a link or an address; what it refuses to the end, the next observation
+    /// shows.
+    pub(super) fn restore(&mut self, lost: Vec<Spec>) {
+        let mut waiting = std::mem::take(&mut self.pending);
+        waiting.extend(lost);
+        waiting.sort_by_key(Spec::key);
+        for spec in waiting {
+            let made = match &spec {
+                Spec::Address(o) => self
+                    .our_index(&o.link)
+                    .and_then(|index| netlink("", rt::add_address(&mut self.socket, index, o.address)))
+                    .map(|()| true),
+                other => self.ensure(other),
+            };
+            if let Err(error) = made {
+                tracing::debug!(object = %spec.key(), %error, "cannot be put back yet");
+                self.pending.push(spec);
+            }
+        }
+    }
+}
+
+/// Whether a link of the first kind can become one of the second.
+fn alters_in_place(now: &LinkKind, wanted: &LinkKind) -> bool {
+    match (now, wanted) {
+        (
+            LinkKind::Vxlan { vni, port, local, learning, .. },
+            LinkKind::Vxlan { vni: v, port: p, local: l, learning: n, .. },
+        ) => (vni, port, local, learning) == (v, p, l, n),
+        (LinkKind::Bridge { .. }, LinkKind::Bridge { .. }) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,215 @@
+//! Links and what hangs on them: reading all that is ours, and making and deleting single objects.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use homelab_model::{Address, Fdb, Link, LinkKind, Neighbour, Route, Spec, ours};
+use ipnet::IpNet;
+use nix::errno::Errno;
+
+use crate::error::{Error, netlink};
+use crate::netlink::{Ethtool, NetlinkError, Socket};
+use crate::rt::{self, LinkInfo, RouteFilter, RouteInfo};
+
+mod change;
+mod link;
+
+/// Tables of the kernel at a moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) links: Vec<LinkInfo>,
+    /// Index of the link, address.
+    pub(crate) addresses: Vec<(u32, IpNet)>,
+    /// Routes of the main table: all, or only ours.
+    pub(crate) routes: Vec<RouteInfo>,
+}
+
+/// The kernel's network state in one network namespace.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    socket: Socket,
+    ethtool: Option<Ethtool>,
+    /// Index of a link by name, and whether it is ours. Valid until a link changes.
+    indices: HashMap<String, (u32, bool)>,
+    /// Destination and metric of our routes. Valid until an address or a link changes.
+    routes: Option<BTreeSet<(IpNet, u32)>>,
+    /// What the kernel took away with something else and what could not be put back at once.
+    pending: Vec<Spec>,
+}
+
+/// Whether an error says that what should go is gone.
+fn is_gone(error: &NetlinkError) -> bool {
+    [Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL].iter().any(|&code| error.is(code))
+}
+
+fn is_link_local(address: &IpNet) -> bool {
+    matches!(address.addr(), IpAddr::V6(a) if a.segments()[0] & 0xffc0 == 0xfe80)
+}
+
+impl Kernel {
+    pub(crate) fn open() -> Result<Kernel, Error> {
+        let socket = netlink("opening a netlink socket", Socket::route())?;
+        let (indices, pending) = Default::default();
+        Ok(Kernel { socket, ethtool: None, indices, routes: None, pending })
+    }
+
+    /// Reads links, addresses and routes; of routes only ours unless `all_routes`.
+    pub(crate) fn snapshot(&mut self, all_routes: bool) -> Result<Snapshot, Error> {
+        let protocol = (!all_routes).then_some(ours::ROUTE_PROTOCOL);
+        Ok(Snapshot {
+            links: netlink("reading links", rt::links(&mut self.socket))?,
+            addresses: netlink("reading addresses", rt::addresses(&mut self.socket, None))?,
+            routes: netlink(
+                "reading routes",
+                rt::routes(&mut self.socket, RouteFilter { protocol, link: None }),
+            )?,
+        })
+    }
+
+    /// What of a snapshot is ours, with the neighbours and forwarding entries of our links.
+    pub(crate) fn objects(&mut self, snapshot: &Snapshot) -> Result<Vec<Spec>, Error> {
+        let mut found = Vec::new();
+        for link in snapshot.links.iter().filter(|l| l.alias == ours::LINK_ALIAS) {
+            found.push(Spec::Link(self.link(link)?));
+            let own =
+                snapshot.addresses.iter().filter(|(index, a)| *index == link.index && !is_link_local(a));
+            found
+                .extend(own.map(|&(_, address)| Spec::Address(Address { link: link.name.clone(), address })));
+            if link.vxlan.is_some() {
+                found.extend(self.entries(link.index, &link.name)?);
+            }
+        }
+        let names: HashMap<u32, &str> = snapshot.links.iter().map(|l| (l.index, l.name.as_str())).collect();
+        let own = snapshot.routes.iter().filter(|r| r.protocol == ours::ROUTE_PROTOCOL);
+        found.extend(own.map(|r| Spec::Route(route(r, &names))));
+        Ok(found)
+    }
+
+    fn link(&mut self, info: &LinkInfo) -> Result<Link, Error> {
+        let kind = match (&info.vxlan, info.stp) {
+            (Some(vxlan), _) => LinkKind::Vxlan {
+                vni: vxlan.vni,
+                port: vxlan.port,
+                // A link without one listens on every address.
+                local: vxlan.local.unwrap_or(IpAddr::from([0, 0, 0, 0])),
+                learning: vxlan.learning,
+                checksum_offload: self.checksum_offload(info)?,
+            },
+            (None, Some(stp)) => LinkKind::Bridge { stp },
+            (None, None) => LinkKind::Other { r#type: info.kind.clone() },
+        };
+        Ok(Link {
+            name: info.name.clone(),
+            mac: info.mac.clone(),
+            mtu: info.mtu,
+            up: info.up,
+            alias: info.alias.clone(),
+            kind,
+        })
+    }
+
+    fn ethtool(&mut self) -> Result<&mut Ethtool, NetlinkError> {
+        let ethtool = match self.ethtool.take() {
+            Some(open) => open,
+            None => Ethtool::open()?,
+        };
+        Ok(self.ethtool.insert(ethtool))
+    }
+
+    fn checksum_offload(&mut self, link: &LinkInfo) -> Result<bool, Error> {
+        match self.ethtool().and_then(|ethtool| ethtool.checksum_offload(link.index)) {
+            Ok(on) => Ok(on),
+            // Kernels before 5.8 cannot be asked: it is on unless someone switched it off.
+            Err(error) if is_gone(&error) || error.is(Errno::EOPNOTSUPP) => Ok(true),
+            Err(error) => netlink(format_args!("reading features of {}", link.name), Err(error)),
+        }
+    }
+
+    /// Permanent neighbours and forwarding entries of a VXLAN link.
+    fn entries(&mut self, index: u32, name: &str) -> Result<Vec<Spec>, Error> {
+        let gone = |result: Result<Vec<rt::NeighbourInfo>, NetlinkError>| match result {
+            Err(error) if is_gone(&error) => Ok(Vec::new()),
+            other => netlink(format_args!("reading neighbours of {name}"), other),
+        };
+        let link = || name.to_owned();
+        let neighbours = gone(rt::neighbours(&mut self.socket, index))?;
+        let fdb = gone(rt::fdb(&mut self.socket, index))?;
+        // The kernel may not have heeded the filter.
+        let permanent = |e: &rt::NeighbourInfo| e.permanent && e.index == index;
+        let neighbours = neighbours.into_iter().filter(permanent).filter_map(|e| {
+            Some(Spec::Neighbour(Neighbour { link: link(), address: e.address?, mac: e.mac }))
+        });
+        let fdb = fdb.into_iter().filter(|e| permanent(e) && !e.special).filter_map(|e| {
+            // Entries of the kernel's own have no address.
+            Some(Spec::Fdb(Fdb { link: link(), mac: e.mac, remote: e.address? }))
+        });
+        Ok(neighbours.chain(fdb).collect())
+    }
+
+    /// Forgets what may have changed since it was read. Call it before a series of changes.
+    pub(crate) fn begin(&mut self) {
+        self.indices.clear();
+        self.routes = None;
+        self.pending.clear();
+    }
+
+    fn by_name(&mut self, name: &str) -> Result<Option<LinkInfo>, Error> {
+        netlink(format_args!("reading link {name}"), rt::link_by_name(&mut self.socket, name))
+    }
+
+    /// Index of a link, and whether it is ours.
+    fn index(&mut self, name: &str) -> Result<Option<(u32, bool)>, Error> {
+        if let Some(&known) = self.indices.get(name) {
+            return Ok(Some(known));
+        }
+        let found = self.by_name(name)?.map(|link| (link.index, link.alias == ours::LINK_ALIAS));
+        if let Some(known) = found {
+            self.indices.insert(name.to_owned(), known);
+        }
+        Ok(found)
+    }
+
+    fn any_index(&mut self, name: &str) -> Result<u32, Error> {
+        match self.index(name)? {
+            Some((index, _)) => Ok(index),
+            None => Err(Error::Invalid(format!("there is no link {name}"))),
+        }
+    }
+
+    /// Index of a link of ours.
+    fn our_index(&mut self, name: &str) -> Result<u32, Error> {
+        match self.index(name)? {
+            Some((index, true)) => Ok(index),
+            Some(_) => Err(foreign_link(name)),
+            None => Err(Error::Invalid(format!("there is no link {name}"))),
+        }
+    }
+}
+
+fn foreign_link(name: &str) -> Error {
+    Error::Foreign(format!("the link {name} has another owner (its alias is not {})", ours::LINK_ALIAS))
+}
+
+/// The link that an object of the kernel belongs to.
+fn link_of(spec: &Spec) -> Option<&str> {
+    match spec {
+        Spec::Address(o) => Some(&o.link),
+        Spec::Neighbour(o) => Some(&o.link),
+        Spec::Fdb(o) => Some(&o.link),
+        Spec::Route(o) => o.link.as_deref(),
+        _ => None,
+    }
+}
+
+fn route(route: &RouteInfo, names: &HashMap<u32, &str>) -> Route {
+    let link = route.link.map(|index| names.get(&index).copied().unwrap_or("?").to_owned());
+    Route {
+        destination: route.destination,
+        metric: route.metric,
+        via: route.via,
+        link,
+        onlink: route.onlink,
+        source: route.source,
+        r#type: route.kind.to_owned(),
+    }
+}

@@ -1,0 +1,99 @@
+//! Our nftables table, through the `nft` command: rules are text for the reader of a plan and for the kernel alike.
+
+mod parse;
+mod script;
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use homelab_model::{Change, NftChain, NodeObject, Spec, ours};
+
+use crate::error::Error;
+pub use parse::parse_table;
+pub use script::script;
+
+/// Where `nft` may be: the search path of a bare SSH session often lacks the second half.
+const DIRECTORIES: [&str; 6] =
+    ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
+
+/// The `nft` command, if it is installed.
+pub(crate) fn binary() -> Option<PathBuf> {
+    DIRECTORIES.iter().map(|d| PathBuf::from(d).join("nft")).find(|path| path.exists())
+}
+
+fn command() -> Result<Command, Error> {
+    let Some(path) = binary() else {
+        return Err(Error::Nft { chain: None, message: "the command nft is missing".to_owned() });
+    };
+    let mut command = Command::new(path);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command)
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::Nft { chain: None, message: error.to_string() }
+}
+
+/// A running `nft list`.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    child: Child,
+}
+
+impl Listing {
+    /// Starts it; it inherits the caller's network namespace.
+    pub(crate) fn start() -> Result<Listing, Error> {
+        let mut command = command()?;
+        command.args(["--stateless", "--numeric", "list", "table", "inet", ours::NFT_TABLE]);
+        command.stdin(Stdio::null());
+        command.spawn().map(|child| Listing { child }).map_err(failed)
+    }
+
+    /// Waits for it. None if there is no such table.
+    pub(crate) fn finish(self) -> Result<Option<Vec<NftChain>>, Error> {
+        let output = self.child.wait_with_output().map_err(failed)?;
+        if output.status.success() {
+            return parse_table(&String::from_utf8_lossy(&output.stdout)).map(Some);
+        }
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        if message.contains("No such file or directory") {
+            return Ok(None);
+        }
+        Err(Error::Nft { chain: None, message: message.trim().to_owned() })
+    }
+}
+
+/// Runs a script as one transaction.
+fn run(text: &str) -> Result<(), Error> {
+    let mut child = command()?.args(["-f", "-"]).stdin(Stdio::piped()).spawn().map_err(failed)?;
+    let mut stdin = child.stdin.take();
+    // nft reads all of its input before it says anything.
+    let written = stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(text.as_bytes()));
+    drop(stdin);
+    let mut message = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut message).map_err(failed)?;
+    }
+    let status = child.wait().map_err(failed)?;
+    if status.success() {
+        return written.map_err(failed);
+    }
+    let chain = script::chain_at_fault(text, &message);
+    Err(Error::Nft { chain, message: message.trim().to_owned() })
+}
+
+/// Carries out changes of our table and its chains in one transaction; others are not looked at.
+///
+/// nft checks and the kernel commits all or nothing. What is gone already need not be deleted: `now` are the chains
+/// that exist.
+pub(crate) fn apply(changes: &[&Change<NodeObject>], now: Option<&[NftChain]>) -> Result<(), Error> {
+    let text = script(changes, now)?;
+    if text.is_empty() { Ok(()) } else { run(&text) }
+}
+
+/// Whether a change is one of our table's.
+pub(crate) fn is_nft(change: &Change<NodeObject>) -> bool {
+    let object = change.after().or(change.before());
+    object.is_some_and(|o| matches!(o.spec, Spec::NftTable(_) | Spec::NftChain(_)))
+}

@@ -1,0 +1,270 @@
+//! The node: everything that homelab holds on this machine, read and changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use homelab_model::{
+    Facts, Key, Module, NftChain, NftTable, NodeObject, NodeSpec, Observed, Scope, Spec, ours,
+};
+
+use crate::error::{Error, netlink};
+use crate::files::{self, Records};
+use crate::kernel::{Kernel, Snapshot};
+use crate::netlink::{Socket, nfnetlink, nft_generation, nft_has_table};
+use crate::root::Root;
+use crate::unit::Shown;
+use crate::{facts, nft, sysctl};
+
+/// Which kinds of objects to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kinds {
+    /// Links, addresses, neighbours, forwarding entries, routes: a few system calls.
+    pub links: bool,
+    /// The nftables table. Starts `nft` if any ruleset changed since the last look.
+    pub nft: bool,
+    /// Kernel parameters: one small file each.
+    pub sysctls: bool,
+    /// Files, symbolic links, node binaries.
+    pub files: bool,
+    /// systemd units. Starts `systemctl`.
+    pub units: bool,
+}
+
+impl Kinds {
+    /// All of them.
+    pub const ALL: Kinds = Kinds { links: true, nft: true, sysctls: true, files: true, units: true };
+    /// What lives in the kernel and is lost at a reboot.
+    pub const KERNEL: Kinds = Kinds { links: true, nft: true, sysctls: true, files: false, units: false };
+}
+
+/// Our nftables table at one generation of the rulesets; None if there is no table.
+type Ruleset = (u32, Option<Vec<NftChain>>);
+
+/// The real node, in the network namespace of the thread that opened it. Use it on that thread.
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) root: Root,
+    pub(crate) kernel: Kernel,
+    netfilter: Option<Socket>,
+    ruleset: Option<Ruleset>,
+    pub(crate) records: Records,
+    /// Unit files were written since systemd last read them.
+    pub(crate) reload_pending: bool,
+    /// Paths of what was set aside and may still come back.
+    pub(crate) asides: BTreeSet<String>,
+}
+
+/// The modules of the objects in a scope.
+struct Modules<'a>(BTreeMap<&'a Key, Module>);
+
+impl<'a> Modules<'a> {
+    fn of(scope: &'a Scope) -> Modules<'a> {
+        Modules(scope.keys.iter().map(|(key, module)| (key, *module)).collect())
+    }
+
+    fn object(&self, spec: Spec, otherwise: Module) -> NodeObject {
+        let module = self.0.get(&spec.key()).copied().unwrap_or(otherwise);
+        NodeObject { module, spec }
+    }
+}
+
+impl Node {
+    /// Opens the node. Changes nothing.
+    pub fn open(root: Root) -> Result<Node, Error> {
+        let kernel = Kernel::open()?;
+        let records = Records::load(&root)?;
+        let asides = BTreeSet::new();
+        Ok(Node {
+            root,
+            kernel,
+            netfilter: nfnetlink(),
+            ruleset: None,
+            records,
+            reload_pending: false,
+            asides,
+        })
+    }
+
+    /// The node, its surroundings and everything on it that is ours.
+    pub fn observe(&mut self, scope: &Scope) -> Result<Observed, Error> {
+        let (objects, snapshot) = self.look(scope, Kinds::ALL, true)?;
+        let facts = snapshot.map(|s| facts::facts(&self.root, &s)).unwrap_or_default();
+        Ok(Observed { facts, objects, spec: self.spec() })
+    }
+
+    /// What is ours, of some kinds.
+    pub fn observe_objects(&mut self, scope: &Scope, kinds: Kinds) -> Result<Vec<NodeObject>, Error> {
+        Ok(self.look(scope, kinds, false)?.0)
+    }
+
+    /// The node and its surroundings alone.
+    pub fn facts(&mut self) -> Result<Facts, Error> {
+        let snapshot = self.kernel.snapshot(true)?;
+        Ok(facts::facts(&self.root, &snapshot))
+    }
+
+    /// Indices of our links, for [`crate::netlink::Events::watch_neighbours_of`].
+    pub fn our_links(&mut self) -> Result<Vec<u32>, Error> {
+        let links = self.kernel.snapshot(false)?.links;
+        Ok(links.into_iter().filter(|l| l.alias == ours::LINK_ALIAS).map(|l| l.index).collect())
+    }
+
+    /// What the last apply left as [`ours::NODE_SPEC`], if it can be read.
+    pub fn spec(&self) -> Option<NodeSpec> {
+        let bytes = fs::read(self.root.path(ours::NODE_SPEC)).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    fn look(
+        &mut self,
+        scope: &Scope,
+        kinds: Kinds,
+        surroundings: bool,
+    ) -> Result<(Vec<NodeObject>, Option<Snapshot>), Error> {
+        let modules = Modules::of(scope);
+        let units: Vec<&str> = scope
+            .keys
+            .iter()
+            .filter_map(|(key, _)| if let Key::Unit(name) = key { Some(name.as_str()) } else { None })
+            .collect();
+        // Other processes are at work while this one reads the rest.
+        let shown = if kinds.units { Some(Shown::start(&self.root, &units)?) } else { None };
+        let listing = if kinds.nft { Some(self.start_listing()?) } else { None };
+        if kinds.sysctls || kinds.files {
+            self.records = Records::load(&self.root)?;
+        }
+        let (root, asides, kernel) = (&self.root, &self.asides, &mut self.kernel);
+        let mut objects = Vec::new();
+        let (from_files, from_kernel) = std::thread::scope(|threads| {
+            // Digests of binaries take the longest.
+            let files = kinds.files.then(|| threads.spawn(|| look_at_files(root, scope, asides)));
+            let kernel = (kinds.links || kinds.sysctls || surroundings).then(|| {
+                let snapshot = kernel.snapshot(surroundings)?;
+                let specs = if kinds.links { kernel.objects(&snapshot)? } else { Vec::new() };
+                Ok::<_, Error>((specs, snapshot))
+            });
+            let files = files.map(|thread| {
+                thread.join().unwrap_or_else(|_| Err(Error::Invalid("reading files failed".to_owned())))
+            });
+            (files.unwrap_or(Ok(Vec::new())), kernel)
+        });
+        let mut snapshot = None;
+        if let Some(result) = from_kernel {
+            let (specs, read) = result?;
+            let cni: BTreeSet<String> = specs
+                .iter()
+                .filter_map(|s| match s {
+                    Spec::Link(link) if matches!(link.kind, homelab_model::LinkKind::Bridge { .. }) => {
+                        Some(link.name.clone())
+                    }
+                    _ => None,
+                })
+                .collect();
+            for spec in specs {
+                let link = match &spec {
+                    Spec::Link(o) => Some(o.name.as_str()),
+                    Spec::Address(o) => Some(o.link.as_str()),
+                    _ => None,
+                };
+                let module = if link.is_some_and(|l| cni.contains(l)) { Module::Cni } else { Module::Vtep };
+                objects.push(modules.object(spec, module));
+            }
+            snapshot = Some(read);
+        }
+        if let (true, Some(snapshot)) = (kinds.sysctls, &snapshot) {
+            for spec in self.look_at_sysctls(scope, snapshot)? {
+                objects.push(modules.object(spec, Module::Vtep));
+            }
+        }
+        for spec in from_files? {
+            objects.push(modules.object(spec, Module::Agent));
+        }
+        if let Some(listing) = listing {
+            let chains = self.finish_listing(listing)?;
+            let table =
+                chains.is_some().then(|| Spec::NftTable(NftTable { name: ours::NFT_TABLE.to_owned() }));
+            objects.extend(table.map(|spec| modules.object(spec, Module::Vtep)));
+            let chains = chains.unwrap_or_default().into_iter().map(Spec::NftChain);
+            objects.extend(chains.map(|spec| modules.object(spec, Module::Vtep)));
+        }
+        if let Some(shown) = shown {
+            let units = shown.finish(&self.root)?.into_iter().map(Spec::Unit);
+            objects.extend(units.map(|spec| modules.object(spec, Module::Agent)));
+        }
+        Ok((objects, snapshot))
+    }
+
+    fn look_at_sysctls(&self, scope: &Scope, snapshot: &Snapshot) -> Result<Vec<Spec>, Error> {
+        let mut wanted: BTreeSet<(Option<&str>, &str)> = BTreeSet::new();
+        let ours = |name: &str| snapshot.links.iter().any(|l| l.name == name && l.alias == ours::LINK_ALIAS);
+        for (key, _) in &scope.keys {
+            if let Key::LinkSysctl(link, key) = key
+                && ours(link)
+            {
+                wanted.insert((Some(link), key));
+            }
+        }
+        // Others are ours only once we have changed them.
+        wanted.extend(self.records.sysctls().map(|key| (None, key)));
+        let mut found = Vec::new();
+        for (link, key) in wanted {
+            if let Some(value) = sysctl::read(&self.root, key)? {
+                let link = link.map(str::to_owned);
+                found.push(Spec::Sysctl(homelab_model::Sysctl { key: key.to_owned(), link, value }));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Starts reading our table, unless nothing changed since the last time.
+    fn start_listing(&mut self) -> Result<Option<(u32, Option<nft::Listing>)>, Error> {
+        let Some(socket) = &mut self.netfilter else { return Ok(None) };
+        let Some(generation) = netlink("reading nftables", nft_generation(socket))? else { return Ok(None) };
+        if self.ruleset.as_ref().is_some_and(|(known, _)| *known == generation) {
+            return Ok(None);
+        }
+        let exists = netlink("reading nftables", nft_has_table(socket, ours::NFT_TABLE))?;
+        let listing = if exists { Some(nft::Listing::start()?) } else { None };
+        Ok(Some((generation, listing)))
+    }
+
+    fn finish_listing(
+        &mut self,
+        started: Option<(u32, Option<nft::Listing>)>,
+    ) -> Result<Option<Vec<NftChain>>, Error> {
+        if let Some((generation, listing)) = started {
+            let chains = listing.map_or(Ok(None), nft::Listing::finish)?;
+            self.ruleset = Some((generation, chains));
+        }
+        Ok(self.ruleset.as_ref().and_then(|(_, chains)| chains.clone()))
+    }
+
+    /// The chains of our table; None if there is no table.
+    pub(crate) fn chains(&mut self) -> Result<Option<Vec<NftChain>>, Error> {
+        let started = self.start_listing()?;
+        self.finish_listing(started)
+    }
+}
+
+/// Files, symbolic links and binaries of the scope, and all versions of the node binary.
+fn look_at_files(root: &Root, scope: &Scope, asides: &BTreeSet<String>) -> Result<Vec<Spec>, Error> {
+    let mut found = Vec::new();
+    let mut binaries: BTreeSet<String> = files::binaries(root)?.into_iter().collect();
+    for (key, _) in &scope.keys {
+        match key {
+            Key::File(path) => found.extend(files::file(root, path)?.map(Spec::File)),
+            Key::Symlink(path) => found.extend(files::symlink(root, path)?.map(Spec::Symlink)),
+            Key::Binary(path) => {
+                binaries.insert(path.clone());
+            }
+            _ => {}
+        }
+    }
+    for path in binaries {
+        let binary = files::binary(root, &path)?;
+        // What this process has set aside is as good as gone.
+        let gone = |b: &homelab_model::Binary| b.sha256 == files::LEFT_BEHIND && asides.contains(&path);
+        found.extend(binary.filter(|b| !gone(b)).map(Spec::Binary));
+    }
+    Ok(found)
+}

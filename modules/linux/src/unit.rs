@@ -1,0 +1,248 @@
+//! systemd units, through `systemctl`.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use homelab_model::{AgentFact, Unit, ours};
+
+use crate::error::Error;
+use crate::files::is_digest;
+use crate::root::Root;
+
+const PROPERTIES: &str =
+    "--property=Id,LoadState,FragmentPath,ActiveState,UnitFileState,NeedDaemonReload,MainPID";
+/// Lines of a unit's journal in an error.
+const JOURNAL_LINES: &str = "20";
+
+/// Whether systemd is PID 1 here.
+pub(crate) fn systemd_runs(root: &Root) -> bool {
+    root.is_system() && Path::new("/run/systemd/system").exists()
+}
+
+/// A running `systemctl show`.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    child: Option<Child>,
+}
+
+impl Shown {
+    /// Starts it for these units; where there is no systemd it will find nothing.
+    pub(crate) fn start(root: &Root, units: &[&str]) -> Result<Shown, Error> {
+        if units.is_empty() || !systemd_runs(root) {
+            return Ok(Shown { child: None });
+        }
+        let mut command = Command::new("systemctl");
+        command.args(["show", PROPERTIES, "--"]).args(units);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(|e| failure(&units.join(" "), e))?;
+        Ok(Shown { child: Some(child) })
+    }
+
+    /// Waits for it. Units that systemd does not know, or that are not ours and off, are left out.
+    pub(crate) fn finish(self, root: &Root) -> Result<Vec<Unit>, Error> {
+        let Some(child) = self.child else { return Ok(Vec::new()) };
+        let output = child.wait_with_output().map_err(|e| failure("", e))?;
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(Error::Unit { name: String::new(), message });
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.split("\n\n").filter_map(parse_show).filter_map(|shown| shown.unit(root)).collect())
+    }
+}
+
+/// What systemd says of a unit.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct State {
+    name: String,
+    loaded: bool,
+    fragment: String,
+    active: String,
+    enabled: bool,
+    reload_needed: bool,
+    pid: u32,
+}
+
+/// One unit's block of `systemctl show`.
+fn parse_show(block: &str) -> Option<State> {
+    let mut state = State::default();
+    for (key, value) in block.lines().filter_map(|line| line.split_once('=')) {
+        match key {
+            "Id" => state.name = value.to_owned(),
+            "LoadState" => state.loaded = value == "loaded",
+            "FragmentPath" => state.fragment = value.to_owned(),
+            "ActiveState" => state.active = value.to_owned(),
+            "UnitFileState" => state.enabled = value == "enabled",
+            "NeedDaemonReload" => state.reload_needed = value == "yes",
+            "MainPID" => state.pid = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    (!state.name.is_empty()).then_some(state)
+}
+
+impl State {
+    fn unit(self, root: &Root) -> Option<Unit> {
+        let file = Path::new(ours::UNIT_FILE).with_file_name(&self.name);
+        let ours_on_disk = self.loaded && Path::new(&self.fragment) == file;
+        if !(ours_on_disk || self.enabled || self.active == "active") {
+            return None;
+        }
+        let (running, config) = if self.pid == 0 {
+            Default::default()
+        } else {
+            (executable(root, self.pid), config(root, self.pid))
+        };
+        Some(Unit {
+            name: self.name,
+            enabled: self.enabled,
+            state: self.active,
+            reload_needed: self.reload_needed,
+            running,
+            config,
+        })
+    }
+}
+
+/// The digest of the node binary that a process runs, or the path of another executable.
+fn executable(root: &Root, pid: u32) -> String {
+    let Ok(target) = fs::read_link(root.proc(&format!("{pid}/exe"))) else { return String::new() };
+    let path = target.display().to_string();
+    let digest = path
+        .strip_prefix(ours::LIB)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .and_then(|rest| rest.strip_suffix("/homelab-node"));
+    match digest {
+        Some(digest) if is_digest(digest) => digest.to_owned(),
+        _ => path,
+    }
+}
+
+/// The configuration that the agent with this process id says it has loaded.
+fn config(root: &Root, pid: u32) -> String {
+    agent_report(root).filter(|report| report.pid == pid).map(|report| report.config).unwrap_or_default()
+}
+
+/// The agent's report.
+pub(crate) fn agent_report(root: &Root) -> Option<AgentFact> {
+    let bytes = fs::read(root.path(ours::RUN).join("agent.json")).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+fn failure(name: &str, error: io::Error) -> Error {
+    Error::Unit { name: name.to_owned(), message: format!("systemctl: {error}") }
+}
+
+/// Runs `systemctl`; its complaint if it fails.
+fn systemctl(arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new("systemctl")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("systemctl: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+fn must_run(root: &Root, name: &str) -> Result<(), Error> {
+    if systemd_runs(root) {
+        return Ok(());
+    }
+    Err(Error::Unit { name: name.to_owned(), message: "systemd does not run here".to_owned() })
+}
+
+/// Makes systemd read its unit files again.
+pub(crate) fn reload(root: &Root) -> Result<(), Error> {
+    if !systemd_runs(root) {
+        return Ok(());
+    }
+    systemctl(&["daemon-reload"]).map_err(|message| Error::Unit { name: "daemon-reload".to_owned(), message })
+}
+
+/// Brings a unit from `before` (None: it is not there) to `after`. `files_changed`: unit files were written since
+/// systemd last read them. Afterwards systemd has read them.
+pub(crate) fn set(
+    root: &Root,
+    before: Option<&Unit>,
+    after: &Unit,
+    files_changed: bool,
+) -> Result<(), Error> {
+    let name = after.name.as_str();
+    must_run(root, name)?;
+    let error = |message: String| Error::Unit { name: name.to_owned(), message };
+    // Both verbs make systemd read its files again.
+    if before.is_none_or(|b| b.enabled != after.enabled) {
+        systemctl(&[if after.enabled { "enable" } else { "disable" }, "--", name]).map_err(error)?;
+    } else if files_changed || before.is_some_and(|b| b.reload_needed) {
+        reload(root)?;
+    }
+    if after.state != "active" {
+        let _ = systemctl(&["stop", "--", name]);
+        let _ = systemctl(&["reset-failed", "--", name]);
+        return Ok(());
+    }
+    let as_it_was =
+        |b: &Unit| (&b.state, &b.running, &b.config) == (&after.state, &after.running, &after.config);
+    if before.is_some_and(as_it_was) {
+        return Ok(());
+    }
+    // A unit that failed too often in a row may not start before that is forgotten.
+    let _ = systemctl(&["reset-failed", "--", name]);
+    let started = systemctl(&["restart", "--", name]);
+    let now = Shown::start(root, &[name])?.finish(root)?;
+    let state = now.first().map_or("gone", |unit| unit.state.as_str());
+    match started {
+        Ok(()) if state == "active" => Ok(()),
+        Ok(()) => Err(error(format!("it is {state} after its start\n{}", journal(name)))),
+        Err(message) => Err(error(format!("{message}\n{}", journal(name)))),
+    }
+}
+
+/// Stops and disables a unit.
+pub(crate) fn delete(root: &Root, unit: &Unit) -> Result<(), Error> {
+    if !systemd_runs(root) {
+        return Ok(());
+    }
+    let name = unit.name.as_str();
+    // Fails where the unit file is gone; then only the process is left to stop.
+    if let Err(message) = systemctl(&["disable", "--now", "--", name]) {
+        let _ = systemctl(&["stop", "--", name]);
+        let left = Shown::start(root, &[name])?.finish(root)?;
+        if left.iter().any(|u| u.enabled || u.state == "active") {
+            return Err(Error::Unit { name: name.to_owned(), message });
+        }
+    }
+    let _ = systemctl(&["reset-failed", "--", name]);
+    Ok(())
+}
+
+/// The last lines of a unit's journal.
+fn journal(name: &str) -> String {
+    let output = Command::new("journalctl")
+        .args(["--no-pager", "--output=cat", "--lines", JOURNAL_LINES, "--unit", name])
+        .stdin(Stdio::null())
+        .output();
+    output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemctl_show_is_read() {
+        let block = "Id=homelab-node.service\nLoadState=loaded\nActiveState=active\n\
+                     FragmentPath=/etc/systemd/system/homelab-node.service\nUnitFileState=enabled\n\
+                     NeedDaemonReload=no\nMainPID=0\n";
+        let state = parse_show(block).unwrap();
+        let unit = state.unit(&Root::system()).unwrap();
+        assert_eq!((unit.enabled, unit.state.as_str(), unit.reload_needed), (true, "active", false));
+        let missing = "Id=homelab-node.service\nLoadState=not-found\nActiveState=inactive\nUnitFileState=\n";
+        assert_eq!(parse_show(missing).unwrap().unit(&Root::system()), None);
+        assert_eq!(parse_show(""), None);
+    }
+}
