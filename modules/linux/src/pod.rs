@@ -10,6 +10,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use thiserror::Error;
 
 use crate::netlink::{Message, NetlinkError, Socket};
@@ -63,7 +64,13 @@ impl Netns {
     /// Opens the namespace at `path`, e.g. `/var/run/netns/x` or `/proc/1/ns/net`.
     pub fn open(path: &Path) -> Result<Netns, PodError> {
         let text = path.display().to_string();
-        match File::open(path) {
+        let opened = File::open(path).and_then(|file| {
+            if fstatfs(&file)?.filesystem_type() == NSFS_MAGIC {
+                return Ok(file);
+            }
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "no namespace"))
+        });
+        match opened {
             Ok(file) => Ok(Netns { path: text, file }),
             Err(source) => Err(PodError::Namespace { path: text, source }),
         }
@@ -252,9 +259,11 @@ impl PodSocket {
         for (key, value) in bridge.sysctls {
             write_sysctl(key, value)?;
         }
-        let add = |address: &IpNet| rt::add_address_message(link.index, *address);
-        let mut messages: Vec<Message> = bridge.addresses.iter().map(add).collect();
-        messages.push(rt::set_message(link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
+        // Up first: an IPv6 address that is there earlier works only when the kernel's link watch has come by, up to
+        // a second after the first port.
+        let mut messages =
+            vec![rt::set_message(link.index, LinkChange { up: Some(true), ..LinkChange::default() })];
+        messages.extend(bridge.addresses.iter().map(|address| rt::add_address_message(link.index, *address)));
         for result in doing(what, self.socket.batch(messages))? {
             doing(what, result)?;
         }
@@ -282,14 +291,12 @@ impl PodSocket {
         const LOOPBACK: u32 = 1;
         let index = self.index(link)?;
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
-        let mut messages: Vec<Message> = vec![rt::set_message(LOOPBACK, up)];
-        let mut what = vec!["link lo".to_owned()];
+        let mut messages: Vec<Message> = vec![rt::set_message(LOOPBACK, up), rt::set_message(index, up)];
+        let mut what = vec!["link lo".to_owned(), format!("link {link}")];
         for &address in addresses {
             messages.push(rt::add_address_message(index, address));
             what.push(format!("address {address}"));
         }
-        messages.push(rt::set_message(index, up));
-        what.push(format!("link {link}"));
         for route in routes {
             let new = NewRoute {
                 destination: route.destination,
@@ -311,6 +318,21 @@ impl PodSocket {
             match result {
                 Err(error) if error.is(Errno::EEXIST) => {}
                 other => doing(|| what, other)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the link `name` carries packets, at most some 20 ms: a bridge's port forwards, and the end of a
+    /// pair that came up first sends, only when the kernel's link watch has seen its carrier. Asking for the link
+    /// makes it look (since Linux 6.8); else it comes by soon.
+    pub fn settle(&mut self, name: &str) -> Result<(), PodError> {
+        for _ in 0..100 {
+            match self.link(name)? {
+                Some(link) if link.up && !link.operational => {
+                    std::thread::sleep(std::time::Duration::from_micros(200));
+                }
+                _ => break,
             }
         }
         Ok(())

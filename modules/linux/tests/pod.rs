@@ -88,7 +88,7 @@ fn errors_name_what_was_tried() {
         assert!(!netns.is_own().unwrap());
         let missing = Netns::open("/proc/self/ns/none".as_ref()).unwrap_err().to_string();
         assert!(missing.contains("/proc/self/ns/none"), "{missing}");
-        let wrong = Netns::open("/proc/self/status".as_ref()).unwrap().socket().unwrap_err().to_string();
+        let wrong = Netns::open("/proc/self/status".as_ref()).unwrap_err().to_string();
         assert!(wrong.contains("/proc/self/status"), "{wrong}");
     });
 }

@@ -1,3 +1,12 @@
 //! The binary on a node: agent, CNI plugin and the engine's remote end.
 
-fn main() {}
+mod cni;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if cni::is_called() {
+        return cni::run();
+    }
+    ExitCode::SUCCESS
+}
