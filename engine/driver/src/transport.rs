@@ -24,8 +24,11 @@ pub trait Transport: Sync {
     fn open(&self, target: &Target, command: &str) -> Result<Box<dyn Session>, TransportError>;
 }
 
-/// A running command. Reads its stdout, writes its stdin. A read or write that waits longer than the
-/// transport's idle timeout fails with [`std::io::ErrorKind::TimedOut`].
+/// A running command. Reads its stdout, writes its stdin; a long write never blocks because nobody reads meanwhile.
+///
+/// Written bytes may stay buffered until `flush`, the next `read` or `finish`. A read or write that sees no progress
+/// for longer than the transport's idle timeout fails with [`std::io::ErrorKind::TimedOut`]. A read gives 0 only when
+/// the command has closed its stdout; a lost connection is an error.
 pub trait Session: Read + Write + Send {
     /// What the command has said on stderr so far (at most the last 64 KiB).
     fn stderr(&mut self) -> String;
@@ -75,18 +78,18 @@ pub enum TransportError {
     /// No known_hosts file has a key for this host.
     #[error("the host key of {host} is unknown: {algorithm} {fingerprint}")]
     HostKeyUnknown {
-        /// Name as known_hosts has it.
+        /// Name as known_hosts has it: `host`, or `[host]:port` if the port is not 22.
         host: String,
         /// e.g. `ssh-ed25519`.
         algorithm: String,
-        /// `SHA256:...`
+        /// `SHA256:...`, as `ssh-keygen -lf` prints it.
         fingerprint: String,
         /// Where it would be added.
         known_hosts: String,
         /// TCP port.
         port: u16,
     },
-    /// known_hosts has another key for this host.
+    /// known_hosts has another key for this host. No flag accepts this.
     #[error("the host key of {host} is not the known one: it shows {algorithm} {fingerprint}")]
     HostKeyChanged {
         /// Name as known_hosts has it.
@@ -97,8 +100,24 @@ pub enum TransportError {
         fingerprint: String,
         /// The file with the other key.
         known_hosts: String,
+        /// Its line, from 1.
+        line: usize,
         /// TCP port.
         port: u16,
+    },
+    /// known_hosts marks the host's key as revoked.
+    #[error("the host key of {host} is revoked: {algorithm} {fingerprint}")]
+    HostKeyRevoked {
+        /// Name as known_hosts has it.
+        host: String,
+        /// e.g. `ssh-ed25519`.
+        algorithm: String,
+        /// `SHA256:...`
+        fingerprint: String,
+        /// The file that says so.
+        known_hosts: String,
+        /// Its line, from 1.
+        line: usize,
     },
     /// No key was accepted.
     #[error("{user}@{host} accepted none of our keys ({tried})")]
