@@ -65,15 +65,17 @@ pub(crate) fn enter(
         |exec: &Exec, reason: String| TransportError::Lost { endpoint: exec.endpoint().to_owned(), reason };
     let mut since = Instant::now();
     let mut asked = 0;
+    let mut seen = 0;
     let mut generation = None;
     loop {
         let moved = exec.pump(NOISE).map_err(|e| lost(exec, words(&e)))?;
-        if skip_to(exec, READY) {
+        if skip_to(exec, READY, seen) {
             return Ok(());
         }
-        if skip_to(exec, MISSING) {
+        if skip_to(exec, MISSING, seen) {
             return Err(sudo("sudo is not installed there; log in as root, or install it".to_owned()));
         }
+        seen = exec.inbox().len();
         if count(exec.errors(), ASK) > asked {
             asked += 1;
             let text = format!("sudo password for {} (asked once for all nodes): ", settings.user);
@@ -120,12 +122,14 @@ pub(crate) fn enter(
     }
 }
 
-/// Removes everything up to the line `mark` from what has arrived.
-fn skip_to(exec: &mut Exec, mark: &str) -> bool {
-    let inbox = exec.inbox().make_contiguous();
+/// Removes everything up to the line `mark` from what has arrived; looks only at what is newer than `seen` bytes.
+fn skip_to(exec: &mut Exec, mark: &str, seen: usize) -> bool {
     let line = format!("{mark}\n");
-    let Some(at) = inbox.windows(line.len()).position(|w| w == line.as_bytes()) else { return false };
-    exec.inbox().drain(..at + line.len());
+    let from = seen.saturating_sub(line.len());
+    let inbox = exec.inbox().make_contiguous();
+    let Some(new) = inbox.get(from..) else { return false };
+    let Some(at) = new.windows(line.len()).position(|w| w == line.as_bytes()) else { return false };
+    exec.inbox().drain(..from + at + line.len());
     true
 }
 
