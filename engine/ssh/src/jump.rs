@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -56,7 +55,7 @@ pub(crate) fn through(
             {
                 *reason = format!("jump host {endpoint}: {}", words(&e));
             }
-            // Dropped only now, so that the reason is there when the inner session sees the end.
+            // Closed only now, so that the reason is there when the inner session sees the end.
             drop(theirs);
         })
         .map_err(failed)?;
@@ -113,7 +112,6 @@ fn pump(mut outer: Link, mut channel: Channel, mut inner: &UnixStream) -> io::Re
             return Ok(());
         }
         if channel.eof() && down.is_empty() {
-            let _ = inner.shutdown(Shutdown::Write);
             return Err(io::Error::other("the way through it was closed"));
         }
         if moved {

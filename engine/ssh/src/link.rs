@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use homelab_driver::TransportError;
+use libssh2_sys as raw;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use ssh2::{BlockDirections, ErrorCode};
 
-const EAGAIN: ErrorCode = ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_EAGAIN);
+const EAGAIN: ErrorCode = ErrorCode::Session(raw::LIBSSH2_ERROR_EAGAIN);
 
 /// Time that may pass until a stage of connecting is over.
 #[derive(Debug, Clone, Copy)]
@@ -195,6 +196,21 @@ impl Link {
         match self.below.reason() {
             Some(below) => format!("{reason} ({below})"),
             None => reason,
+        }
+    }
+
+    /// What an I/O error of a channel means; libssh2 puts only its own function into words.
+    pub(crate) fn cause(&self, error: &io::Error) -> String {
+        match ssh2::Error::last_session_error(&self.session).map(|e| e.code()) {
+            Some(ErrorCode::Session(
+                raw::LIBSSH2_ERROR_SOCKET_DISCONNECT
+                | raw::LIBSSH2_ERROR_SOCKET_SEND
+                | raw::LIBSSH2_ERROR_SOCKET_RECV,
+            )) => "closed by the other side".to_owned(),
+            Some(ErrorCode::Session(raw::LIBSSH2_ERROR_INVALID_MAC | raw::LIBSSH2_ERROR_DECRYPT)) => {
+                format!("what arrived was damaged ({})", words(error))
+            }
+            _ => words(error),
         }
     }
 

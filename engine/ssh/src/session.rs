@@ -158,7 +158,8 @@ impl Exec {
         let (kind, text) = match error.kind() {
             io::ErrorKind::TimedOut => (io::ErrorKind::TimedOut, words(error)),
             _ => {
-                let text = format!("the connection to {} was lost: {}", self.link.endpoint, words(error));
+                let text =
+                    format!("the connection to {} was lost: {}", self.link.endpoint, self.link.cause(error));
                 (io::ErrorKind::ConnectionAborted, text)
             }
         };

@@ -72,7 +72,9 @@ fn a_broken_configuration_is_named() {
     let sshd = Sshd::start();
     fs::write(sshd.path("ssh_config"), "Portt 22\n").unwrap();
     match sshd.error() {
-        TransportError::Config(text) => assert!(text.contains("ssh_config") && text.contains("portt"), "{text}"),
+        TransportError::Config(text) => {
+            assert!(text.contains("ssh_config") && text.contains("portt"), "{text}")
+        }
         other => panic!("{other}"),
     }
 }
@@ -80,7 +82,11 @@ fn a_broken_configuration_is_named() {
 #[test]
 fn jump_of_the_users_configuration() {
     let (jump, node) = pair();
-    node.configure(&format!("Host 127.0.0.1\n  ProxyJump hop\nHost hop\n  HostName localhost\n  HostKeyAlias {}\n  Port {}\n", jump.name(), jump.port));
+    node.configure(&format!(
+        "Host 127.0.0.1\n  ProxyJump hop\nHost hop\n  HostName localhost\n  HostKeyAlias {}\n  Port {}\n",
+        jump.name(),
+        jump.port
+    ));
     assert_eq!(node.run("echo in"), "in\n");
     assert!(jump.log().contains("Accepted publickey"));
 }
@@ -104,7 +110,11 @@ fn chain() -> (Sshd, Sshd, Sshd) {
     node.configure(&format!("ProxyJump 127.0.0.1:{},127.0.0.1:{}\n", first.port, second.port));
     // The hops themselves must not jump.
     let text = fs::read_to_string(node.path("ssh_config")).unwrap();
-    fs::write(node.path("ssh_config"), text.replacen("ProxyJump", "Host node\n  HostName 127.0.0.1\n  ProxyJump", 1)).unwrap();
+    fs::write(
+        node.path("ssh_config"),
+        text.replacen("ProxyJump", "Host node\n  HostName 127.0.0.1\n  ProxyJump", 1),
+    )
+    .unwrap();
     (first, second, node)
 }
 
@@ -125,7 +135,13 @@ fn jump_over_two() {
         assert!(hop.log().contains("Accepted publickey"));
     }
     // The second hop sees the first hop's connection; host keys are checked at every hop.
-    node.write_known(&format!("{} {}\n{} {}\n", first.name(), first.host_key("ed25519"), node.name(), node.host_key("ed25519")));
+    node.write_known(&format!(
+        "{} {}\n{} {}\n",
+        first.name(),
+        first.host_key("ed25519"),
+        node.name(),
+        node.host_key("ed25519")
+    ));
     match error(node.transport().open(&target, "true")) {
         TransportError::HostKeyUnknown { host, .. } => assert_eq!(host, second.name()),
         other => panic!("{other}"),

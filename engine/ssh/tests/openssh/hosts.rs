@@ -37,7 +37,8 @@ fn unknown() {
 #[test]
 fn the_command_that_mends_unknown_works() {
     let sshd = stranger(&["ed25519", "rsa"]);
-    let output = Command::new("ssh-keyscan").args(["-p", &sshd.port.to_string(), "127.0.0.1"]).output().unwrap();
+    let output =
+        Command::new("ssh-keyscan").args(["-p", &sshd.port.to_string(), "127.0.0.1"]).output().unwrap();
     sshd.write_known(&String::from_utf8(output.stdout).unwrap());
     assert_eq!(sshd.run("echo in"), "in\n");
 }
@@ -87,11 +88,8 @@ fn accept_new_with_nowhere_to_write() {
 fn accept_new_makes_the_directory() {
     let sshd = stranger(&["ed25519"]);
     let file = sshd.path("fresh/known_hosts");
-    let options = SshOptions {
-        accept_new_host_keys: true,
-        known_hosts_file: Some(file.clone()),
-        ..sshd.options()
-    };
+    let options =
+        SshOptions { accept_new_host_keys: true, known_hosts_file: Some(file.clone()), ..sshd.options() };
     assert_eq!(text(&mut *SshTransport::new(options).open(&target(), "echo in").unwrap()), "in\n");
     assert!(fs::read_to_string(file).unwrap().contains(&sshd.host_key("ed25519")));
     assert!(!sshd.path("known_hosts").exists());
@@ -132,7 +130,12 @@ fn changed() {
     assert_changed(sshd.error(), 3);
     assert_eq!(sshd.known(), known);
     // The command that we name mends it.
-    let status = Command::new("ssh-keygen").arg("-R").arg(sshd.name()).arg("-f").arg(sshd.path("known_hosts")).output();
+    let status = Command::new("ssh-keygen")
+        .arg("-R")
+        .arg(sshd.name())
+        .arg("-f")
+        .arg(sshd.path("known_hosts"))
+        .output();
     assert!(status.unwrap().status.success());
     sshd.configure("");
     assert!(matches!(sshd.error(), TransportError::HostKeyUnknown { .. }));
@@ -143,7 +146,16 @@ fn changed_under_a_hashed_name() {
     let sshd = stranger(&["ed25519"]);
     let other = Sshd::with("", &["ed25519"]);
     sshd.write_known(&format!("{} {}\n", sshd.name(), other.host_key("ed25519")));
-    assert!(Command::new("ssh-keygen").arg("-H").arg("-f").arg(sshd.path("known_hosts")).output().unwrap().status.success());
+    assert!(
+        Command::new("ssh-keygen")
+            .arg("-H")
+            .arg("-f")
+            .arg(sshd.path("known_hosts"))
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     assert!(sshd.known().starts_with("|1|"));
     assert_changed(sshd.error(), 1);
 }
@@ -224,7 +236,8 @@ fn names() {
 #[test]
 fn the_global_file_counts() {
     let sshd = stranger(&["ed25519"]);
-    fs::write(sshd.path("global_known_hosts"), format!("{} {}\n", sshd.name(), sshd.host_key("ed25519"))).unwrap();
+    fs::write(sshd.path("global_known_hosts"), format!("{} {}\n", sshd.name(), sshd.host_key("ed25519")))
+        .unwrap();
     assert_eq!(sshd.run("echo in"), "in\n");
 }
 

@@ -29,8 +29,9 @@ impl Sshd {
         sshd
     }
 
-    /// An sshd with more configuration and these host keys, which nobody knows and nobody may log in to yet.
-    pub(crate) fn with(config: &str, host_keys: &[&str]) -> Sshd {
+    /// An sshd with these host keys, which nobody knows and nobody may log in to yet, whose sessions have `env`
+    /// (`NAME=value ...`) and no login scripts but those that a test puts into its directory.
+    pub(crate) fn with(env: &str, host_keys: &[&str]) -> Sshd {
         let dir = tempfile::tempdir().unwrap();
         for kind in host_keys {
             keygen(dir.path(), &format!("host_{kind}"), &["-t", kind]);
@@ -42,7 +43,7 @@ impl Sshd {
         let mut text = format!(
             "Port {port}\nListenAddress 127.0.0.1\nAuthorizedKeysFile {path}/authorized_keys\nPidFile none\nUsePAM no\n\
              StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             MaxStartups 100\nLogLevel VERBOSE\n{config}\n"
+             MaxStartups 100\nLogLevel VERBOSE\nSetEnv HOME={path} {env}\n"
         );
         for kind in host_keys {
             text += &format!("HostKey {path}/host_{kind}\n");

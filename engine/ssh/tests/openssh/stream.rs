@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use homelab_ssh::Transport;
 
-use crate::server::{Sshd, script, target, text};
+use crate::server::{Sshd, target, text};
 
 const MIB: usize = 1 << 20;
 
@@ -100,7 +100,8 @@ fn stderr_is_kept_apart_and_bounded() {
     assert_eq!(text(&mut *session), "out\n");
     assert_eq!(session.finish(), Some(0));
     assert_eq!(session.stderr(), "err\n");
-    let mut session = sshd.open("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo last >&2; echo out").unwrap();
+    let mut session =
+        sshd.open("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo last >&2; echo out").unwrap();
     assert_eq!(text(&mut *session), "out\n");
     assert_eq!(session.finish(), Some(0));
     let said = session.stderr();
@@ -110,7 +111,9 @@ fn stderr_is_kept_apart_and_bounded() {
 #[test]
 fn any_command_arrives_as_it_is() {
     let sshd = Sshd::start();
-    for word in ["it's", "a\\b", "\\\\", "\\'", "two\nlines", "$HOME `id` \"quoted\" !!", "*;&|", "ünï", "tab\there"] {
+    for word in
+        ["it's", "a\\b", "\\\\", "\\'", "two\nlines", "$HOME `id` \"quoted\" !!", "*;&|", "ünï", "tab\there"]
+    {
         let command = format!("printf %s \"$(cat <<'END'\n{word}\nEND\n)\"");
         assert_eq!(sshd.run(&command), word);
     }
@@ -119,20 +122,19 @@ fn any_command_arrives_as_it_is() {
 #[test]
 fn login_noise_is_dropped() {
     let sshd = Sshd::start();
-    drop(sshd);
-    // bash reads BASH_ENV before any command.
-    let dir = tempfile::tempdir().unwrap();
-    script(&dir.path().join("noise"), "echo Welcome; printf 'no newline'; echo warning >&2\n");
-    let sshd = Sshd::with(&format!("SetEnv BASH_ENV={}", dir.path().join("noise").display()), &["ed25519"]);
-    sshd.know("ed25519");
-    sshd.authorize("id", &["-t", "ed25519"]);
-    if sshd.run("printf data") != "data" {
-        panic!("noise came through");
-    }
-    // A login that never ends to print is given up.
-    fs::write(dir.path().join("noise"), "while :; do echo noise; done\n").unwrap();
+    let (rc, ran) = (sshd.path(".bashrc"), sshd.path("ran"));
+    let noisy = format!("touch {}; echo Welcome; echo warning >&2; printf 'no newline'\n", ran.display());
+    fs::write(&rc, &noisy).unwrap();
+    assert_eq!(sshd.run("printf data"), "data");
+    assert!(ran.exists(), "this test needs bash as the login shell");
+    // A login that prints without end is given up.
+    fs::write(&rc, "while :; do printf '%01000d\\n' 0; done\n").unwrap();
     let said = sshd.error().to_string();
     assert!(said.contains("prints without end"), "{said}");
+    // One that ends before our command, too.
+    fs::write(&rc, "echo This account is closed. >&2; exit 1\n").unwrap();
+    let said = sshd.error().to_string();
+    assert!(said.contains("This account is closed."), "{said}");
 }
 
 #[test]

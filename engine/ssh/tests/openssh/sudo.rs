@@ -36,7 +36,7 @@ fn user_with_sudo() -> (TempDir, Sshd) {
     let path = dir.path().display();
     script(&dir.path().join("id"), "#!/bin/sh\necho 1000\n");
     script(&dir.path().join("sudo"), SUDO);
-    let sshd = Sshd::with(&format!("SetEnv PATH={path}:/usr/bin:/bin DIR={path}"), &["ed25519"]);
+    let sshd = Sshd::with(&format!("PATH={path}:/usr/bin:/bin DIR={path}"), &["ed25519"]);
     sshd.know("ed25519");
     sshd.authorize("id", &["-t", "ed25519"]);
     (dir, sshd)
@@ -56,7 +56,8 @@ fn transport(sshd: &Sshd, user: &User) -> SshTransport {
 fn without_password() {
     let (_dir, sshd) = user_with_sudo();
     let user = User::default();
-    let mut session = transport(&sshd, &user).open(&become_target(), "echo $HL_ROOT; echo err >&2; cat").unwrap();
+    let mut session =
+        transport(&sshd, &user).open(&become_target(), "echo $HL_ROOT; echo err >&2; cat").unwrap();
     session.write_all(b"data\n").unwrap();
     let mut buffer = [0; 9];
     session.read_exact(&mut buffer).unwrap();
@@ -157,11 +158,13 @@ fn no_sudo() {
     for tool in ["sh", "echo"] {
         std::os::unix::fs::symlink(format!("/bin/{tool}"), dir.path().join(tool)).unwrap();
     }
-    let sshd = Sshd::with(&format!("SetEnv PATH={}", dir.path().display()), &["ed25519"]);
+    let sshd = Sshd::with(&format!("PATH={}", dir.path().display()), &["ed25519"]);
     sshd.know("ed25519");
     sshd.authorize("id", &["-t", "ed25519"]);
     match error(sshd.transport().open(&become_target(), "true")) {
-        TransportError::Sudo { reason, .. } => assert!(reason.starts_with("sudo is not installed"), "{reason}"),
+        TransportError::Sudo { reason, .. } => {
+            assert!(reason.starts_with("sudo is not installed"), "{reason}")
+        }
         other => panic!("{other}"),
     }
 }
