@@ -172,7 +172,7 @@ impl Engine<'_> {
         let first = match live.connection.send(&request).and_then(|()| live.connection.receive()) {
             Err(NodeError::Broken { .. }) => {
                 let fresh = self.open(target, &live.scope)?;
-                if plan_node(&plan.node, &owned(&fresh.observed.objects), &live.desired) != *plan {
+                if plan_node(&plan.node, &owned(&fresh.observed), &live.desired) != *plan {
                     return Err(NodeError::Stale);
                 }
                 live.connection = fresh.connection;
@@ -202,7 +202,7 @@ impl Engine<'_> {
         self.observer.event(&target.name, Event::Verifying);
         let end = Instant::now() + self.options.settle;
         loop {
-            let left = diff(&owned(&live.observed.objects), &live.desired);
+            let left = diff(&owned(&live.observed), &live.desired);
             if left.is_empty() {
                 return Ok(());
             }
@@ -252,7 +252,7 @@ impl Engine<'_> {
                 Err(NodeError::OtherMachine(format!("{}, which is in the file", spec.node)))
             }
             _ => {
-                let plan = plan_node(&target.name, &owned(&live.observed.objects), &live.desired);
+                let plan = plan_node(&target.name, &owned(&live.observed), &live.desired);
                 if plan.changes.is_empty() {
                     Ok(None)
                 } else {

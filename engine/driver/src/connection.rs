@@ -126,8 +126,10 @@ impl Opening<'_> {
                 }
             }
         };
+        // A lost connection says nothing about the binary.
+        let lost = |e: &NodeError| matches!(e, NodeError::Broken { source: FrameError::Io(_), .. });
         let distrust = |error: NodeError| {
-            if installed { Attempt::Distrusted(error) } else { Attempt::Failed(error) }
+            if installed && !lost(&error) { Attempt::Distrusted(error) } else { Attempt::Failed(error) }
         };
         let hello = match connection.receive() {
             Ok(Response::Hello(hello)) => hello,
@@ -199,7 +201,7 @@ impl Connection {
     pub(crate) fn observed(&mut self) -> Result<Observed, NodeError> {
         match self.receive()? {
             Response::Observed(observed) => Ok(*observed),
-            Response::Failed(failure) => Err(NodeError::Failed(failure)),
+            Response::Failed(failure) => Err(NodeError::Unobserved(failure.message)),
             _ => Err(NodeError::OutOfTurn),
         }
     }
@@ -215,12 +217,10 @@ impl Connection {
         self.io.get_ref().traffic()
     }
 
-    /// Says goodbye and waits for the end of the node's process.
+    /// Says goodbye. The node's process ends by itself, and nobody waits for that.
     pub(crate) fn close(mut self) {
         // The work is done: what fails now changes nothing.
-        if self.send(&Request::Bye).is_ok() {
-            self.io.get_mut().finish();
-        }
+        let _ = self.send(&Request::Bye);
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {

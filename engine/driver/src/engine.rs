@@ -230,7 +230,7 @@ fn assemble(
                 (None, _) => Err(errors.remove(&node.name).unwrap_or(NodeError::Cancelled)),
                 (Some(_), Some(problems)) => Err(NodeError::Blocked(problems.clone())),
                 (Some(node_state), None) => {
-                    Ok(plan_node(&node.name, &owned(&node_state.observed.objects), &node_state.desired))
+                    Ok(plan_node(&node.name, &owned(&node_state.observed), &node_state.desired))
                 }
             };
             PlannedNode { name: node.name.clone(), address: node.address, outcome }

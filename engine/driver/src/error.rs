@@ -70,6 +70,9 @@ pub enum NodeError {
     /// A message at the wrong place.
     #[error("homelab-node answered out of turn")]
     OutOfTurn,
+    /// The node could not look at itself.
+    #[error("homelab-node cannot look at the node: {0}")]
+    Unobserved(String),
     /// The node could not carry out a request.
     #[error("{}", failure_text(.0))]
     Failed(Failure),

@@ -1,8 +1,9 @@
 //! The plan of a whole cluster.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use homelab_model::{Impact, Module, NodeObject, NodePlan, Object, Spec, Summary, ours};
+use homelab_model::{Impact, Module, NodeObject, NodePlan, Object, Observed, Spec, Summary, ours};
 
 use crate::{Departed, NodeError};
 
@@ -71,12 +72,22 @@ impl Plan {
     }
 }
 
+/// Names of a node's links that are ours.
+pub(crate) fn our_links(observed: &Observed) -> BTreeSet<String> {
+    // Rendering takes a moment, and hardly ever has anybody taken a mark away.
+    let unmarked = |o: &NodeObject| matches!(&o.spec, Spec::Link(l) if l.alias != ours::LINK_ALIAS);
+    let record = observed.spec.as_ref().filter(|_| observed.objects.iter().any(unmarked));
+    let recorded = record.map(homelab_desired::desired).unwrap_or_default();
+    observed.our_links(&recorded)
+}
+
 /// The observed objects without those that stand under one of our names and are not ours.
-pub(crate) fn owned(objects: &[NodeObject]) -> Vec<NodeObject> {
-    let foreign = |o: &&NodeObject| matches!(&o.spec, Spec::Link(l) if l.alias != ours::LINK_ALIAS);
-    let links: Vec<_> = objects.iter().filter(foreign).map(Object::key).collect();
+pub(crate) fn owned(observed: &Observed) -> Vec<NodeObject> {
+    let ours = our_links(observed);
+    let foreign = |o: &&NodeObject| matches!(&o.spec, Spec::Link(l) if !ours.contains(&l.name));
+    let links: Vec<_> = observed.objects.iter().filter(foreign).map(Object::key).collect();
     let keep = |o: &&NodeObject| !links.contains(&o.key()) && o.parent().is_none_or(|p| !links.contains(&p));
-    objects.iter().filter(keep).cloned().collect()
+    observed.objects.iter().filter(keep).cloned().collect()
 }
 
 /// Modules in the order in which plans show them.

@@ -10,6 +10,7 @@ use homelab_model::{
 use ipnet::IpNet;
 
 use crate::offload::offload_fault;
+use crate::plan::our_links;
 use crate::recall::{Departed, recall};
 
 /// MTU of Ethernet: assumed where no node could be asked.
@@ -43,7 +44,7 @@ pub fn resolve(
     for node in &cluster.nodes {
         let Some(observed) = seen.get(&node.name) else { continue };
         let facts = &observed.facts;
-        let mut problems = conflicts(cluster, node.address, facts);
+        let mut problems = conflicts(cluster, node.address, facts, &our_links(observed));
         problems.extend(own_problems(cluster, node, observed, seen));
         version_warning(node, facts, &mut result.warnings);
         match &observed.spec {

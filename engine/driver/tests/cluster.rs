@@ -229,3 +229,63 @@ fn a_fourth_node_changes_no_range() {
         laptop.lan.with(address, |m| assert_eq!(m.spec().unwrap().pod_cidrs, [range]));
     }
 }
+
+#[test]
+fn directories_that_only_the_node_knows_are_looked_at_too() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    let stray = homelab_model::File {
+        path: format!("/srv/cni/net.d/{}", ours::CONFLIST),
+        mode: 0o600,
+        owner: "0:0".into(),
+        content: homelab_model::Content::Text("{}\n".into()),
+    };
+    let spec = homelab_model::Spec::File(stray);
+    laptop.lan.with("192.168.50.12", |m| {
+        m.runtimes.push(homelab_model::CniRuntime {
+            name: "containerd".into(),
+            bin_dirs: vec!["/srv/cni/bin".into()],
+            conf_dir: "/srv/cni/net.d".into(),
+        });
+        m.objects.insert(spec.key(), homelab_model::NodeObject { module: homelab_model::Module::Cni, spec });
+    });
+    let plan = laptop.plan(&home);
+    let changes = &plan.nodes[1].outcome.as_ref().unwrap().changes;
+    let conflist = changes.iter().find(|c| c.object.contains("/srv/cni/net.d")).unwrap();
+    assert_eq!(conflist.action, homelab_model::Action::Update, "{conflist:?}");
+    assert!(laptop.apply(&home).succeeded());
+    assert!(laptop.plan(&home).is_empty());
+    assert!(laptop.destroy(&home).succeeded());
+    laptop.lan.with("192.168.50.12", |m| assert!(m.objects.is_empty(), "{:?}", m.objects));
+}
+
+fn alias(laptop: &Laptop, address: &str, mac: Option<&str>) {
+    laptop.lan.with(address, |m| {
+        let key = Key::Link("homelab.1".into());
+        if let Some(homelab_model::Spec::Link(link)) = m.objects.get_mut(&key).map(|o| &mut o.spec) {
+            link.alias.clear();
+            if let Some(mac) = mac {
+                mac.clone_into(&mut link.mac);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_link_that_lost_its_alias_is_ours_and_a_foreign_one_is_not() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.apply(&home).succeeded());
+    alias(&laptop, "192.168.50.11", None);
+    let plan = laptop.plan(&home);
+    let changes = &plan.nodes[0].outcome.as_ref().unwrap().changes;
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    assert_eq!(changes[0].object, "link homelab.1");
+    assert!(laptop.apply(&home).succeeded());
+    // Under our name, and not from us.
+    alias(&laptop, "192.168.50.11", Some("0a:00:00:00:00:01"));
+    let plan = laptop.plan(&home);
+    assert!(matches!(&plan.nodes[0].outcome, Err(NodeError::Blocked(_))), "{plan:?}");
+    assert!(laptop.destroy(&home).succeeded());
+    laptop.lan.with("192.168.50.11", |m| assert!(m.objects.contains_key(&Key::Link("homelab.1".into()))));
+}

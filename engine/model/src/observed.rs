@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::node::{Key, Module, NodeObject};
+use crate::node::{Key, Link, Module, NodeObject, Spec};
 use crate::spec::NodeSpec;
 use crate::{Cluster, ours};
 
@@ -147,6 +147,28 @@ pub struct Problem {
     pub help: String,
 }
 
+impl Observed {
+    /// Names of the links that are ours: by their alias, or, where somebody took that away, because they still have
+    /// the name, type and MAC address of `recorded`: what the node's record of the last apply stands for.
+    pub fn our_links(&self, recorded: &[NodeObject]) -> BTreeSet<String> {
+        let links = |objects: &[NodeObject]| -> Vec<Link> {
+            let link = |o: &NodeObject| match &o.spec {
+                Spec::Link(link) => Some(link.clone()),
+                _ => None,
+            };
+            objects.iter().filter_map(link).collect()
+        };
+        let recorded = links(recorded);
+        let same = |a: &Link, b: &Link| {
+            (&a.name, &a.mac) == (&b.name, &b.mac)
+                && std::mem::discriminant(&a.kind) == std::mem::discriminant(&b.kind)
+        };
+        let marked = self.facts.links.iter().filter(|l| l.alias == ours::LINK_ALIAS).map(|l| l.name.clone());
+        let unmarked = links(&self.objects).into_iter().filter(|l| recorded.iter().any(|r| same(l, r)));
+        marked.chain(unmarked.map(|l| l.name)).collect()
+    }
+}
+
 impl Facts {
     /// The link that holds `address`.
     pub fn link_of(&self, address: IpAddr) -> Option<&LinkFact> {
@@ -174,7 +196,14 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
 }
 
 /// What of a node's own, foreign state blocks the cluster network described by `cluster`.
-pub fn conflicts(cluster: &Cluster, address: IpAddr, facts: &Facts) -> Vec<Problem> {
+///
+/// `owned` are the names of homelab's own links, see [`Observed::our_links`].
+pub fn conflicts(
+    cluster: &Cluster,
+    address: IpAddr,
+    facts: &Facts,
+    owned: &BTreeSet<String>,
+) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut problem = |message: String, help: &str| problems.push(Problem { message, help: help.to_owned() });
     if facts.systemd.is_none() {
@@ -191,9 +220,9 @@ pub fn conflicts(cluster: &Cluster, address: IpAddr, facts: &Facts) -> Vec<Probl
         );
     }
     let vxlan = &cluster.network.vxlan;
-    let is_ours = |name: &str| facts.links.iter().any(|l| l.name == name && l.alias == ours::LINK_ALIAS);
+    let is_ours = |name: &str| owned.contains(name);
     for link in &facts.links {
-        if link.alias == ours::LINK_ALIAS {
+        if is_ours(&link.name) {
             continue;
         }
         if link.name == vxlan.device || link.name == ours::BRIDGE {

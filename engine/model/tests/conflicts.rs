@@ -1,6 +1,9 @@
 //! What of a node's own state blocks ours.
 
-use homelab_model::{AddressFact, Cluster, Facts, LinkFact, RouteFact, conflicts, ours};
+use homelab_model::{
+    AddressFact, Cluster, Facts, Link, LinkFact, LinkKind, Module, NodeObject, Observed, RouteFact, Spec,
+    conflicts, ours,
+};
 
 fn cluster() -> Cluster {
     use homelab_model::{LoadBalancer, Mtu, Network, Vxlan};
@@ -59,7 +62,8 @@ fn clean() -> Facts {
 }
 
 fn messages(facts: &Facts) -> Vec<String> {
-    conflicts(&cluster(), "192.168.50.11".parse().expect("address"), facts)
+    let observed = Observed { facts: facts.clone(), objects: Vec::new(), spec: None };
+    conflicts(&cluster(), "192.168.50.11".parse().expect("address"), facts, &observed.our_links(&[]))
         .into_iter()
         .map(|p| p.message)
         .collect()
@@ -100,4 +104,30 @@ fn a_wrong_machine_is_noticed() {
     let mut facts = clean();
     facts.addresses.remove(0);
     assert!(messages(&facts)[0].contains("no interface has the address 192.168.50.11"));
+}
+
+#[test]
+fn a_link_that_lost_its_mark_is_still_ours_while_it_is_what_the_record_says() {
+    let object = |mac: &str, alias: &str| NodeObject {
+        module: Module::Vtep,
+        spec: Spec::Link(Link {
+            name: "homelab0".into(),
+            mac: mac.into(),
+            mtu: 1450,
+            up: true,
+            alias: alias.into(),
+            kind: LinkKind::Bridge { stp: false },
+        }),
+    };
+    let mut facts = clean();
+    facts.links[2].alias.clear();
+    let observed = |mac: &str| Observed { facts: facts.clone(), objects: vec![object(mac, "")], spec: None };
+    let recorded = [object("02:00:00:00:00:01", ours::LINK_ALIAS)];
+    let blocked = |observed: &Observed, recorded: &[NodeObject]| {
+        let address = "192.168.50.11".parse().expect("address");
+        !conflicts(&cluster(), address, &observed.facts, &observed.our_links(recorded)).is_empty()
+    };
+    assert!(!blocked(&observed("02:00:00:00:00:01"), &recorded));
+    assert!(blocked(&observed("02:00:00:00:00:01"), &[]), "no record");
+    assert!(blocked(&observed("02:00:00:00:00:02"), &recorded), "another link under the same name");
 }

@@ -14,8 +14,8 @@ use homelab_driver::{
     Session, Silent, Target, Transport, TransportError,
 };
 use homelab_model::{
-    AddressFact, Change, Cluster, Content, Facts, Key, LinkFact, LoadBalancer, Mtu, Network, Node,
-    NodeObject, NodeSpec, Object, Observed, Scope, Spec, SshSettings, Vxlan, ours, sha256_hex,
+    AddressFact, Change, Cluster, CniRuntime, Content, Facts, Key, LinkFact, LoadBalancer, Mtu, Network,
+    Node, NodeObject, NodeSpec, Object, Observed, Scope, Spec, SshSettings, Vxlan, ours, sha256_hex,
 };
 use homelab_protocol::{Applied, Failure, Hello, PROTOCOL, Request, Response, read_frame, write_frame};
 
@@ -56,6 +56,7 @@ pub(crate) struct Machine {
     /// Their values before homelab.
     pub(crate) originals: BTreeMap<String, String>,
     pub(crate) fault: Fault,
+    pub(crate) runtimes: Vec<CniRuntime>,
     /// Uploads of the binary.
     pub(crate) uploads: usize,
     /// Sessions opened.
@@ -73,6 +74,7 @@ impl Machine {
             sysctls: BTreeMap::from([("net.ipv4.ip_forward".to_owned(), "0".to_owned())]),
             originals: BTreeMap::new(),
             fault: Fault::default(),
+            runtimes: Vec::new(),
             uploads: 0,
             sessions: 0,
         }
@@ -93,7 +95,17 @@ impl Machine {
     }
 
     fn observe(&self, scope: &Scope) -> Observed {
-        let mut objects: Vec<NodeObject> = self.objects.values().cloned().collect();
+        // Files are found only where somebody said to look; the kernel's objects carry a mark of ours.
+        let own: Vec<Key> =
+            self.spec().iter().flat_map(homelab_desired::desired).map(|o| o.spec.key()).collect();
+        let found = |key: &Key| match key {
+            Key::Symlink(_) | Key::File(_) | Key::Unit(_) => {
+                own.contains(key) || scope.keys.iter().any(|(k, _)| k == key)
+            }
+            _ => true,
+        };
+        let mut objects: Vec<NodeObject> =
+            self.objects.iter().filter(|(key, _)| found(key)).map(|(_, o)| o.clone()).collect();
         for (key, module) in &scope.keys {
             let Key::Sysctl(name) = key else { continue };
             if let Some(value) = self.sysctls.get(name) {
@@ -127,6 +139,7 @@ impl Machine {
                 nft: Some("1.0.6".into()),
                 links,
                 addresses: vec![AddressFact { link: "eth0".into(), address: held }],
+                runtimes: self.runtimes.clone(),
                 ..Facts::default()
             },
             objects,
