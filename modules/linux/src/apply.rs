@@ -26,7 +26,7 @@ impl Node {
                 }
                 _ => changes[index].key(),
             };
-            ApplyError { index, object, source }
+            ApplyError { index, object, source: Box::new(source) }
         };
         if changes.is_empty() {
             return Ok(());
@@ -50,7 +50,7 @@ impl Node {
 
     /// Before the first change: records of all that must be put back later, in one write.
     fn begin(&mut self, changes: &[Change<NodeObject>]) -> Result<(), Error> {
-        self.kernel.begin();
+        self.kernel.begin(changes);
         self.records = Records::load(&self.root)?;
         let mut paths = Vec::new();
         let mut sysctls = Vec::new();
@@ -220,6 +220,6 @@ impl Backend<NodeObject> for Node {
     type Error = Error;
 
     fn apply(&mut self, change: &Change<NodeObject>) -> Result<(), Error> {
-        self.apply_all(std::slice::from_ref(change), &mut |_| {}).map_err(|error| error.source)
+        self.apply_all(std::slice::from_ref(change), &mut |_| {}).map_err(|error| *error.source)
     }
 }

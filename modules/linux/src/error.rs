@@ -87,5 +87,5 @@ pub struct ApplyError {
     /// The object at fault.
     pub object: Key,
     /// Why.
-    pub source: Error,
+    pub source: Box<Error>,
 }

@@ -85,14 +85,15 @@ impl Node {
         })
     }
 
-    /// The node, its surroundings and everything on it that is ours.
+    /// The node, its surroundings and everything on it that is ours; also links under names of ours that do not have
+    /// our mark, with what hangs on them: [`Observed::our_links`] tells which of them are ours.
     pub fn observe(&mut self, scope: &Scope) -> Result<Observed, Error> {
         let (objects, snapshot) = self.look(scope, Kinds::ALL, true)?;
         let facts = snapshot.map(|s| facts::facts(&self.root, &s)).unwrap_or_default();
         Ok(Observed { facts, objects, spec: self.spec() })
     }
 
-    /// What is ours, of some kinds.
+    /// What is ours, of some kinds. Links without our mark are among them as in [`Node::observe`].
     pub fn observe_objects(&mut self, scope: &Scope, kinds: Kinds) -> Result<Vec<NodeObject>, Error> {
         Ok(self.look(scope, kinds, false)?.0)
     }
@@ -122,6 +123,7 @@ impl Node {
         surroundings: bool,
     ) -> Result<(Vec<NodeObject>, Option<Snapshot>), Error> {
         let modules = Modules::of(scope);
+        let names = our_names(scope);
         let units: Vec<&str> = scope
             .keys
             .iter()
@@ -140,7 +142,7 @@ impl Node {
             let files = kinds.files.then(|| threads.spawn(|| look_at_files(root, scope, asides)));
             let kernel = (kinds.links || kinds.sysctls || surroundings).then(|| {
                 let snapshot = kernel.snapshot(surroundings)?;
-                let specs = if kinds.links { kernel.objects(&snapshot)? } else { Vec::new() };
+                let specs = if kinds.links { kernel.objects(&snapshot, &names)? } else { Vec::new() };
                 Ok::<_, Error>((specs, snapshot))
             });
             let files = files.map(|thread| {
@@ -196,10 +198,11 @@ impl Node {
 
     fn look_at_sysctls(&self, scope: &Scope, snapshot: &Snapshot) -> Result<Vec<Spec>, Error> {
         let mut wanted: BTreeSet<(Option<&str>, &str)> = BTreeSet::new();
-        let ours = |name: &str| snapshot.links.iter().any(|l| l.name == name && l.alias == ours::LINK_ALIAS);
+        // A link of that name may have lost its mark.
+        let exists = |name: &str| snapshot.links.iter().any(|l| l.name == name);
         for (key, _) in &scope.keys {
             if let Key::LinkSysctl(link, key) = key
-                && ours(link)
+                && exists(link)
             {
                 wanted.insert((Some(link), key));
             }
@@ -244,6 +247,15 @@ impl Node {
         let started = self.start_listing()?;
         self.finish_listing(started)
     }
+}
+
+/// Names that only links of ours should have.
+fn our_names(scope: &Scope) -> BTreeSet<&str> {
+    let of_scope = scope.keys.iter().filter_map(|(key, _)| match key {
+        Key::Link(name) => Some(name.as_str()),
+        _ => None,
+    });
+    of_scope.chain([scope.device.as_str(), ours::BRIDGE]).collect()
 }
 
 /// Files, symbolic links and binaries of the scope, and all versions of the node binary.

@@ -246,14 +246,9 @@ impl PodSocket {
             alias: homelab_model::ours::LINK_ALIAS,
             kind: rt::NewKind::Bridge { stp: false },
         };
-        let mut results = doing(what, self.socket.batch(rt::create_messages(&new)))?;
-        // The last one fails where IPv6 is switched off.
-        results.pop();
-        for result in results {
-            match result {
-                Err(error) if error.is(Errno::EEXIST) => break,
-                other => doing(what, other)?,
-            }
+        match rt::create_link(&mut self.socket, &new) {
+            Err(error) if error.is(Errno::EEXIST) => {}
+            other => doing(what, other)?,
         }
         let link = self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))?;
         for (key, value) in bridge.sysctls {

@@ -92,7 +92,7 @@ impl Settings {
 
     fn set(&mut self, key: &str, values: Vec<String>, bin: &[&str], conf: &str) {
         let absolute = values.into_iter().map(|v| v.trim_end_matches('/').to_owned());
-        let absolute = absolute.filter(|v| v.starts_with('/'));
+        let mut absolute = absolute.filter(|v| v.starts_with('/'));
         if bin.contains(&key) {
             for directory in absolute {
                 if !self.bin_dirs.contains(&directory) {
@@ -100,7 +100,7 @@ impl Settings {
                 }
             }
         } else if key == conf {
-            self.conf_dir = absolute.last().or(self.conf_dir.take());
+            self.conf_dir = absolute.next_back().or(self.conf_dir.take());
         }
     }
 

@@ -1,5 +1,7 @@
 //! The whole backend on the real kernel, with what the modules really want.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::path::Path;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 
 use homelab_model::{Address, Key, Link, LinkKind, Spec, ours};
-use nix::errno::Errno;
 
 use super::change::{mac, tolerate_gone};
 use super::{Kernel, foreign_link, is_link_local, route};
@@ -17,7 +16,7 @@ impl Kernel {
         self.routes = None;
         match current {
             None => self.create_link(link),
-            Some(info) if info.alias != ours::LINK_ALIAS => Err(foreign_link(&link.name)),
+            Some(info) if !self.is_ours(&info) => Err(foreign_link(&link.name)),
             Some(info) => {
                 let now = self.link(&info)?;
                 if alters_in_place(&now.kind, &link.kind) {
@@ -46,25 +45,13 @@ impl Kernel {
             }
         };
         let new = NewLink { name: &link.name, mac: mac(&link.mac)?, mtu: link.mtu, alias: &link.alias, kind };
-        let results = netlink("making it", self.socket.batch(rt::create_messages(&new)))?;
-        let last = results.len().saturating_sub(1);
-        let created = results.iter().next().is_some_and(Result::is_ok);
-        for (at, result) in results.into_iter().enumerate() {
-            match result {
-                // IPv6 is switched off: no address will be made up.
-                Err(error) if at == last && error.is(Errno::EAFNOSUPPORT) => {}
-                other => netlink("making it", other).inspect_err(|_| self.abandon(&link.name, created))?,
-            }
-        }
+        netlink("making it", rt::create_link(&mut self.socket, &new))?;
         let finished = self.finish_link(link);
-        finished.inspect_err(|_| self.abandon(&link.name, created))
-    }
-
-    /// Takes a link away that could not be finished.
-    fn abandon(&mut self, name: &str, created: bool) {
-        if let (true, Ok(Some(info))) = (created, self.by_name(name)) {
+        if let (Err(_), Ok(Some(info))) = (&finished, self.by_name(&link.name)) {
+            // It was made a moment ago by us.
             let _ = rt::delete_link(&mut self.socket, info.index);
         }
+        finished
     }
 
     fn finish_link(&mut self, link: &Link) -> Result<(), Error> {
@@ -94,6 +81,9 @@ impl Kernel {
         {
             let set = self.ethtool().and_then(|ethtool| ethtool.set_checksum_offload(index, *b));
             netlink("setting its checksum offload", set)?;
+        }
+        if now.alias != link.alias {
+            netlink("marking it", rt::set_alias(&mut self.socket, index, &link.alias))?;
         }
         if now.up != link.up {
             change.up = Some(link.up);

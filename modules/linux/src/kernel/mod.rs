@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use homelab_model::{Address, Fdb, Link, LinkKind, Neighbour, Route, Spec, ours};
+use homelab_model::{Address, Change, Fdb, Link, LinkKind, Neighbour, NodeObject, Route, Spec, ours};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
@@ -35,6 +35,8 @@ pub(crate) struct Kernel {
     routes: Option<BTreeSet<(IpNet, u32)>>,
     /// What the kernel took away with something else and what could not be put back at once.
     pending: Vec<Spec>,
+    /// Links without our mark that the changes at hand know as ours.
+    claims: Vec<Link>,
 }
 
 /// Whether an error says that what should go is gone.
@@ -49,8 +51,8 @@ fn is_link_local(address: &IpNet) -> bool {
 impl Kernel {
     pub(crate) fn open() -> Result<Kernel, Error> {
         let socket = netlink("opening a netlink socket", Socket::route())?;
-        let (indices, pending) = Default::default();
-        Ok(Kernel { socket, ethtool: None, indices, routes: None, pending })
+        let (indices, pending, claims) = Default::default();
+        Ok(Kernel { socket, ethtool: None, indices, routes: None, pending, claims })
     }
 
     /// Reads links, addresses and routes; of routes only ours unless `all_routes`.
@@ -66,10 +68,16 @@ impl Kernel {
         })
     }
 
-    /// What of a snapshot is ours, with the neighbours and forwarding entries of our links.
-    pub(crate) fn objects(&mut self, snapshot: &Snapshot) -> Result<Vec<Spec>, Error> {
+    /// What of a snapshot is ours, with the neighbours and forwarding entries of our links. Links under one of
+    /// `names` that have not our mark are among them: who knows what was recorded can tell whose they are.
+    pub(crate) fn objects(
+        &mut self,
+        snapshot: &Snapshot,
+        names: &BTreeSet<&str>,
+    ) -> Result<Vec<Spec>, Error> {
         let mut found = Vec::new();
-        for link in snapshot.links.iter().filter(|l| l.alias == ours::LINK_ALIAS) {
+        let ours = |l: &&LinkInfo| l.alias == ours::LINK_ALIAS || names.contains(l.name.as_str());
+        for link in snapshot.links.iter().filter(ours) {
             found.push(Spec::Link(self.link(link)?));
             let own =
                 snapshot.addresses.iter().filter(|(index, a)| *index == link.index && !is_link_local(a));
@@ -146,11 +154,28 @@ impl Kernel {
         Ok(neighbours.chain(fdb).collect())
     }
 
-    /// Forgets what may have changed since it was read. Call it before a series of changes.
-    pub(crate) fn begin(&mut self) {
+    /// Forgets what may have changed since it was read, and learns which links `changes` speak of as ours although
+    /// they lost their mark.
+    pub(crate) fn begin(&mut self, changes: &[Change<NodeObject>]) {
         self.indices.clear();
         self.routes = None;
         self.pending.clear();
+        let objects = changes.iter().flat_map(|c| [c.before(), c.after()]).flatten();
+        let links: Vec<&Link> =
+            objects.filter_map(|o| if let Spec::Link(link) = &o.spec { Some(link) } else { None }).collect();
+        let unmarked = |l: &&&Link| links.iter().any(|o| o.name == l.name && o.alias != ours::LINK_ALIAS);
+        self.claims = links.iter().filter(unmarked).map(|&l| l.clone()).collect();
+    }
+
+    /// Whether a link is ours: by its mark, or as the changes at hand describe it.
+    fn is_ours(&self, info: &LinkInfo) -> bool {
+        let same_type = |kind: &LinkKind| match kind {
+            LinkKind::Vxlan { .. } => info.vxlan.is_some(),
+            LinkKind::Bridge { .. } => info.stp.is_some(),
+            LinkKind::Other { r#type } => *r#type == info.kind,
+        };
+        let claimed = |c: &Link| c.name == info.name && c.mac == info.mac && same_type(&c.kind);
+        info.alias == ours::LINK_ALIAS || self.claims.iter().any(claimed)
     }
 
     fn by_name(&mut self, name: &str) -> Result<Option<LinkInfo>, Error> {
@@ -162,7 +187,7 @@ impl Kernel {
         if let Some(&known) = self.indices.get(name) {
             return Ok(Some(known));
         }
-        let found = self.by_name(name)?.map(|link| (link.index, link.alias == ours::LINK_ALIAS));
+        let found = self.by_name(name)?.map(|link| (link.index, self.is_ours(&link)));
         if let Some(known) = found {
             self.indices.insert(name.to_owned(), known);
         }

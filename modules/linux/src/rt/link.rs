@@ -205,9 +205,30 @@ pub(crate) struct NewLink<'a> {
     pub(crate) kind: NewKind,
 }
 
-/// The requests that make a link, for one [`Socket::batch`]: with nothing between them the link has its mark from
-/// the start. The last one may fail where IPv6 is switched off.
-pub(crate) fn create_messages(new: &NewLink<'_>) -> Vec<Message> {
+/// Makes a link. Fails with `EEXIST` where its name is taken, and then has touched nothing. If it fails later the
+/// link is gone again.
+pub(crate) fn create_link(socket: &mut Socket, new: &NewLink<'_>) -> Result<(), NetlinkError> {
+    socket.request(create_message(new))?;
+    let finished = socket.batch(finish_messages(new)).and_then(|results| {
+        let last = results.len().saturating_sub(1);
+        for (at, result) in results.into_iter().enumerate() {
+            match result {
+                // IPv6 is switched off: no address will be made up.
+                Err(error) if at == last && error.is(Errno::EAFNOSUPPORT) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    });
+    if finished.is_err()
+        && let Ok(Some(made)) = link_by_name(socket, new.name)
+    {
+        let _ = delete_link(socket, made.index);
+    }
+    finished
+}
+
+fn create_message(new: &NewLink<'_>) -> Message {
     let mut create = Message::new(rtm::NEWLINK, flag::CREATE | flag::EXCL, &header(0, 0, 0, 0));
     create.text(IFLA_IFNAME, new.name).bytes(IFLA_ADDRESS, &new.mac);
     create.nest(IFLA_LINKINFO, |m| match &new.kind {
@@ -228,14 +249,18 @@ pub(crate) fn create_messages(new: &NewLink<'_>) -> Vec<Message> {
             });
         }
     });
-    let mut messages = vec![create];
+    create
+}
+
+/// What the kernel does not take while it makes a link. The last one fails where IPv6 is switched off.
+fn finish_messages(new: &NewLink<'_>) -> Vec<Message> {
+    let mut messages = Vec::new();
     let mut set = |fill: &dyn Fn(&mut Message)| {
         let mut message = Message::new(rtm::NEWLINK, 0, &header(0, 0, 0, 0));
         message.text(IFLA_IFNAME, new.name);
         fill(&mut message);
         messages.push(message);
     };
-    // The kernel takes no alias while it makes a link.
     set(&|m| {
         m.text(IFLA_IFALIAS, new.alias);
     });
@@ -342,6 +367,13 @@ pub(crate) fn veth_message(
         });
     });
     message
+}
+
+/// Writes the alias of a link.
+pub(crate) fn set_alias(socket: &mut Socket, index: u32, alias: &str) -> Result<(), NetlinkError> {
+    let mut message = Message::new(rtm::NEWLINK, 0, &header(0, index, 0, 0));
+    message.text(IFLA_IFALIAS, alias);
+    socket.request(message)
 }
 
 /// The request that writes the alias and the flags of the bridge port `name`.

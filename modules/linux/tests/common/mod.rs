@@ -1,5 +1,5 @@
 //! Network namespaces for tests. They end with the thread that made them.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod objects;
 
