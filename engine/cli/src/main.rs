@@ -1,3 +1,7 @@
 //! The homelab command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    homelab_cli::main()
+}

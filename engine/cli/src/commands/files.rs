@@ -1,0 +1,63 @@
+//! Files that the command prints about itself.
+
+use clap::CommandFactory;
+
+use super::DONE;
+use crate::args::Cli;
+use crate::error::CliError;
+use crate::terminal::Terminal;
+
+pub(crate) fn schema(terminal: &Terminal) -> Result<u8, CliError> {
+    terminal.out(&homelab_config::schema_text())?;
+    Ok(DONE)
+}
+
+pub(crate) fn completions(terminal: &Terminal, shell: clap_complete::Shell) -> Result<u8, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "homelab", &mut script);
+    terminal.out(&String::from_utf8_lossy(&script))?;
+    Ok(DONE)
+}
+
+pub(crate) fn man(terminal: &Terminal) -> Result<u8, CliError> {
+    terminal.out(&manual()?)?;
+    Ok(DONE)
+}
+
+/// homelab(1) with all its subcommands, as roff.
+fn manual() -> Result<String, CliError> {
+    let mut command = Cli::command();
+    command.build();
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for subcommand in command.get_subcommands().filter(|c| c.get_name() != "help") {
+        let man = clap_mangen::Man::new(subcommand.clone());
+        page.extend_from_slice(format!(".SH {}\n", subcommand.get_name().to_uppercase()).as_bytes());
+        man.render_synopsis_section(&mut page)?;
+        man.render_description_section(&mut page)?;
+    }
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_names_every_command() {
+        let page = manual().unwrap();
+        for name in ["validate", "plan", "apply", "destroy", "status", "schema", "completions", "man"] {
+            assert!(page.contains(&format!(".SH {}\n", name.to_uppercase())), "{name}");
+        }
+        assert!(page.contains("detailed"));
+    }
+
+    #[test]
+    fn every_shell_has_completions() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "homelab", &mut script);
+            assert!(String::from_utf8(script).unwrap().contains("detailed-exitcode"));
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! `homelab validate`
+
+use homelab_config::Problem;
+use homelab_model::Cluster;
+use serde_json::json;
+
+use super::{DONE, FAILED};
+use crate::args::{Format, Global};
+use crate::error::CliError;
+use crate::input;
+use crate::render::count;
+use crate::terminal::Terminal;
+
+pub(crate) fn run(global: &Global, terminal: &Terminal) -> Result<u8, CliError> {
+    let loaded = input::cluster(&global.files);
+    let list = |problems: &[Problem]| problems.iter().map(Problem::json).collect::<Vec<_>>();
+    match (loaded, global.format) {
+        (Ok(loaded), Format::Json) => {
+            let value = json!({
+                "valid": true,
+                "problems": list(&loaded.warnings),
+                "cluster": loaded.cluster,
+            });
+            terminal.out(&format!("{value:#}\n"))?;
+            Ok(DONE)
+        }
+        (Err(CliError::Config(problems)), Format::Json) => {
+            let value = json!({"valid": false, "problems": list(&problems.0)});
+            terminal.out(&format!("{value:#}\n"))?;
+            Ok(FAILED)
+        }
+        (Ok(loaded), _) => {
+            for warning in &loaded.warnings {
+                terminal.problem(warning);
+            }
+            terminal.out(&format!("{} is valid: {}\n", global.files.join(" + "), words(&loaded.cluster)))?;
+            Ok(DONE)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn words(cluster: &Cluster) -> String {
+    let ranges: Vec<String> = cluster.network.pod_cidrs.iter().map(ToString::to_string).collect();
+    format!(
+        "cluster {}, {}, pods {}, {}, {}.",
+        cluster.name,
+        count(cluster.nodes.len(), "node"),
+        ranges.join(" and "),
+        count(cluster.load_balancer.pools.len(), "pool"),
+        count(cluster.services.len(), "service")
+    )
+}

@@ -1,0 +1,130 @@
+//! What to do about errors of the layers below, which only say what is wrong.
+
+use homelab_driver::{BinariesError, NodeError, TransportError};
+
+/// What to do next about a node's error.
+pub(crate) fn hints(error: &NodeError) -> Vec<String> {
+    match error {
+        NodeError::Transport(error) => transport(error),
+        NodeError::Bootstrap { output, .. } => vec![bootstrap(output)],
+        NodeError::NoBinary { arch, .. } => {
+            vec![format!(
+                "build one: cargo xtask dist --arch {arch}; or name its directory: --node-binaries DIR"
+            )]
+        }
+        NodeError::Binaries(error) => vec![binaries(error)],
+        NodeError::Protocol { .. } => {
+            vec!["use the same version of homelab and of its node binaries (cargo xtask dist)".to_owned()]
+        }
+        NodeError::WrongBinary { .. } => {
+            vec!["run homelab apply: it installs the right binary; then find out who changed it".to_owned()]
+        }
+        NodeError::Broken { .. } => {
+            vec!["run homelab plan to see how far it came; homelab apply goes on from there".to_owned()]
+        }
+        NodeError::Blocked(problems) => problems.iter().map(|p| p.help.clone()).collect(),
+        NodeError::Failed(failure) if !failure.undone => {
+            vec!["run homelab plan to see what is left to do".to_owned()]
+        }
+        NodeError::Stale => vec!["run the command again".to_owned()],
+        NodeError::Unsettled(_) => vec![
+            "look at the node: journalctl -u homelab-node; then run homelab plan to see what is left"
+                .to_owned(),
+        ],
+        NodeError::OtherMachine(_) => vec!["nothing was changed there".to_owned()],
+        NodeError::Failed(_) | NodeError::Unobserved(_) | NodeError::OutOfTurn | NodeError::Cancelled => {
+            Vec::new()
+        }
+    }
+}
+
+fn bootstrap(output: &str) -> String {
+    let said = |words: &str| output.contains(words);
+    if said("can hold a program") {
+        "make room in one of them, or mount one of them without noexec".to_owned()
+    } else if said("not found") {
+        "the node needs sh, coreutils (uname, mktemp, head, sha256sum) and gzip: apt install coreutils gzip"
+            .to_owned()
+    } else if said("No space left") {
+        "free some space on the node: df -h /run /tmp /var/tmp".to_owned()
+    } else {
+        "try by hand: ssh to the node, become root and run sh -c 'uname -m'".to_owned()
+    }
+}
+
+/// What to do next where no node binaries are found.
+pub(crate) fn binaries(error: &BinariesError) -> String {
+    match error {
+        BinariesError::Missing { .. } => {
+            "build them: cargo xtask dist; or name their directory: --node-binaries DIR".to_owned()
+        }
+        BinariesError::Read { .. } | BinariesError::Manifest { .. } => {
+            "build them again: cargo xtask dist".to_owned()
+        }
+    }
+}
+
+fn transport(error: &TransportError) -> Vec<String> {
+    match error {
+        TransportError::Resolve { .. } => {
+            vec!["correct the node's address or ssh.host in the cluster file".to_owned()]
+        }
+        TransportError::Connect { endpoint, .. } | TransportError::Timeout { endpoint, .. } => vec![format!(
+            "is the node switched on, and does sshd listen on {endpoint}? The other nodes can be worked on without it"
+        )],
+        TransportError::HostKeyUnknown { host, known_hosts, port, .. } => vec![
+            "compare the fingerprint with the node's own: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+                .to_owned(),
+            format!("then add the key: ssh-keyscan -p {port} {} >> {known_hosts}", bare(host)),
+            "or let homelab add it: --accept-new-host-keys".to_owned(),
+        ],
+        TransportError::HostKeyChanged { host, known_hosts, line, .. } => vec![
+            "if you do not know why the key changed, someone may be in between: do not go on".to_owned(),
+            format!("if the node was installed anew: ssh-keygen -f {known_hosts} -R '{host}' (line {line})"),
+        ],
+        TransportError::HostKeyRevoked { known_hosts, line, .. } => {
+            vec![format!(
+                "give the node a new host key, or see who revoked this one: {known_hosts}, line {line}"
+            )]
+        }
+        TransportError::Auth { user, host, .. } => vec![
+            format!("this must work without a password: ssh {user}@{host} true"),
+            format!("put your key there: ssh-copy-id {user}@{host}; or name the right one: ssh.identity"),
+        ],
+        TransportError::Key { path, .. } => {
+            vec![format!("load it into your agent: ssh-add {path}; or name another key: ssh.identity")]
+        }
+        TransportError::Sudo { user, .. } => vec![
+            "give the password by --become-password-file FILE, or run homelab on a terminal and it asks"
+                .to_owned(),
+            format!("or allow it without: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}"),
+        ],
+        TransportError::Config(_) => vec!["see what ssh makes of it: ssh -G HOST".to_owned()],
+        TransportError::Handshake { .. } | TransportError::Lost { .. } => {
+            vec!["run the command again; on the node, journalctl -u ssh says more".to_owned()]
+        }
+    }
+}
+
+/// The host of known_hosts' `[host]:port`.
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|h| h.split_once(']')).map_or(host, |(host, _)| host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_host_key_comes_with_the_command_that_adds_it() {
+        let error = TransportError::HostKeyUnknown {
+            host: "[192.168.50.11]:2222".into(),
+            algorithm: "ssh-ed25519".into(),
+            fingerprint: "SHA256:x".into(),
+            known_hosts: "/home/me/.ssh/known_hosts".into(),
+            port: 2222,
+        };
+        let hints = hints(&NodeError::Transport(error)).join("\n");
+        assert!(hints.contains("ssh-keyscan -p 2222 192.168.50.11 >> /home/me/.ssh/known_hosts"), "{hints}");
+    }
+}

@@ -1,0 +1,40 @@
+//! The homelab command: arguments, terminal and output around `homelab-config`, `homelab-driver` and
+//! `homelab-ssh`.
+//!
+//! What is printed is made by pure functions in [`render`]; what is asked and drawn lives in `terminal` and
+//! `progress`; `commands` puts both together.
+
+mod args;
+mod commands;
+mod error;
+mod hints;
+mod input;
+mod progress;
+pub mod render;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::{Cli, Format};
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            let _ = usage.print();
+            // clap says 2 for usage errors, which here always means "changes are pending".
+            return if usage.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+        }
+    };
+    let terminal = terminal::Terminal::new(&cli.global);
+    match commands::run(&cli, &terminal) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            terminal.error(&error);
+            ExitCode::from(1)
+        }
+    }
+}

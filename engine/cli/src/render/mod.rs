@@ -1,0 +1,157 @@
+//! What is printed, as pure functions of what is known.
+
+mod apply;
+mod fields;
+mod human;
+mod json;
+mod markdown;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use homelab_driver::{NodeError, Plan};
+use homelab_model::{Impact, Module, Summary};
+
+pub use apply::{Goodbye, report_human, report_json, report_markdown};
+pub use fields::{Field, Line, Sign, fields, short};
+pub use human::plan_human;
+pub use json::plan_json;
+pub use markdown::{MARKDOWN_LIMIT, plan_markdown};
+pub use status::{
+    AgentStatus, NodeStatus, VtepStatus, node_status, status_human, status_json, status_markdown,
+};
+
+/// ANSI colours, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct Paint(pub bool);
+
+impl Paint {
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.0 && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Headings.
+    pub fn bold(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    /// Side remarks.
+    pub fn dim(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
+    /// What goes, errors.
+    pub fn red(self, text: &str) -> String {
+        self.wrap("31", text)
+    }
+
+    /// What comes.
+    pub fn green(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    /// What changes, warnings.
+    pub fn yellow(self, text: &str) -> String {
+        self.wrap("33", text)
+    }
+}
+
+/// A node's error and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ErrorText {
+    /// What is wrong.
+    pub message: String,
+    /// What to do next.
+    pub hints: Vec<String>,
+}
+
+impl ErrorText {
+    /// The error with its hints.
+    pub fn of(error: &NodeError) -> ErrorText {
+        ErrorText { message: error.to_string(), hints: crate::hints::hints(error) }
+    }
+}
+
+/// `1 node`, `3 nodes`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// `12 to create, 1 to update`.
+pub(crate) fn parts(summary: &Summary, infinitive: bool) -> String {
+    let parts = [
+        (summary.create, "to create", "created"),
+        (summary.update, "to update", "updated"),
+        (summary.replace, "to replace", "replaced"),
+        (summary.delete, "to delete", "deleted"),
+    ];
+    let shown = parts.iter().filter(|(n, _, _)| *n > 0);
+    shown
+        .map(|(n, coming, done)| format!("{n} {}", if infinitive { coming } else { done }))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// One sentence about a plan.
+pub(crate) fn plan_sentence(plan: &Plan) -> String {
+    let planned = plan.nodes.len() - plan.failed_nodes();
+    if !plan.is_empty() {
+        let nodes = count(plan.changed_nodes(), "node");
+        return format!("Plan: {} on {nodes}.", parts(&plan.summary(), true));
+    }
+    match (plan.destroy, planned) {
+        (_, 0) => "No plan: no node could be planned.".to_owned(),
+        (true, n) => format!("No changes. Nothing of homelab is on {}.", the(n)),
+        (false, n) => {
+            let verb = if n == 1 { "is" } else { "are" };
+            format!("No changes. {} {verb} as the cluster file says.", capital(&the(n)))
+        }
+    }
+}
+
+fn the(nodes: usize) -> String {
+    if nodes == 1 { "the node".to_owned() } else { format!("all {nodes} nodes") }
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|c| c.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// Word of an impact, as in plans.
+pub(crate) fn impact_word(impact: Impact) -> &'static str {
+    match impact {
+        Impact::None => "none",
+        Impact::Brief => "brief",
+        Impact::Disruptive => "disruptive",
+    }
+}
+
+/// What a reader should know of a module's name.
+pub(crate) fn module_title(module: Module) -> &'static str {
+    match module {
+        Module::Agent => "agent",
+        Module::Vtep => "vtep (tunnel)",
+        Module::Cni => "cni (pods)",
+    }
+}
+
+/// `0.8 s`, `1 min 4 s`.
+pub(crate) fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{:.1} s", time.as_secs_f64()),
+        _ => format!("{} min {} s", seconds / 60, seconds % 60),
+    }
+}
+
+/// `3 KiB`.
+pub(crate) fn bytes(number: u64) -> String {
+    match number {
+        0..1024 => format!("{number} bytes"),
+        1024..1_048_576 => format!("{} KiB", number.div_ceil(1024)),
+        _ => format!("{:.1} MiB", number as f64 / 1_048_576.0),
+    }
+}

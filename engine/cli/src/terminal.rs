@@ -1,0 +1,135 @@
+//! stdout, stderr, questions.
+
+use std::io::{IsTerminal, Write};
+
+use homelab_config::Problem;
+use homelab_ssh::Prompt;
+use indicatif::MultiProgress;
+use miette::{GraphicalReportHandler, GraphicalTheme};
+
+use crate::args::{Color, Global};
+use crate::error::CliError;
+use crate::render::Paint;
+
+/// The user's end.
+pub(crate) struct Terminal {
+    /// Colours of stdout.
+    pub(crate) paint: Paint,
+    /// Colours of stderr.
+    pub(crate) stderr_paint: Paint,
+    /// Whether somebody can answer.
+    pub(crate) interactive: bool,
+    /// Whether progress can be drawn.
+    pub(crate) draws: bool,
+    /// Neither progress nor warnings.
+    pub(crate) quiet: bool,
+    /// Progress bars; questions are asked with them out of the way.
+    pub(crate) bars: MultiProgress,
+    github: bool,
+}
+
+impl Terminal {
+    pub(crate) fn new(global: &Global) -> Terminal {
+        let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        let colored = |terminal: bool| match global.color {
+            Color::Always => true,
+            Color::Never => false,
+            // https://no-color.org
+            Color::Auto => {
+                terminal && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+            }
+        };
+        let stderr = std::io::stderr().is_terminal();
+        Terminal {
+            paint: Paint(colored(std::io::stdout().is_terminal())),
+            stderr_paint: Paint(colored(stderr)),
+            interactive: std::io::stdin().is_terminal() && stderr,
+            draws: stderr && !global.quiet,
+            quiet: global.quiet,
+            bars: MultiProgress::new(),
+            github: std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true"),
+        }
+    }
+
+    /// Writes to stdout.
+    pub(crate) fn out(&self, text: &str) -> Result<(), CliError> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+        Ok(())
+    }
+
+    /// Writes a line to stderr. Nothing can be done about a stderr that is gone.
+    pub(crate) fn say(&self, text: &str) {
+        self.bars.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
+    }
+
+    /// Says what ended the command.
+    pub(crate) fn error(&self, error: &CliError) {
+        match error {
+            CliError::Reported => {}
+            CliError::Config(problems) => {
+                for problem in problems.iter() {
+                    self.problem(problem);
+                }
+                let errors =
+                    problems.iter().filter(|p| p.severity == homelab_config::Severity::Error).count();
+                let noun = if errors == 1 { "problem" } else { "problems" };
+                self.say(&format!("{} {errors} {noun} in the cluster file", self.stderr_paint.red("error:")));
+            }
+            CliError::Message { text, hints } => {
+                self.say(&format!("{} {text}", self.stderr_paint.red("error:")));
+                for hint in hints {
+                    self.say(&format!("{} {hint}", self.stderr_paint.bold("hint:")));
+                }
+            }
+        }
+    }
+
+    /// Shows a problem of the cluster file at its place, and in GitHub Actions at its line of the change, too.
+    pub(crate) fn problem(&self, problem: &Problem) {
+        let theme = match (self.stderr_paint.0, std::io::stderr().is_terminal()) {
+            (true, _) => GraphicalTheme::unicode(),
+            (false, true) => GraphicalTheme::unicode_nocolor(),
+            (false, false) => GraphicalTheme::none(),
+        };
+        let mut text = String::new();
+        let handler = GraphicalReportHandler::new_themed(theme).with_links(false);
+        if handler.render_report(&mut text, problem).is_err() {
+            text = format!("{}:{}:{}: {problem}", problem.file, problem.line, problem.column);
+        }
+        self.say(text.trim_end());
+        if self.github {
+            // Workflow commands count on either stream; stdout may have to stay JSON.
+            self.say(&problem.github());
+        }
+    }
+
+    /// Asks for a `yes`.
+    pub(crate) fn confirm(&self, question: &str) -> Result<bool, CliError> {
+        self.bars.suspend(|| {
+            let mut stderr = std::io::stderr();
+            write!(stderr, "{} Only `yes` goes on: ", self.stderr_paint.bold(question))?;
+            stderr.flush()?;
+            let mut answer = String::new();
+            std::io::stdin().read_line(&mut answer)?;
+            Ok(answer.trim() == "yes")
+        })
+    }
+}
+
+/// Asks for passwords and passphrases on the terminal.
+pub(crate) struct AskSecret(pub(crate) MultiProgress);
+
+impl Prompt for AskSecret {
+    fn secret(&self, text: &str) -> Option<String> {
+        self.0.suspend(|| {
+            let terminal = console::Term::stderr();
+            terminal.write_str(text).ok()?;
+            terminal.flush().ok()?;
+            terminal.read_secure_line().ok()
+        })
+    }
+}
