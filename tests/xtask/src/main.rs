@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod dist;
 mod elf;
+mod example;
 mod lab;
 mod layers;
 mod links;
