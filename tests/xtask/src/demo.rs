@@ -174,14 +174,14 @@ fn probe(lab: &Lab, node: &str, from_pod: bool, to: IpAddr) -> std::result::Resu
 
 /// The page that `to` serves, fetched by a node or its pod.
 fn fetch(lab: &Lab, node: &str, from_pod: bool, to: IpAddr) -> Option<String> {
+    // The image's busybox is static, and its wget crashes for want of glibc's name service.
+    let request = format!(r"printf 'GET /index.html HTTP/1.0\r\n\r\n' | nc -w 2 {to} {PORT}");
     let url = format!("http://{to}:{PORT}/index.html");
-    let program: &[&str] = if from_pod {
-        &["wget", "-q", "-T", "2", "-O", "-", &url]
-    } else {
-        &["curl", "-s", "-f", "-m", "2", &url]
-    };
+    let program: &[&str] =
+        if from_pod { &["sh", "-c", &request] } else { &["curl", "-s", "-i", "-f", "-m", "2", &url] };
     let output = run_on(lab, node, from_pod, program).ok()?;
-    output.success().then_some(output.stdout)
+    let (head, body) = output.stdout.split_once("\r\n\r\n")?;
+    (output.success() && head.contains(" 200 ")).then(|| body.to_owned())
 }
 
 /// Answers every request with the caller's address.
