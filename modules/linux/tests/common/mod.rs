@@ -1,5 +1,5 @@
 //! Network namespaces for tests. They end with the thread that made them.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod objects;
 
