@@ -86,6 +86,18 @@ impl Events {
         self.watched = Some(links.into_iter().collect());
     }
 
+    /// Waits until there is something to [`Events::drain`].
+    pub fn wait(&self) -> io::Result<()> {
+        let mut ready = [EpollEvent::empty()];
+        loop {
+            match self.ready.wait(&mut ready, nix::sys::epoll::EpollTimeout::NONE) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Takes all waiting events. Never blocks.
     pub fn drain(&mut self) -> io::Result<Happened> {
         let mut happened = Happened::default();
