@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use homelab_driver::TransportError;
@@ -14,6 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use ssh2::{BlockDirections, ErrorCode};
 
 const EAGAIN: ErrorCode = ErrorCode::Session(raw::LIBSSH2_ERROR_EAGAIN);
+
+/// How long an error waits for a ProxyCommand's explanation.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Time that may pass until a stage of connecting is over.
 #[derive(Debug, Clone, Copy)]
@@ -106,10 +110,17 @@ pub(crate) struct Below {
     pub(crate) command: Option<Child>,
     /// Why the way to here broke, in words; written by the jump's pump or the ProxyCommand's stderr.
     pub(crate) reason: Arc<Mutex<String>>,
+    /// Reads the ProxyCommand's stderr.
+    pub(crate) reader: Option<JoinHandle<()>>,
 }
 
 impl Below {
-    pub(crate) fn reason(&self) -> Option<String> {
+    fn reason(&self) -> Option<String> {
+        // A command that has just ended may have words on the way.
+        let start = Instant::now();
+        while self.reader.as_ref().is_some_and(|r| !r.is_finished()) && start.elapsed() < LAST_WORDS {
+            thread::sleep(Duration::from_millis(5));
+        }
         let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let reason = reason.trim();
         (!reason.is_empty()).then(|| reason.to_owned())

@@ -100,10 +100,10 @@ pub(crate) fn proxy_command(command: &str, settings: &Settings) -> Result<(Socke
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
-    let below = Below::default();
+    let mut below = Below::default();
     if let Some(mut stderr) = child.stderr.take() {
         let reason = below.reason.clone();
-        thread::spawn(move || {
+        below.reader = Some(thread::spawn(move || {
             let mut buffer = [0; 1024];
             while let Ok(n @ 1..) = stderr.read(&mut buffer) {
                 if let Ok(mut reason) = reason.lock() {
@@ -113,7 +113,8 @@ pub(crate) fn proxy_command(command: &str, settings: &Settings) -> Result<(Socke
                     reason.drain(..cut);
                 }
             }
-        });
+        }));
     }
-    Ok((Socket::Unix(ours), Below { command: Some(child), ..below }))
+    below.command = Some(child);
+    Ok((Socket::Unix(ours), below))
 }
