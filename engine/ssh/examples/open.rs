@@ -15,7 +15,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let count = args.get(2).map_or(Ok(10), |n| n.parse())?;
     let command = args.get(3).map_or("true", String::as_str);
-    let options = SshOptions { ssh_config_file: Some(config.into()), ..SshOptions::default() };
+    let options = SshOptions {
+        ssh_config_file: Some(config.into()),
+        become_password: std::env::var("BECOME_PASSWORD").ok(),
+        ..SshOptions::default()
+    };
     let transport = SshTransport::new(options);
     let mut target =
         Target { name: host.clone(), address: IpAddr::V4(Ipv4Addr::LOCALHOST), ssh: Default::default() };

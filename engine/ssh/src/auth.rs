@@ -173,7 +173,8 @@ impl Attempt<'_> {
     fn encrypted(&mut self, file: &KeyFile, private: &str) -> Result<bool, TransportError> {
         let path = file.path.display().to_string();
         let purpose = Purpose::Key(path.clone());
-        let mut secret = self.secrets.cached(&purpose);
+        // Waits while another session's user is typing.
+        let mut secret = self.limit.pause(|| self.secrets.cached(&purpose));
         if secret.is_none() && file.public.is_some() {
             let result = self.sign_in(file, private, None)?;
             if !matches!(result, Tried::CannotSign) {

@@ -1,4 +1,6 @@
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use homelab_ssh::{SshTransport, Transport, TransportError};
 
@@ -99,6 +101,12 @@ fn jump_of_homelab_yaml() {
     target.ssh.port = Some(node.port);
     assert_eq!(text(&mut *node.transport().open(&target, "echo in").unwrap()), "in\n");
     assert!(jump.log().contains("Accepted publickey"));
+    // The session is over, so its way through the jump host is, too.
+    let start = Instant::now();
+    while !jump.log().contains("Received disconnect") {
+        assert!(start.elapsed() < Duration::from_secs(5), "{}", jump.log());
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Client -> first -> second -> node.

@@ -1,6 +1,8 @@
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
-use homelab_ssh::{SshOptions, SshTransport, Transport, TransportError};
+use homelab_ssh::{Prompt, SshOptions, SshTransport, Transport, TransportError};
 
 use crate::server::{Agent, Sshd, User, error, keygen, target, text};
 
@@ -51,7 +53,7 @@ fn passphrase(args: &[&str], public_beside: bool) {
     let options = SshOptions { prompt: Box::new(user.clone()), ..sshd.options() };
     let transport = SshTransport::new(options);
     // Two at once: one question, its repetition, and no more.
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| assert_eq!(text(&mut *transport.open(&target(), "echo in").unwrap()), "in\n"));
         }
@@ -94,6 +96,33 @@ fn encrypted_and_nobody_to_ask() {
     let said = error(transport.open(&target(), "true")).to_string();
     assert!(said.contains("id (wrong passphrase)"), "{said}");
     assert_eq!(user.questions().len(), 3);
+}
+
+/// Types for longer than a connection may take.
+struct Slow;
+
+impl Prompt for Slow {
+    fn secret(&self, _text: &str) -> Option<String> {
+        thread::sleep(Duration::from_secs(4));
+        Some("open sesame".to_owned())
+    }
+}
+
+#[test]
+fn the_users_time_does_not_count() {
+    let sshd = Sshd::with("", &["ed25519"]);
+    sshd.know("ed25519");
+    sshd.authorize("id", &["-t", "ed25519", "-N", "open sesame"]);
+    let transport = SshTransport::new(SshOptions {
+        prompt: Box::new(Slow),
+        connect_timeout: Some(Duration::from_secs(3)),
+        ..sshd.options()
+    });
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert_eq!(text(&mut *transport.open(&target(), "echo in").unwrap()), "in\n"));
+        }
+    });
 }
 
 #[test]
