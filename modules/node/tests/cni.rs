@@ -293,8 +293,12 @@ fn check_finds_what_differs() {
             node.del(&pod);
             assert_eq!(node.call("CHECK", &pod, &conf).code(), 3, "nothing is left");
         }
+        // A node whose MTU was changed does not fail the pods of before.
         let pod = Pod::new("c");
-        node.add(&pod);
+        let mut conf = node.conf("1.0.0");
+        conf["prevResult"] = node.call("ADD", &pod, &conf).ok();
+        conf["mtu"] = json!(1400);
+        node.call("CHECK", &pod, &conf).ok();
         assert_eq!(node.call("CHECK", &pod, &node.conf("1.0.0")).code(), 7, "no prevResult");
     });
 }

@@ -233,7 +233,6 @@ pub(crate) fn check(
         return mismatch(format!("bridge {} is missing", network.bridge));
     };
     let bridge = own_bridge(bridge)?;
-    let mtu = network.mtu.unwrap_or(bridge.mtu);
     let wiring = Wiring::new(base, network, attachment, &entry);
     let Some(port) = host.link(&wiring.host).map_err(kernel)? else {
         return mismatch(format!("link {} on the node is missing", wiring.host));
@@ -243,7 +242,6 @@ pub(crate) fn check(
         (port.master == Some(bridge.index), "is no port of the bridge"),
         (port.hairpin, "does not send back (hairpin)"),
         (port.up, "is down"),
-        (port.mtu == mtu, "has another MTU"),
     ] {
         if !right {
             return mismatch(format!("link {} {what}", wiring.host));
@@ -255,9 +253,11 @@ pub(crate) fn check(
         }
     }
     netns.enter().map_err(kernel)?;
-    check_pod(&wiring, mtu, prev)
+    check_pod(&wiring, port.mtu, prev)
 }
 
+/// The pod's side. Its MTU must be that of the node's end, not the configured one: a pod keeps the MTU with which it
+/// was started.
 fn check_pod(wiring: &Wiring, mtu: u32, prev: &PrevResult) -> Result<(), CniError> {
     let mismatch = |what: String| {
         Err(CniError::new(Code::Mismatch, format!("interface {} of the container {what}", wiring.ifname)))
