@@ -242,8 +242,9 @@ impl Engine<'_> {
         departed: &Departed,
         target: &Target,
     ) -> Result<Option<Summary>, NodeError> {
-        let scope = first_scope(cluster, &self.binaries.digests(), true);
+        let scope = first_scope(cluster, &self.binaries.digests());
         let mut live = self.open(target, &scope)?;
+        live.look_closer()?;
         let result = match &live.observed.spec {
             Some(spec) if spec.address != departed.address => {
                 Err(NodeError::OtherMachine(format!("{} of cluster {}", spec.node, spec.cluster)))

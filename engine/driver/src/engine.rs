@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use homelab_model::{Cluster, Key, NodeObject, NodeSpec, Observed, Scope, SshSettings, plan_node};
+use homelab_model::{Cluster, NodeObject, NodeSpec, Observed, Scope, SshSettings, plan_node};
 
 use crate::connection::{Connection, Opening, Places};
 use crate::plan::owned;
 use crate::recall::recall;
-use crate::resolve::{Resolution, first_scope, resolve};
+use crate::resolve::{Resolution, first_scope, resolve, searched_for};
 use crate::{
     Event, NodeBinaries, NodeError, Observer, Plan, PlanError, PlannedNode, Target, Transport, parallel,
 };
@@ -101,7 +101,7 @@ impl Engine<'_> {
     /// chosen are looked at too: pod ranges and the MTU depend on all.
     pub fn prepare(&self, cluster: &Cluster, goal: Goal, chosen: &[String]) -> Result<Prepared, PlanError> {
         let digests = self.binaries.digests();
-        let scope = first_scope(cluster, &digests, goal == Goal::Destroyed);
+        let scope = first_scope(cluster, &digests);
         let targets: Vec<Target> = cluster
             .nodes
             .iter()
@@ -152,7 +152,7 @@ impl Engine<'_> {
         Ok(Live { connection, observed, scope: scope.clone(), desired: Vec::new() })
     }
 
-    /// Resolves, and looks again at nodes where homelab's files lie at places that were not looked at before.
+    /// Resolves, and looks again at nodes where homelab's files lie, or lay, at places that were not looked at.
     fn resolve(
         &self,
         cluster: &Cluster,
@@ -160,37 +160,26 @@ impl Engine<'_> {
         live: &mut BTreeMap<String, Live>,
         errors: &mut BTreeMap<String, NodeError>,
     ) -> Result<Resolution, PlanError> {
-        if goal == Goal::Destroyed {
-            let (_, departed) = recall(cluster, &seen(live));
-            return Ok(Resolution { departed, ..Resolution::default() });
-        }
-        let resolution = resolve(cluster, &seen(live), &self.binaries.digests())?;
-        let mut again = Vec::new();
+        let resolution = match goal {
+            Goal::Destroyed => {
+                let (_, departed) = recall(cluster, &seen(live));
+                Resolution { departed, ..Resolution::default() }
+            }
+            Goal::Desired => resolve(cluster, &seen(live), &self.binaries.digests())?,
+        };
         for (name, spec) in &resolution.specs {
-            let Some(node) = live.get_mut(name) else { continue };
-            node.desired = homelab_desired::desired(spec);
-            let full = Scope::of(&node.desired, &spec.vtep.device);
-            let missing =
-                full.keys.iter().filter(|(k, _)| searched_for(k)).any(|k| !node.scope.keys.contains(k));
-            if missing {
-                node.scope.keys.extend(
-                    full.keys.into_iter().filter(|k| !node.scope.keys.contains(k)).collect::<Vec<_>>(),
-                );
-                again.push(name.clone());
+            if let Some(node) = live.get_mut(name) {
+                node.desired = homelab_desired::desired(spec);
             }
         }
-        let nodes: Vec<(String, Live)> =
-            again.into_iter().filter_map(|name| live.remove_entry(&name)).collect();
-        let looked = parallel::map(nodes, self.options.parallel, |(name, mut node)| {
-            let observed = node.connection.observe(&node.scope);
-            (name, node, observed)
+        let nodes = std::mem::take(live).into_iter().collect();
+        let looked = parallel::map(nodes, self.options.parallel, |(name, mut node): (String, Live)| {
+            let result = node.look_closer();
+            (name, node, result)
         });
-        for (name, mut node, observed) in looked {
-            match observed {
-                Ok(observed) => {
-                    node.observed = observed;
-                    live.insert(name, node);
-                }
+        for (name, node, result) in looked {
+            match result {
+                Ok(()) => drop(live.insert(name, node)),
                 Err(error) => {
                     self.observer.event(&name, Event::Unreachable(&error));
                     errors.insert(name, error);
@@ -201,16 +190,28 @@ impl Engine<'_> {
     }
 }
 
-fn seen(live: &BTreeMap<String, Live>) -> BTreeMap<String, &Observed> {
-    live.iter().map(|(name, l)| (name.clone(), &l.observed)).collect()
+impl Live {
+    /// Looks again if something that shall be there, or that the last apply left there, was not looked for yet.
+    pub(crate) fn look_closer(&mut self) -> Result<(), NodeError> {
+        let before = self.observed.spec.as_ref().map(homelab_desired::desired).unwrap_or_default();
+        let device = self.scope.device.clone();
+        let all = Scope::of(&self.desired, &device).keys.into_iter().chain(Scope::of(&before, &device).keys);
+        let mut missing = false;
+        for key in all.filter(|(key, _)| searched_for(key)) {
+            if !self.scope.keys.contains(&key) {
+                self.scope.keys.push(key);
+                missing = true;
+            }
+        }
+        if missing {
+            self.observed = self.connection.observe(&self.scope)?;
+        }
+        Ok(())
+    }
 }
 
-/// Whether a node looks for this object only when told so.
-fn searched_for(key: &Key) -> bool {
-    matches!(
-        key,
-        Key::Binary(_) | Key::Symlink(_) | Key::File(_) | Key::Sysctl(_) | Key::LinkSysctl(..) | Key::Unit(_)
-    )
+fn seen(live: &BTreeMap<String, Live>) -> BTreeMap<String, &Observed> {
+    live.iter().map(|(name, l)| (name.clone(), &l.observed)).collect()
 }
 
 fn assemble(

@@ -72,16 +72,21 @@ pub fn resolve(
     Ok(result)
 }
 
+/// Whether a node looks for this object only when told so; others carry a mark of ours, or are on its record.
+pub(crate) fn searched_for(key: &Key) -> bool {
+    matches!(
+        key,
+        Key::Binary(_) | Key::Symlink(_) | Key::File(_) | Key::Link(_) | Key::LinkSysctl(..) | Key::Unit(_)
+    )
+}
+
 /// Where to look on a node of which nothing is known yet.
-///
-/// For a destroy, kernel parameters of the node itself are left out: only those count that the node has on
-/// record as changed by us.
-pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>, destroy: bool) -> Scope {
+pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>) -> Scope {
     let mut scope = Scope { keys: Vec::new(), device: cluster.network.vxlan.device.clone() };
-    // Debian's containerd looks for plugins in /usr/lib/cni.
+    // Debian's containerd looks for plugins in /usr/lib/cni, podman in /usr/libexec/cni.
     let runtime = CniRuntime {
         name: String::new(),
-        bin_dirs: vec!["/usr/lib/cni".to_owned()],
+        bin_dirs: vec!["/usr/lib/cni".to_owned(), "/usr/libexec/cni".to_owned()],
         conf_dir: ours::CNI_CONF_DIR.to_owned(),
     };
     let facts = Facts { runtimes: vec![runtime], ..Facts::default() };
@@ -90,8 +95,7 @@ pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>, destro
     for digest in digests.values() {
         let spec = node_spec(cluster, node, &ranges, ETHERNET, true, &facts, digest);
         for key in homelab_desired::scope(&spec).keys {
-            let left_out = destroy && matches!(key.0, Key::Sysctl(_));
-            if !left_out && !scope.keys.contains(&key) {
+            if searched_for(&key.0) && !scope.keys.contains(&key) {
                 scope.keys.push(key);
             }
         }

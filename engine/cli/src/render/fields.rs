@@ -8,8 +8,10 @@ use similar::{ChangeTag, TextDiff};
 
 /// Longest value shown in full, characters.
 const LONG: usize = 100;
-/// Most lines of a new file or of a difference.
+/// Most lines of a difference.
 const LINES: usize = 24;
+/// Most lines of a new file.
+const NEW_LINES: usize = 8;
 
 /// What happens to a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +182,7 @@ fn one_sided(name: &str, leaf: &Leaf, sign: Sign, full: bool) -> Field {
         }
         Leaf::Lines(lines) => {
             let lines = lines.iter().map(|l| Line { sign, text: l.clone() }).collect();
-            Field::Lines { name: name.to_owned(), lines: limited(lines, full) }
+            Field::Lines { name: name.to_owned(), lines: limited(lines, NEW_LINES, full) }
         }
     }
 }
@@ -201,7 +203,7 @@ fn differing(name: &str, before: Option<&Leaf>, after: Option<&Leaf>, full: bool
         _ => None,
     };
     if matches!(before, Some(Leaf::Lines(_))) || matches!(after, Some(Leaf::Lines(_))) {
-        let lines = limited(unified(&lines(before), &lines(after)), full);
+        let lines = limited(unified(&lines(before), &lines(after)), LINES, full);
         return Some(Field::Lines { name: name.to_owned(), lines });
     }
     Some(Field::Value { name: name.to_owned(), before: short(before), after: short(after) })
@@ -230,10 +232,11 @@ fn unified(before: &[String], after: &[String]) -> Vec<Line> {
     lines
 }
 
-fn limited(mut lines: Vec<Line>, full: bool) -> Vec<Line> {
-    if !full && lines.len() > LINES {
-        let more = lines.len() - (LINES - 4);
-        lines.truncate(LINES - 4);
+/// At most `most` lines. A note is worth its line only if it stands for several.
+fn limited(mut lines: Vec<Line>, most: usize, full: bool) -> Vec<Line> {
+    if !full && lines.len() > most + 2 {
+        let more = lines.len() - most;
+        lines.truncate(most);
         lines.push(Line { sign: Sign::Note, text: format!("… {more} more lines (--verbose shows them)") });
     }
     lines

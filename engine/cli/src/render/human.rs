@@ -5,6 +5,7 @@ use homelab_model::{Action, Impact, PlannedChange};
 
 use super::{
     ErrorText, Field, Line, Paint, Sign, count, fields, impact_word, module_title, plan_sentence, short,
+    still_known,
 };
 
 /// The plan, node by node, with its summary last.
@@ -18,11 +19,7 @@ pub fn plan_human(plan: &Plan, paint: Paint, verbose: bool) -> String {
             Some(name) => format!("{name} ({})", gone.address),
             None => gone.address.to_string(),
         };
-        out.push_str(&format!(
-            "{} left the cluster file; {} still know it.\n\n",
-            paint.bold(&label),
-            gone.known_to.join(", ")
-        ));
+        out.push_str(&format!("{} left the cluster file; {}.\n\n", paint.bold(&label), still_known(gone)));
     }
     for warning in &plan.warnings {
         out.push_str(&format!("{} {warning}\n", paint.yellow("warning:")));

@@ -3,7 +3,7 @@
 use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact};
 
-use super::{ErrorText, Field, Sign, fields, impact_word, parts, plan_sentence, short};
+use super::{ErrorText, Field, Sign, fields, impact_word, parts, plan_sentence, short, still_known};
 
 /// Longest text, bytes. GitHub takes 65,536 characters per comment; a workflow adds its own words.
 pub const MARKDOWN_LIMIT: usize = 60_000;
@@ -22,10 +22,10 @@ pub fn plan_markdown(plan: &Plan) -> String {
     }
     for gone in &plan.departed {
         out.push_str(&format!(
-            "`{}` ({}) left the cluster file; {} still know it.\n\n",
+            "`{}` ({}) left the cluster file; {}.\n\n",
             gone.label(),
             gone.address,
-            gone.known_to.join(", ")
+            still_known(gone)
         ));
     }
     for warning in &plan.warnings {

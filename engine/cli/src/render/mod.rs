@@ -11,7 +11,7 @@ mod tests;
 
 use std::time::Duration;
 
-use homelab_driver::{NodeError, Plan};
+use homelab_driver::{Departed, NodeError, Plan};
 use homelab_model::{Impact, Module, Summary};
 
 pub use apply::{Goodbye, report_human, report_json, report_markdown};
@@ -101,18 +101,24 @@ pub(crate) fn plan_sentence(plan: &Plan) -> String {
         let nodes = count(plan.changed_nodes(), "node");
         return format!("Plan: {} on {nodes}.", parts(&plan.summary(), true));
     }
-    match (plan.destroy, planned) {
-        (_, 0) => "No plan: no node could be planned.".to_owned(),
-        (true, n) => format!("No changes. Nothing of homelab is on {}.", the(n)),
-        (false, n) => {
-            let verb = if n == 1 { "is" } else { "are" };
-            format!("No changes. {} {verb} as the cluster file says.", capital(&the(n)))
-        }
+    let nodes = match (planned, plan.failed_nodes()) {
+        (0, _) => return "No plan: no node could be planned.".to_owned(),
+        (1, 0) => "the node".to_owned(),
+        (n, 0) => format!("all {n} nodes"),
+        (1, _) => "the other node".to_owned(),
+        (n, _) => format!("the other {n} nodes"),
+    };
+    if plan.destroy {
+        return format!("No changes. Nothing of homelab is on {nodes}.");
     }
+    let verb = if planned == 1 { "is" } else { "are" };
+    format!("No changes. {} {verb} as the cluster file says.", capital(&nodes))
 }
 
-fn the(nodes: usize) -> String {
-    if nodes == 1 { "the node".to_owned() } else { format!("all {nodes} nodes") }
+/// `node1 still knows it`, `node1, node2 still know it`.
+pub(crate) fn still_known(gone: &Departed) -> String {
+    let verb = if gone.known_to.len() == 1 { "knows" } else { "know" };
+    format!("{} still {verb} it", gone.known_to.join(", "))
 }
 
 fn capital(text: &str) -> String {

@@ -210,7 +210,7 @@ fn verbose_shows_whole_files() {
     plan.nodes[0].outcome = Ok(planned);
     let brief = plan_human(&plan, Paint(false), false);
     assert!(
-        brief.contains("… 40 more lines (--verbose shows them)") && !brief.contains("line 59"),
+        brief.contains("… 52 more lines (--verbose shows them)") && !brief.contains("line 59"),
         "{brief}"
     );
     assert!(plan_human(&plan, Paint(false), true).contains("+ line 59"));

@@ -96,29 +96,17 @@ impl Machine {
 
     fn observe(&self, scope: &Scope) -> Observed {
         // Files are found only where somebody said to look; the kernel's objects carry a mark of ours.
-        let own: Vec<Key> =
-            self.spec().iter().flat_map(homelab_desired::desired).map(|o| o.spec.key()).collect();
         let found = |key: &Key| match key {
-            Key::Symlink(_) | Key::File(_) | Key::Unit(_) => {
-                own.contains(key) || scope.keys.iter().any(|(k, _)| k == key)
-            }
+            Key::Symlink(_) | Key::File(_) | Key::Unit(_) => scope.keys.iter().any(|(k, _)| k == key),
             _ => true,
         };
         let mut objects: Vec<NodeObject> =
             self.objects.iter().filter(|(key, _)| found(key)).map(|(_, o)| o.clone()).collect();
-        for (key, module) in &scope.keys {
-            let Key::Sysctl(name) = key else { continue };
-            if let Some(value) = self.sysctls.get(name) {
-                let spec = homelab_model::Sysctl { key: name.clone(), link: None, value: value.clone() };
-                objects.push(NodeObject { module: *module, spec: Spec::Sysctl(spec) });
-            }
-        }
+        // Parameters of the machine itself are ours only once we have changed them.
         for name in self.originals.keys() {
-            if !scope.keys.iter().any(|(k, _)| *k == Key::Sysctl(name.clone())) {
-                let value = self.sysctls[name].clone();
-                let spec = homelab_model::Sysctl { key: name.clone(), link: None, value };
-                objects.push(NodeObject { module: homelab_model::Module::Vtep, spec: Spec::Sysctl(spec) });
-            }
+            let value = self.sysctls[name].clone();
+            let spec = homelab_model::Sysctl { key: name.clone(), link: None, value };
+            objects.push(NodeObject { module: homelab_model::Module::Vtep, spec: Spec::Sysctl(spec) });
         }
         let link =
             |name: &str, mtu: u32| LinkFact { name: name.to_owned(), mtu, up: true, ..LinkFact::default() };
