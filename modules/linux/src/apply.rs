@@ -45,7 +45,12 @@ impl Node {
             done.map_err(|e| fault(index, e))?;
             progress(index + 1);
         }
-        self.reload_if_needed().map_err(|e| fault(changes.len() - 1, e))
+        let last = changes.len() - 1;
+        self.kernel.finish().map_err(|waiting| {
+            let (object, source) = *waiting;
+            ApplyError { index: last, object, source: Box::new(source) }
+        })?;
+        self.reload_if_needed().map_err(|e| fault(last, e))
     }
 
     /// Before the first change: records of all that must be put back later, in one write.

@@ -3,9 +3,9 @@
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use homelab_model::{Route, Spec, ours};
+use homelab_model::{Key, Route, Spec, ours};
 
-use super::{Kernel, is_gone, link_of};
+use super::{Kernel, Pending, is_gone, link_of};
 use crate::error::{Error, netlink};
 use crate::netlink::NetlinkError;
 use crate::rt::{self, NewRoute, RouteFilter};
@@ -32,9 +32,47 @@ fn route_key(destination: IpNet, metric: u32) -> (IpNet, u32) {
     }
 }
 
+/// Whether a route's error may be gone when links are up and addresses are there.
+fn may_come_later(error: &Error) -> bool {
+    let Error::Netlink { source, .. } = error else { return false };
+    [Errno::ENETDOWN, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EINVAL].iter().any(|&c| source.is(c))
+}
+
 impl Kernel {
     /// Makes the object, or brings what has its name to what it should be. False if it is none of the kernel's.
+    ///
+    /// A route may come before the address or the link that it needs: undo makes things in another order than they
+    /// were made first. It waits, see [`Kernel::finish`].
     pub(crate) fn ensure(&mut self, spec: &Spec) -> Result<bool, Error> {
+        let key = spec.key();
+        self.pending.retain(|p| p.spec.key() != key);
+        match (self.ensure_now(spec), spec) {
+            (Err(error), Spec::Route(_)) if may_come_later(&error) => {
+                self.pending.push(Pending { spec: spec.clone(), asked: Some(error) });
+                Ok(true)
+            }
+            (Ok(_), Spec::Link(_) | Spec::Address(_)) => {
+                self.restore(Vec::new());
+                Ok(true)
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// The end of a series of changes: what still waits is an error.
+    pub(crate) fn finish(&mut self) -> Result<(), Box<(Key, Error)>> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.restore(Vec::new());
+        let left = std::mem::take(&mut self.pending);
+        match left.into_iter().find_map(|p| Some(Box::new((p.spec.key(), p.asked?)))) {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn ensure_now(&mut self, spec: &Spec) -> Result<bool, Error> {
         match spec {
             Spec::Link(link) => self.ensure_link(link)?,
             Spec::Address(o) => {
@@ -52,18 +90,13 @@ impl Kernel {
             Spec::Route(route) => self.ensure_route(route)?,
             _ => return Ok(false),
         }
-        let key = spec.key();
-        self.pending.retain(|p| p.key() != key);
-        if matches!(spec, Spec::Link(_) | Spec::Address(_)) {
-            self.restore(Vec::new());
-        }
         Ok(true)
     }
 
     /// Deletes the object if it is there and ours. False if it is none of the kernel's.
     pub(crate) fn delete(&mut self, spec: &Spec) -> Result<bool, Error> {
         let key = spec.key();
-        self.pending.retain(|p| p.key() != key);
+        self.pending.retain(|p| p.spec.key() != key);
         match spec {
             Spec::Link(o) => {
                 if let Some((index, true)) = self.index(&o.name)? {
@@ -72,7 +105,7 @@ impl Kernel {
                 }
                 self.indices.remove(&o.name);
                 self.routes = None;
-                self.pending.retain(|p| link_of(p) != Some(o.name.as_str()));
+                self.pending.retain(|p| link_of(&p.spec) != Some(o.name.as_str()));
             }
             Spec::Address(o) => {
                 if let Some((index, true)) = self.index(&o.link)? {

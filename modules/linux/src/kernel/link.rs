@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use homelab_model::{Address, Key, Link, LinkKind, Spec, ours};
 
 use super::change::{mac, tolerate_gone};
-use super::{Kernel, foreign_link, is_link_local, route};
+use super::{Kernel, Pending, foreign_link, is_link_local, route};
 use crate::error::{Error, netlink};
 use crate::rt::{self, LinkChange, NewKind, NewLink, RouteFilter, VxlanInfo};
 
@@ -137,19 +137,12 @@ impl Kernel {
     /// shows.
     pub(super) fn restore(&mut self, lost: Vec<Spec>) {
         let mut waiting = std::mem::take(&mut self.pending);
-        waiting.extend(lost);
-        waiting.sort_by_key(Spec::key);
-        for spec in waiting {
-            let made = match &spec {
-                Spec::Address(o) => self
-                    .our_index(&o.link)
-                    .and_then(|index| netlink("", rt::add_address(&mut self.socket, index, o.address)))
-                    .map(|()| true),
-                other => self.ensure(other),
-            };
-            if let Err(error) = made {
-                tracing::debug!(object = %spec.key(), %error, "cannot be put back yet");
-                self.pending.push(spec);
+        waiting.extend(lost.into_iter().map(|spec| Pending { spec, asked: None }));
+        waiting.sort_by_key(|p| p.spec.key());
+        for entry in waiting {
+            if let Err(error) = self.ensure_now(&entry.spec) {
+                tracing::debug!(object = %entry.spec.key(), %error, "cannot be put back yet");
+                self.pending.push(Pending { asked: entry.asked.map(|_| error), ..entry });
             }
         }
     }

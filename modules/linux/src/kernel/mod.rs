@@ -33,10 +33,18 @@ pub(crate) struct Kernel {
     indices: HashMap<String, (u32, bool)>,
     /// Destination and metric of our routes. Valid until an address or a link changes.
     routes: Option<BTreeSet<(IpNet, u32)>>,
-    /// What the kernel took away with something else and what could not be put back at once.
-    pending: Vec<Spec>,
+    /// What must wait for a later change.
+    pending: Vec<Pending>,
     /// Links without our mark that the changes at hand know as ours.
     claims: Vec<Link>,
+}
+
+/// An object that the kernel does not take yet.
+#[derive(Debug)]
+struct Pending {
+    spec: Spec,
+    /// Why, if a change asks for it; None if the kernel took it away with something else.
+    asked: Option<Error>,
 }
 
 /// Whether an error says that what should go is gone.
@@ -159,7 +167,8 @@ impl Kernel {
     pub(crate) fn begin(&mut self, changes: &[Change<NodeObject>]) {
         self.indices.clear();
         self.routes = None;
-        self.pending.clear();
+        // What a series that failed lost on the way comes back with its undo.
+        self.pending.retain(|p| p.asked.is_none());
         let objects = changes.iter().flat_map(|c| [c.before(), c.after()]).flatten();
         let links: Vec<&Link> =
             objects.filter_map(|o| if let Spec::Link(link) = &o.spec { Some(link) } else { None }).collect();

@@ -1,7 +1,7 @@
 //! Network namespaces for tests. They end with the thread that made them.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-pub mod objects;
+pub(crate) mod objects;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +14,7 @@ fn must_be_root() {
 }
 
 /// Runs `work` on a thread in a network namespace of its own.
-pub fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     must_be_root();
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -29,14 +29,14 @@ pub fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// A network namespace held by a thread of its own.
-pub struct OtherNetns {
-    pub path: PathBuf,
+pub(crate) struct OtherNetns {
+    pub(crate) path: PathBuf,
     end: Option<mpsc::Sender<()>>,
     holder: Option<std::thread::JoinHandle<()>>,
 }
 
 impl OtherNetns {
-    pub fn new() -> OtherNetns {
+    pub(crate) fn new() -> OtherNetns {
         must_be_root();
         let (say, hear) = mpsc::channel();
         let (end, wait) = mpsc::channel();
@@ -64,7 +64,7 @@ impl Drop for OtherNetns {
 }
 
 /// Runs a command in the caller's network namespace and gives what it prints.
-pub fn run(command: &str) -> String {
+pub(crate) fn run(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().expect("sh");
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()

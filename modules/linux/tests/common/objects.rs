@@ -3,7 +3,7 @@
 use homelab_model::{NodeObject, NodeSpec, PeerSpec, VtepSpec, stable_mac};
 
 /// A node with `peers` peers, IPv4 and IPv6.
-pub fn spec(peers: usize) -> NodeSpec {
+pub(crate) fn spec(peers: usize) -> NodeSpec {
     let cidrs = |n: usize| {
         let four = format!("10.{}.{}.0/24", 100 + n / 256, n % 256);
         vec![four.parse().unwrap(), format!("fd00:0:0:{n:x}::/64").parse().unwrap()]
@@ -42,7 +42,7 @@ pub fn spec(peers: usize) -> NodeSpec {
 }
 
 /// What the tunnel and the plugin want of that node.
-pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
+pub(crate) fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
     let mut objects = homelab_vtep::objects(spec);
     objects.extend(homelab_cni::objects(spec));
     objects
