@@ -92,3 +92,32 @@ fn errors_name_what_was_tried() {
         assert!(wrong.contains("/proc/self/status"), "{wrong}");
     });
 }
+
+#[test]
+fn a_bridge_that_is_made_again_takes_its_pods_back() {
+    in_new_netns(|| {
+        let spec = common::objects::spec(0);
+        let bridge: Vec<_> = common::objects::objects(&spec)
+            .into_iter()
+            .filter(|o| matches!(&o.spec, homelab_model::Spec::Link(l) if l.name == "homelab0"))
+            .collect();
+        let changes = homelab_model::diff(&[], &bridge);
+        let files = tempfile::tempdir().unwrap();
+        let mut node = homelab_linux::Node::open(homelab_linux::Root::at(files.path())).unwrap();
+        node.apply_all(&changes, &mut |_| {}).unwrap();
+        let pod = OtherNetns::new();
+        let netns = Netns::open(&pod.path).unwrap();
+        let mut here = PodSocket::open().unwrap();
+        let index = here.link("homelab0").unwrap().unwrap().index;
+        let alias = format!("{}c1/eth0", homelab_model::ours::POD_ALIAS);
+        here.create_veth(&netns, &Veth { alias: &alias, isolated: false, ..veth(index, "hl-a", "eth0") })
+            .unwrap();
+        run("ip link add stranger type veth peer name other; ip link del homelab0");
+        assert_eq!(here.link("hl-a").unwrap().unwrap().master, None);
+
+        node.apply_all(&changes, &mut |_| {}).unwrap();
+        let ports = here.ports("homelab0").unwrap();
+        assert_eq!(ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["hl-a"]);
+        assert!(ports[0].hairpin, "{ports:?}");
+    });
+}

@@ -5,6 +5,7 @@
 //! only the laptop changes that. While the laptop applies, the lock keeps the agent out; under the lock it reads
 //! the spec again, so it never works for yesterday's.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,6 +23,8 @@ use tracing::{error, info, warn};
 const FILES_EVERY: Duration = Duration::from_millis(400);
 /// Links, addresses, routes, neighbours, FDB and nftables have events; this is for those that get lost.
 const KERNEL_EVERY: Duration = Duration::from_secs(5);
+/// Addresses of pods that ended without a DEL are free again after this at the latest.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How often systemd hears that the agent lives, at least.
 const QUIET: Duration = Duration::from_secs(10);
 /// Events come in bursts; wait this long after the first.
@@ -125,7 +128,8 @@ async fn run() -> Result<(), String> {
 
     let mut files = interval(FILES_EVERY);
     let mut kernel = interval(KERNEL_EVERY);
-    for timer in [&mut files, &mut kernel] {
+    let mut sweep = interval(SWEEP_EVERY);
+    for timer in [&mut files, &mut kernel, &mut sweep] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let mut due = EVERYTHING;
@@ -145,6 +149,11 @@ async fn run() -> Result<(), String> {
                 check_at.get_or_insert_with(Instant::now);
             }
             _ = kernel.tick() => due = union(due, Kinds::KERNEL),
+            _ = sweep.tick() => match crate::cni::sweep(Path::new(ours::IPAM)) {
+                Ok(0) => {}
+                Ok(freed) => info!(freed, "addresses of vanished pods are free again"),
+                Err(error) => warn!(%error, "cannot look for addresses of vanished pods"),
+            },
             () = sleep_until(wait), if check_at.is_some() => {
                 check_at = None;
                 if agent.check(due) {

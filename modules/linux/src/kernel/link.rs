@@ -58,7 +58,22 @@ impl Kernel {
         let info =
             self.by_name(&link.name)?.ok_or_else(|| Error::Invalid("it vanished at once".to_owned()))?;
         let now = self.link(&info)?;
-        self.alter_link(info.index, &now, link)
+        self.alter_link(info.index, &now, link)?;
+        if link.name == ours::BRIDGE { self.take_pods_back(info.index) } else { Ok(()) }
+    }
+
+    /// Makes the node's ends of running pods ports of the bridge again: a bridge that was deleted left them alone.
+    fn take_pods_back(&mut self, bridge: u32) -> Result<(), Error> {
+        let links = netlink("reading links", rt::links(&mut self.socket))?;
+        for pod in links.iter().filter(|l| l.master.is_none() && l.alias.starts_with(ours::POD_ALIAS)) {
+            let join = LinkChange { master: Some(bridge), ..LinkChange::default() };
+            let port = rt::port_message(&pod.name, &pod.alias, true, false);
+            let taken =
+                rt::set_link(&mut self.socket, pod.index, join).and_then(|()| self.socket.request(port));
+            // A pod that ends right now is no reason to leave the others alone.
+            netlink(format!("taking {} back", pod.name), tolerate_gone(taken))?;
+        }
+        Ok(())
     }
 
     /// Alters what differs.

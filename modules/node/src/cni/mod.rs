@@ -73,7 +73,6 @@ fn answer(env: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<String, 
 
 /// Frees addresses whose pods are gone without a DEL, in all networks below `data_dir` ([`ours::IPAM`]); says how
 /// many. No reference plugin does it and containerd calls no GC: the agent does, now and then.
-#[allow(dead_code, reason = "the agent's timer calls it")]
 pub(crate) fn sweep(data_dir: &Path) -> Result<usize, CniError> {
     attach::sweep(data_dir)
 }
