@@ -36,9 +36,6 @@ pub(crate) fn run(
         }
         return Ok(if failed { FAILED } else { DONE });
     }
-    if session.cancelled() {
-        return Err(CliError::new("stopped; nothing was changed"));
-    }
     if global.format == Format::Json && !consent.yes {
         // The question would stand in front of a plan that nobody has seen yet.
         terminal.say(&plan_text(&prepared.plan, terminal));
@@ -55,7 +52,7 @@ pub(crate) fn run(
         })
         .collect::<Result<_, CliError>>()?;
     let start = Instant::now();
-    let (report, goodbyes) = session.with(terminal, |engine| {
+    let (report, goodbyes) = session.changing(terminal, |engine| {
         let report = engine.apply(prepared);
         let goodbyes: Vec<_> = cleaning
             .into_iter()

@@ -25,6 +25,7 @@ pub(crate) struct Session {
     transport: Box<dyn Transport>,
     binaries: NodeBinaries,
     cancel: Arc<AtomicBool>,
+    changing: Arc<AtomicBool>,
     parallel: usize,
     /// Listens for Ctrl-C as long as it lives.
     _runtime: Runtime,
@@ -44,7 +45,8 @@ impl Session {
             .map_err(|e| CliError::new(e.to_string()).hint(hints::binaries(&e)))?;
         let transport = transport(global, terminal)?;
         let cancel = Arc::new(AtomicBool::new(false));
-        let runtime = interrupts(Arc::clone(&cancel), terminal.bars.clone())?;
+        let changing = Arc::new(AtomicBool::new(false));
+        let runtime = interrupts(Arc::clone(&cancel), Arc::clone(&changing), terminal)?;
         let parallel = usize::from(global.parallel);
         Ok(Session {
             cluster: loaded.cluster,
@@ -52,6 +54,7 @@ impl Session {
             transport,
             binaries,
             cancel,
+            changing,
             parallel,
             _runtime: runtime,
         })
@@ -69,6 +72,14 @@ impl Session {
             options: Options { parallel: self.parallel, by: caller(), ..Options::default() },
         };
         work(&engine)
+    }
+
+    /// Does `work`, which changes nodes: Ctrl-C lets it come to a good end.
+    pub(crate) fn changing<R>(&self, terminal: &Terminal, work: impl FnOnce(&Engine<'_>) -> R) -> R {
+        self.changing.store(true, Ordering::SeqCst);
+        let result = self.with(terminal, work);
+        self.changing.store(false, Ordering::SeqCst);
+        result
     }
 
     /// Whether the user pressed Ctrl-C.
@@ -112,12 +123,21 @@ fn transport(global: &Global, terminal: &Terminal) -> Result<Box<dyn Transport>,
     Ok(Box::new(SshTransport::new(options)))
 }
 
-/// The first Ctrl-C stops before the next node, the second one at once.
-fn interrupts(cancel: Arc<AtomicBool>, bars: indicatif::MultiProgress) -> Result<Runtime, CliError> {
+/// Ctrl-C ends the process at once, unless nodes are being changed: then the first one stops before the next node.
+fn interrupts(
+    cancel: Arc<AtomicBool>,
+    changing: Arc<AtomicBool>,
+    terminal: &Terminal,
+) -> Result<Runtime, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let (bars, interactive) = (terminal.bars.clone(), terminal.interactive);
     runtime.spawn(async move {
         while tokio::signal::ctrl_c().await.is_ok() {
-            if cancel.swap(true, Ordering::Relaxed) {
+            if !changing.load(Ordering::SeqCst) || cancel.swap(true, Ordering::SeqCst) {
+                if interactive {
+                    // A question for a password may have left the terminal silent.
+                    let _ = std::process::Command::new("stty").arg("echo").status();
+                }
                 std::process::exit(INTERRUPTED);
             }
             bars.suspend(|| eprintln!("stopping after the nodes at work; Ctrl-C again ends at once"));
