@@ -33,8 +33,9 @@ pub(crate) fn run(args: Args) -> Outcome {
     let say = |words: &str| println!("\n== {words} ({:.0} s)", start.elapsed().as_secs_f64());
     say("build homelab and the node binary");
     tools::ensure_build_packages()?;
-    tools::run(&mut tools::cargo(&["build", "--package=homelab", "--bin=homelab"]))?;
-    tools::run(&mut tools::cargo(&["build", "--package=homelab-lab", "--bins"]))?;
+    // All of the workspace, as for the tests: else cargo builds dependencies again with other features.
+    let programs = ["--bin=homelab", "--bin=homelab-lab-supervisor"];
+    tools::run(tools::cargo(&["build", "--workspace"]).args(programs))?;
     dist::build_here(&tools::root().join("target/debug"))?;
     say("boot three Debian nodes, a router and a client on a LAN of their own");
     let lab = Lab::up(LabOptions::new(&args.name))?;
