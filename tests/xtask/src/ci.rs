@@ -3,13 +3,13 @@
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use crate::{Outcome, layers, schema, test, tools};
+use crate::{Outcome, demo, layers, schema, test, tools};
 
 type Step = Box<dyn FnOnce() -> Outcome>;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out the tests
+    /// Leave out the demo and the tests
     #[arg(long)]
     no_tests: bool,
 }
@@ -28,6 +28,8 @@ pub(crate) fn run(args: Args) -> Outcome {
         ("book", Box::new(book)),
     ];
     if !args.no_tests {
+        let name = format!("ci-{}", std::process::id());
+        steps.push(("demo", Box::new(|| demo::run(demo::Args { name, down: true }))));
         steps.push(("tests", Box::new(|| test::run(test::Args::default()))));
     }
     // A step that fails does not hide what the later ones find.

@@ -14,10 +14,10 @@ use crate::{Outcome, dist, tools};
 pub(crate) struct Args {
     /// Name of the lab
     #[arg(long, default_value = "demo")]
-    name: String,
+    pub(crate) name: String,
     /// Take the lab down at the end
     #[arg(long)]
-    down: bool,
+    pub(crate) down: bool,
 }
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -38,10 +38,14 @@ pub(crate) fn run(args: Args) -> Outcome {
     tools::run(tools::cargo(&["build", "--workspace"]).args(programs))?;
     dist::build_here(&tools::root().join("target/debug"))?;
     say("boot three Debian nodes, a router and a client on a LAN of their own");
-    let lab = Lab::up(LabOptions::new(&args.name))?;
-    let passed = show(&lab, &say);
+    let lab = Lab::up(LabOptions::new(&args.name));
+    let passed = match &lab {
+        Ok(lab) => show(lab, &say),
+        Err(error) => Err(error.to_string().into()),
+    };
     if args.down {
-        lab.down()?;
+        // Also what is left of a lab that did not come up.
+        Lab::down_name(&args.name)?;
         println!("\nthe lab is down");
     } else {
         let lab = format!("cargo xtask lab --name {}", args.name);

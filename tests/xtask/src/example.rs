@@ -50,7 +50,7 @@ fn calls(script: &str) -> Vec<Vec<String>> {
 }
 
 /// What `homelab` says when called with these words.
-fn homelab(words: &[&str]) -> String {
+pub(crate) fn homelab(words: &[&str]) -> String {
     let test = std::env::current_exe().expect("our own path");
     // An old one would know other flags. All of the workspace: else cargo builds dependencies with other features.
     tools::run(&mut tools::cargo(&["build", "--quiet", "--workspace", "--bin=homelab"])).expect("a build");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use homelab_config::Source;
 
+use crate::example::homelab;
 use crate::tools::root;
 
 /// All Markdown files of the repository that people read.
@@ -66,6 +67,25 @@ fn every_page_is_in_the_summary() {
         links(&summary).iter().map(|link| root().join("book/src").join(link)).collect();
     for page in pages().iter().filter(|page| page.starts_with(root().join("book/src"))) {
         assert!(listed.contains(page) || page.ends_with("SUMMARY.md"), "{}", page.display());
+    }
+}
+
+#[test]
+fn the_command_line_is_documented_in_full() {
+    let page = std::fs::read_to_string(root().join("book/src/reference/cli.md")).expect("the page");
+    for command in ["validate", "plan", "apply", "destroy", "status", "schema", "completions", "man"] {
+        assert!(page.contains(&format!("| `{command}")), "{command}");
+        let help = homelab(&[command, "--help"]);
+        let words = help.split(|c: char| c.is_whitespace() || "[](),;`".contains(c));
+        for flag in words.filter(|word| word.starts_with("--") && *word != "--help" && *word != "--version") {
+            assert!(page.contains(&format!("`{flag}")), "{command} {flag}");
+        }
+    }
+    // The page promises nothing that is not there.
+    let everything: String =
+        ["plan", "apply", "destroy", "status"].iter().map(|command| homelab(&[command, "--help"])).collect();
+    for flag in page.split(|c: char| c.is_whitespace() || "`|".contains(c)).filter(|w| w.starts_with("--")) {
+        assert!(everything.contains(flag) || flag.trim_matches('-').is_empty(), "{flag}");
     }
 }
 
