@@ -53,7 +53,11 @@ fn binary(name: &str) -> std::path::PathBuf {
 
 fn floor(lab: &Lab) -> Result<Command> {
     let mut command = lab.command_in("client")?;
-    command.arg("env").arg(format!("HOME={}", lab.home().display())).arg(binary("examples/floor"));
+    command
+        .arg("env")
+        .arg(format!("HOME={}", lab.home().display()))
+        .arg(binary("examples/floor"))
+        .arg(lab.key_path());
     for node in lab.nodes() {
         command.arg(lab.address(node)?.to_string());
     }

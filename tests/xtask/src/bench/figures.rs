@@ -50,8 +50,15 @@ impl Report {
     /// A table for people. `x` is the figure divided by homelab's: above 1, the other needs more.
     pub(super) fn table(&self) -> String {
         let mut text = String::new();
-        let mut task = "";
+        let mut tasks: Vec<&str> = Vec::new();
         for figure in &self.0 {
+            if !tasks.contains(&figure.task.as_str()) {
+                tasks.push(&figure.task);
+            }
+        }
+        let in_order = tasks.iter().flat_map(|task| self.0.iter().filter(move |f| f.task == *task));
+        let mut task = "";
+        for figure in in_order {
             if figure.task != task {
                 task = &figure.task;
                 let _ = writeln!(text, "\n{task}");
@@ -65,7 +72,7 @@ impl Report {
                 (values.first().copied().unwrap_or(f64::NAN), values.last().copied().unwrap_or(f64::NAN));
             let _ = writeln!(
                 text,
-                "  {:<34} {:>12.4} {:<8} {:>12.4} .. {:<12.4} {ratio:>8}",
+                "  {:<46} {:>10.4} {:<8} {:>10.4} .. {:<10.4} {ratio:>8}",
                 figure.who,
                 figure.median(),
                 figure.unit,
