@@ -174,10 +174,13 @@ pub(crate) fn set(
     let name = after.name.as_str();
     must_run(root, name)?;
     let error = |message: String| Error::Unit { name: name.to_owned(), message };
-    // Both verbs make systemd read its files again.
+    // systemd reads the file of a unit that it does not hold when it starts it; reading all files again takes a
+    // quarter of a second.
     if before.is_none_or(|b| b.enabled != after.enabled) {
-        systemctl(&[if after.enabled { "enable" } else { "disable" }, "--", name]).map_err(error)?;
-    } else if files_changed || before.is_some_and(|b| b.reload_needed) {
+        let verb = if after.enabled { "enable" } else { "disable" };
+        systemctl(&["--no-reload", verb, "--", name]).map_err(error)?;
+    }
+    if before.is_some_and(|b| files_changed || b.reload_needed) {
         reload(root)?;
     }
     if after.state != "active" {
@@ -192,8 +195,14 @@ pub(crate) fn set(
     }
     // A unit that failed too often in a row may not start before that is forgotten.
     let _ = systemctl(&["reset-failed", "--", name]);
-    let started = systemctl(&["restart", "--", name]);
-    let now = Shown::start(root, &[name])?.finish(root)?;
+    let mut started = systemctl(&["restart", "--", name]);
+    let mut now = Shown::start(root, &[name])?.finish(root)?;
+    if before.is_none() && (started.is_err() || now.iter().any(|u| u.reload_needed)) {
+        // It still held the unit, as one without a file or with an older one.
+        reload(root)?;
+        started = systemctl(&["restart", "--", name]);
+        now = Shown::start(root, &[name])?.finish(root)?;
+    }
     let state = now.first().map_or("gone", |unit| unit.state.as_str());
     match started {
         Ok(()) if state == "active" => Ok(()),
@@ -209,7 +218,7 @@ pub(crate) fn delete(root: &Root, unit: &Unit) -> Result<(), Error> {
     }
     let name = unit.name.as_str();
     // Fails where the unit file is gone; then only the process is left to stop.
-    if let Err(message) = systemctl(&["disable", "--now", "--", name]) {
+    if let Err(message) = systemctl(&["--no-reload", "disable", "--now", "--", name]) {
         let _ = systemctl(&["stop", "--", name]);
         let left = Shown::start(root, &[name])?.finish(root)?;
         if left.iter().any(|u| u.enabled || u.state == "active") {

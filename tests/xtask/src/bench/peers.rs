@@ -55,7 +55,7 @@ impl Peers {
     /// `ansible-playbook`, on the client.
     pub(super) fn ansible(&self, lab: &Lab, check: bool) -> Result<Command> {
         let mut command = self.on_client(lab, "ansible-playbook")?;
-        command.args(["-i", "inventory.yml", "playbook.yml"]);
+        command.arg("-i").arg(self.directory.join("inventory.yml")).arg(self.directory.join("playbook.yml"));
         if check {
             command.arg("--check");
         }
@@ -65,7 +65,7 @@ impl Peers {
     /// `pyinfra`, on the client.
     pub(super) fn pyinfra(&self, lab: &Lab, dry: bool) -> Result<Command> {
         let mut command = self.on_client(lab, "pyinfra")?;
-        command.args(["-y", "inventory.py", "deploy.py"]);
+        command.arg("-y").arg(self.directory.join("inventory.py")).arg(self.directory.join("deploy.py"));
         if dry {
             command.arg("--dry");
         }
