@@ -46,7 +46,7 @@ impl Peers {
         std::fs::write(directory.join("inventory.py"), python)?;
         std::fs::write(
             directory.join("ansible.cfg"),
-            "[defaults]\nforks = 10\ninterpreter_python = /usr/bin/python3\nhost_key_checking = true\n\
+            "[defaults]\nforks = 10\ninterpreter_python = auto_silent\nhost_key_checking = true\n\
              [ssh_connection]\npipelining = true\n",
         )?;
         Ok(Peers { directory, bin: venv.join("bin") })
@@ -118,12 +118,12 @@ fn variables(lab: &Lab, node: &str, node_binary: &Path) -> Result<Value> {
     ));
     expected.push("masquerade".to_owned());
     // Prints what `expected` says when all is in place.
-    let mut observe = "cat /proc/sys/net/ipv4/ip_forward; cat /proc/sys/net/ipv4/conf/peer.1/rp_filter; \
+    let mut observe = "cat /proc/sys/net/ipv4/ip_forward; cat /proc/sys/net/ipv4/conf/peer.1/rp_filter 2>/dev/null; \
                        for r in $(ip route show proto 105 | cut -d' ' -f1 | sort -V); do v=${r%/*}; \
                        m=$(ip neigh show $v dev peer.1 | sed -n 's/.*lladdr \\([^ ]*\\).*/\\1/p'); \
                        d=$(bridge fdb show dev peer.1 | sed -n \"s/^$m dst \\([^ ]*\\).*/\\1/p\"); echo \"$m $d $r\"; done; "
         .to_owned();
-    observe.push_str("nft list table inet peer 2>/dev/null | grep -o masquerade");
+    observe.push_str("nft list table inet peer 2>/dev/null | grep -o masquerade || true");
     Ok(json!({
         "ansible_host": lab.address(node)?, "ansible_user": "root", "ssh_user": "root", "ssh_hostname": lab.address(node)?.to_string(),
         "ssh_key": lab.key_path(), "ssh_known_hosts_file": lab.known_hosts_path(), "ssh_strict_host_key_checking": "yes",
