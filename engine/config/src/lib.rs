@@ -10,6 +10,7 @@ mod problem;
 mod raw;
 mod schema;
 mod spanned;
+mod violations;
 mod words;
 mod yaml;
 
@@ -98,7 +99,7 @@ fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<Cluster> {
         faults.push(Fault::new("empty", Span::default(), "the file is empty").help(example));
         return None;
     }
-    let patterns = schema::violations(&mut root, faults);
+    let patterns = violations::violations(&mut root, faults);
     if root.value == Value::Bad {
         return None;
     }

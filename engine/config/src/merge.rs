@@ -1,5 +1,7 @@
 //! Several files as one: later files change earlier ones.
 
+use std::collections::HashMap;
+
 use crate::yaml::{Entry, Node, Value};
 
 /// Lists whose entries are joined by their `name`.
@@ -18,18 +20,13 @@ pub(crate) fn merge(base: Node, over: Node) -> Node {
 fn join(base: Node, over: Node, path: &str) -> Node {
     match (base.value, over.value) {
         (Value::Map(mut entries), Value::Map(new)) => {
+            let index: HashMap<String, usize> = entries.iter().map(|e| e.key.clone()).zip(0..).collect();
             for entry in new {
                 let path = if path.is_empty() { entry.key.clone() } else { format!("{path}.{}", entry.key) };
-                match entries.iter().position(|e| e.key == entry.key) {
+                match index.get(&entry.key).copied() {
                     Some(at) => {
-                        let old = std::mem::replace(
-                            &mut entries[at].value,
-                            Node { value: Value::Null, span: entry.key_span },
-                        );
-                        entries[at] = Entry {
-                            value: join(old, entry.value, &path),
-                            ..entry_head(entry.key, entry.key_span)
-                        };
+                        let value = join(entries[at].value.clone(), entry.value, &path);
+                        entries[at] = Entry { value, key: entry.key, key_span: entry.key_span };
                     }
                     None => entries.push(entry),
                 }
@@ -37,11 +34,15 @@ fn join(base: Node, over: Node, path: &str) -> Node {
             Node { value: Value::Map(entries), span: base.span }
         }
         (Value::List(mut items), Value::List(new)) if BY_NAME.contains(&path) => {
-            let old = items.len();
+            // Only with entries of earlier files: a name that stands twice in one file is a mistake.
+            let mut names: HashMap<String, usize> = HashMap::new();
+            for (at, item) in items.iter().enumerate() {
+                if let Some(name) = name(item) {
+                    names.entry(name.to_owned()).or_insert(at);
+                }
+            }
             for item in new {
-                // Only with entries of earlier files: a name that stands twice in one file is a mistake.
-                let same = name(&item).and_then(|n| items[..old].iter().position(|i| name(i) == Some(n)));
-                match same {
+                match name(&item).and_then(|n| names.get(n)).copied() {
                     Some(at) => {
                         let before = items[at].clone();
                         items[at] = join(before, item, &format!("{path}[]"));
@@ -53,10 +54,6 @@ fn join(base: Node, over: Node, path: &str) -> Node {
         }
         (_, value) => Node { value, span: over.span },
     }
-}
-
-fn entry_head(key: String, key_span: crate::problem::Span) -> Entry {
-    Entry { key, key_span, value: Node { value: Value::Null, span: key_span } }
 }
 
 fn name(node: &Node) -> Option<&str> {

@@ -3,7 +3,9 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use miette::{
+    Diagnostic, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents,
+};
 use serde_json::json;
 
 use crate::Source;
@@ -62,7 +64,34 @@ pub struct Problem {
     pub label: String,
     /// Other places that belong to it.
     pub labels: Vec<Label>,
-    text: Arc<NamedSource<String>>,
+    text: Option<Arc<Text>>,
+}
+
+/// A file for miette. Columns are characters; miette's own sources count bytes.
+#[derive(Debug)]
+struct Text {
+    name: String,
+    text: String,
+}
+
+impl SourceCode for Text {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        before: usize,
+        after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let inner = self.text.read_span(span, before, after)?;
+        let (_, column) = place(&self.text, inner.span().offset());
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.name.clone(),
+            inner.data(),
+            *inner.span(),
+            inner.line(),
+            column - 1,
+            inner.line_count(),
+        )))
+    }
 }
 
 impl fmt::Display for Problem {
@@ -90,7 +119,7 @@ impl Diagnostic for Problem {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        Some(&*self.text)
+        self.text.as_deref().map(|t| t as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
@@ -237,19 +266,30 @@ impl Fault {
     }
 }
 
+/// More problems than this are counted only.
+pub(crate) const MAX_PROBLEMS: usize = 100;
+/// Longer lines are not shown.
+const MAX_LINE: usize = 2000;
+
 /// Joins faults with their files, sorts them and drops repetitions (an anchor used twice is read twice).
 pub(crate) fn finish(sources: &[Source], faults: Vec<Fault>) -> Vec<Problem> {
     let mut faults = faults;
     faults.sort_by(|a, b| (a.span, a.severity, a.code).cmp(&(b.span, b.severity, b.code)));
     faults.dedup_by(|a, b| a.span == b.span && a.message == b.message);
-    let texts: Vec<Arc<NamedSource<String>>> =
-        sources.iter().map(|s| Arc::new(NamedSource::new(&s.name, s.text.clone()))).collect();
-    let nowhere = Arc::new(NamedSource::new("homelab.yaml", String::new()));
+    let texts: Vec<Arc<Text>> =
+        sources.iter().map(|s| Arc::new(Text { name: s.name.clone(), text: s.text.clone() })).collect();
+    let nowhere = Arc::new(Text { name: "homelab.yaml".into(), text: String::new() });
+    let hidden = faults.len().saturating_sub(MAX_PROBLEMS);
+    faults.truncate(MAX_PROBLEMS);
+    if let Some(last) = faults.last().filter(|_| hidden > 0) {
+        let message = format!("{hidden} more problems are not shown");
+        faults.push(Fault::new("more", last.span, message).help("mend these first"));
+    }
     faults.into_iter().map(|f| join(sources, texts.get(f.span.source).unwrap_or(&nowhere), f)).collect()
 }
 
-fn join(sources: &[Source], named: &Arc<NamedSource<String>>, fault: Fault) -> Problem {
-    let text = named.inner();
+fn join(sources: &[Source], named: &Arc<Text>, fault: Fault) -> Problem {
+    let text = &named.text;
     let (offset, length) = fit(text, fault.span);
     let (line, column) = place(text, offset);
     let mut labels = Vec::new();
@@ -257,7 +297,7 @@ fn join(sources: &[Source], named: &Arc<NamedSource<String>>, fault: Fault) -> P
     for (span, words) in fault.more {
         let Some(other) = sources.get(span.source) else { continue };
         let (offset, length) = fit(&other.text, span);
-        if span.source == fault.span.source {
+        if span.source == fault.span.source && !crowded(&other.text, offset) {
             labels.push(Label { offset, length, text: words });
         } else {
             let (line, column) = place(&other.text, offset);
@@ -267,20 +307,33 @@ fn join(sources: &[Source], named: &Arc<NamedSource<String>>, fault: Fault) -> P
             let _ = write!(help, "{}:{line}:{column}: {words}", other.name);
         }
     }
+    let shown = !crowded(text, offset);
+    if !shown {
+        let _ = write!(help, "{}at {}:{line}:{column}", if help.is_empty() { "" } else { "\n" }, named.name);
+        labels.clear();
+    }
     Problem {
         severity: fault.severity,
         code: fault.code,
         message: fault.message,
         help: (!help.is_empty()).then_some(help),
-        file: named.name().to_owned(),
+        file: named.name.clone(),
         offset,
         length,
         line,
         column,
         label: fault.label,
         labels,
-        text: Arc::clone(named),
+        text: shown.then(|| Arc::clone(named)),
     }
+}
+
+/// Whether the line at `offset` or one beside it is too long to be shown.
+fn crowded(text: &str, offset: usize) -> bool {
+    let mut before = text[..offset].rsplit('\n').take(2).map(str::len);
+    let mut after = text[offset..].split('\n').take(2).map(str::len);
+    let line = before.next().unwrap_or(0) + after.next().unwrap_or(0);
+    before.chain(after).chain([line]).any(|l| l > MAX_LINE)
 }
 
 /// The span as offset and length inside the text, on character boundaries.
@@ -303,4 +356,64 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
     (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(name: &str, text: &str, fault: Fault) -> Problem {
+        let source = Source { name: name.into(), text: text.into() };
+        finish(&[source], vec![fault]).remove(0)
+    }
+
+    #[test]
+    fn github_commands_escape_what_github_would_split_at() {
+        let span = Span { source: 0, start: 6, length: 4 };
+        let fault = Fault::new("name", span, "100% wrong:\r\nsee, here").help("write `x`");
+        let problem = problem("a,b:c%.yaml", "name: Home\n", fault);
+        assert_eq!(
+            problem.github(),
+            "::error file=a%2Cb%3Ac%25.yaml,line=1,col=7,title=name::100%25 wrong:%0D%0Asee, here%0Awrite `x`"
+        );
+    }
+
+    #[test]
+    fn json_has_the_place() {
+        let span = Span { source: 0, start: 6, length: 4 };
+        let json = problem("f", "name: Home\n", Fault::new("name", span, "no").warning()).json();
+        assert_eq!((&json["line"], &json["column"], &json["offset"]), (&1.into(), &7.into(), &6.into()));
+        assert_eq!(json["severity"], "warning");
+    }
+
+    #[test]
+    fn columns_are_characters_and_spans_stay_inside() {
+        let text = "a: é☕x\n";
+        for start in 0..20 {
+            for length in 0..20 {
+                let problem = problem("f", text, Fault::new("x", Span { source: 0, start, length }, "m"));
+                assert!(text.get(problem.offset..problem.offset + problem.length).is_some());
+            }
+        }
+        let problem = problem("f", text, Fault::new("x", Span { source: 0, start: 8, length: 1 }, "m"));
+        assert_eq!((problem.line, problem.column), (1, 6));
+    }
+
+    #[test]
+    fn a_long_line_is_named_and_not_shown() {
+        let text = "x".repeat(5000);
+        let problem = problem("f", &text, Fault::new("x", Span { source: 0, start: 4000, length: 1 }, "m"));
+        assert!(problem.source_code().is_none());
+        assert_eq!(problem.help.as_deref(), Some("at f:1:4001"));
+    }
+
+    #[test]
+    fn more_problems_than_a_reader_reads_are_counted() {
+        let faults =
+            (0..150).map(|n| Fault::new("x", Span { source: 0, start: n, length: 1 }, "m")).collect();
+        let source = Source { name: "f".into(), text: "x".repeat(200) };
+        let problems = finish(&[source], faults);
+        assert_eq!(problems.len(), 101);
+        assert_eq!(problems[100].message, "50 more problems are not shown");
+    }
 }

@@ -110,7 +110,7 @@ pub(crate) struct File {
     /// Addresses on the LAN for services.
     pub(crate) load_balancer: Option<LoadBalancer>,
     /// Services without Kubernetes.
-    #[schemars(with = "Option<Vec<Service>>")]
+    #[schemars(with = "Option<Vec<Service>>", length(max = 10000))]
     pub(crate) services: Option<Vec<Spanned<Service>>>,
 }
 
@@ -232,7 +232,7 @@ pub(crate) struct Vxlan {
 #[schemars(deny_unknown_fields)]
 pub(crate) struct LoadBalancer {
     /// Pools of addresses.
-    #[schemars(with = "Option<Vec<Pool>>")]
+    #[schemars(with = "Option<Vec<Pool>>", length(max = 100))]
     pub(crate) pools: Option<Vec<Spanned<Pool>>>,
     /// Announcement on the LAN (ARP, NDP).
     pub(crate) l2: Option<L2>,
@@ -247,7 +247,7 @@ pub(crate) struct Pool {
     #[schemars(required, with = "Label", extend("examples" = ["default"]))]
     pub(crate) name: Option<Spanned<String>>,
     /// Addresses, CIDRs and `first-last` ranges. Leave them out of your router's DHCP range.
-    #[schemars(required, with = "Vec<PoolEntry>", length(min = 1))]
+    #[schemars(required, with = "Vec<PoolEntry>", length(min = 1, max = 100))]
     pub(crate) addresses: Option<Vec<Spanned<String>>>,
     /// Whether services that ask for no address get one of this pool.
     #[schemars(extend("default" = true))]
@@ -264,10 +264,10 @@ pub(crate) struct Pool {
 #[schemars(deny_unknown_fields)]
 pub(crate) struct L2 {
     /// Interfaces to announce on. Default: each node's LAN interface.
-    #[schemars(with = "Option<Vec<Interface>>")]
+    #[schemars(with = "Option<Vec<Interface>>", length(max = 100))]
     pub(crate) interfaces: Option<Vec<Spanned<String>>>,
     /// Names of the nodes that may announce. Default: all.
-    #[schemars(with = "Option<Vec<Label>>")]
+    #[schemars(with = "Option<Vec<Label>>", length(max = 1000))]
     pub(crate) nodes: Option<Vec<Spanned<String>>>,
 }
 
@@ -292,10 +292,10 @@ pub(crate) struct Service {
     #[schemars(with = "Option<Ip>", extend("examples" = ["192.168.50.200"]))]
     pub(crate) load_balancer_ip: Option<Spanned<String>>,
     /// Ports of the service.
-    #[schemars(required, with = "Vec<Port>", length(min = 1))]
+    #[schemars(required, with = "Vec<Port>", length(min = 1, max = 100))]
     pub(crate) ports: Option<Vec<Spanned<Port>>>,
     /// Addresses that answer.
-    #[schemars(with = "Option<Vec<Ip>>")]
+    #[schemars(with = "Option<Vec<Ip>>", length(max = 1000))]
     pub(crate) endpoints: Option<Vec<Spanned<String>>>,
 }
 

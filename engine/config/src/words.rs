@@ -59,14 +59,61 @@ pub(crate) fn syntax(source: usize, text: &str, error: &ScanError) -> Fault {
             "this line's indentation fits nothing above it".into(),
             "indent it like its neighbours; a list item begins with `- `",
         ),
-        K::RecursionLimitExceeded => ("nested too deeply".into(), "homelab.yaml needs five levels at most"),
+        K::RecursionLimitExceeded => ("nested too deeply".into(), "homelab.yaml needs only a few levels"),
         K::UnknownQuotedScalarEscape => (
             "an unknown escape in a text in double quotes".into(),
             "use single quotes, or double the backslash",
         ),
         kind => (format!("this is not YAML: {kind}"), "see https://yaml.org/spec/1.2.2 or quote the text"),
     };
+    if let K::MappingValueNotAllowed | K::SimpleKeyExpected | K::InvalidSimpleKey = error.kind()
+        && let Some((start, key)) = glued(text, start)
+    {
+        let span = Span { source, start, length: key.len() + 1 };
+        return Fault::new("syntax", span, "a space is missing after the colon")
+            .help(format!("write `{key}: ...`"));
+    }
     Fault::new("syntax", Span { source, start, length }, message).help(help)
+}
+
+/// A bracket that is not closed in its line makes strange faults in later ones: tell the bracket then.
+pub(crate) fn unclosed(text: &str, open: Span, fault: Fault, kind: &ErrorKind) -> Fault {
+    use ErrorKind as K;
+    let layout = matches!(
+        kind,
+        K::MappingValueNotAllowed
+            | K::MappingKeyNotAllowed
+            | K::InvalidColonPlacement
+            | K::InvalidIndentation
+            | K::InvalidFlowScalarIndent
+            | K::BlockSequenceEntryNotAllowed
+            | K::BlockEntryInFlowCollection
+            | K::ExpectedFlowMappingSeparator
+            | K::ExpectedFlowSequenceSeparator
+    );
+    let between = text.get(open.start..fault.span.start).unwrap_or("");
+    let bracket = between.chars().next().unwrap_or('[');
+    if !layout || !between.contains('\n') {
+        return fault;
+    }
+    let closing = if bracket == '{' { '}' } else { ']' };
+    Fault::new("syntax", open, format!("`{bracket}` is opened and never closed"))
+        .help(format!("add `{closing}`"))
+        .also(fault.span, "this does not fit inside it")
+}
+
+/// `key:value` in the line at `at` or the one before it: where it begins, and its key.
+fn glued(text: &str, at: usize) -> Option<(usize, &str)> {
+    let end = text[at..].find('\n').map_or(text.len(), |n| at + n);
+    for line in text[..end].rsplit('\n').take(2) {
+        let bare = line.trim_start_matches([' ', '-']);
+        let key = bare.split_once(':').map(|(key, _)| key)?;
+        let good = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric());
+        if good && bare[key.len() + 1..].starts_with(|c: char| !c.is_whitespace()) {
+            return Some((bare.as_ptr() as usize - text.as_ptr() as usize, key));
+        }
+    }
+    None
 }
 
 fn byte_offset(text: &str, chars: usize) -> usize {
@@ -81,11 +128,13 @@ pub(crate) fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a 
         .into_iter()
         .map(|c| {
             let lower = c.to_lowercase();
+            // Also `node` for `nodes`, `addr` for `address`.
             let plural = lower.trim_end_matches('s') == typed.trim_end_matches('s');
             // Other spellings: pod_cidr, pod-cidr.
             let bare = typed.replace(['_', '-', ' '], "");
             let distance = distance(&typed, &lower).min(distance(&bare, &lower));
-            (if plural { 0 } else { distance }, c)
+            let cut = typed.len() >= 3 && lower.starts_with(&typed);
+            (if plural || cut { 0 } else { distance }, c)
         })
         .min_by_key(|(d, _)| *d)
         .filter(|(d, _)| *d <= limit)

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Options, Parser, ScalarStyle, StrInput};
+use granit_parser::{Event, Options, Parser, ScalarStyle, StrInput, StructureStyle};
 use serde_json::Number;
 
 use crate::problem::{Fault, Span};
@@ -106,6 +106,8 @@ pub(crate) fn parse(source: usize, text: &str, faults: &mut Vec<Fault>) -> Optio
         text,
         anchors: HashMap::new(),
         budget: MAX_WEIGHT,
+        open: Vec::new(),
+        tag_span: None,
         faults: Vec::new(),
     };
     let result = builder.document();
@@ -127,6 +129,10 @@ struct Builder<'a> {
     text: &'a str,
     anchors: HashMap<usize, (Node, usize)>,
     budget: usize,
+    /// Where the open brackets and braces are.
+    open: Vec<Span>,
+    /// The tag of the newest event.
+    tag_span: Option<Span>,
     faults: Vec<Fault>,
 }
 
@@ -136,13 +142,24 @@ impl<'a> Builder<'a> {
     fn next(&mut self) -> Read<(Event<'a>, Span)> {
         match self.parser.next_event() {
             Some(Ok((event, span))) => {
-                let range = span.byte_range().unwrap_or(0..0);
-                let length = range.end.saturating_sub(range.start);
-                Ok((event, Span { source: self.source, start: range.start, length }))
+                self.tag_span = span.tag_span().map(|tag| self.span(&tag));
+                let span = self.span(&span);
+                Ok((event, span))
             }
-            Some(Err(error)) => Err(Box::new(words::syntax(self.source, self.text, &error))),
+            Some(Err(error)) => {
+                let fault = words::syntax(self.source, self.text, &error);
+                Err(Box::new(match self.open.pop() {
+                    Some(open) => words::unclosed(self.text, open, fault, error.kind()),
+                    None => fault,
+                }))
+            }
             None => Ok((Event::StreamEnd, Span { source: self.source, start: self.text.len(), length: 0 })),
         }
+    }
+
+    fn span(&self, span: &granit_parser::Span) -> Span {
+        let range = span.byte_range().unwrap_or(0..0);
+        Span { source: self.source, start: range.start, length: range.end.saturating_sub(range.start) }
     }
 
     fn document(&mut self) -> Read<Node> {
@@ -191,19 +208,21 @@ impl<'a> Builder<'a> {
         self.spend(NODE_WEIGHT, span)?;
         let (node, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => {
-                let quoted = match &tag {
-                    Some(tag) if tag.core_suffix() == Some("str") => true,
+                self.spend(text.len(), span)?;
+                let value = match &tag {
+                    Some(tag) if tag.core_suffix() == Some("str") => Value::Text(text.into_owned()),
                     Some(tag) => {
                         self.tag(tag.original(), span);
-                        false
+                        Value::Bad
                     }
-                    None => style != ScalarStyle::Plain,
+                    None if style == ScalarStyle::Plain => self.plain(&text, span),
+                    None => Value::Text(text.into_owned()),
                 };
-                self.spend(text.len(), span)?;
-                let value = if quoted { Value::Text(text.into_owned()) } else { self.plain(&text, span) };
                 (Node { value, span }, anchor)
             }
-            Event::SequenceStart(_, anchor, tag) => {
+            Event::SequenceStart(style, anchor, tag) => {
+                let open = self.open.len();
+                self.open.extend((style == StructureStyle::Flow).then_some(Span { length: 1, ..span }));
                 if let Some(tag) = tag.filter(|t| t.core_suffix() != Some("seq")) {
                     self.tag(tag.original(), span);
                 }
@@ -215,14 +234,18 @@ impl<'a> Builder<'a> {
                     }
                     items.push(self.node(event, at, depth + 1)?);
                 };
+                self.open.truncate(open);
                 (Node { value: Value::List(items), span: self.first_line(span, end) }, anchor)
             }
-            Event::MappingStart(_, anchor, tag) => {
+            Event::MappingStart(style, anchor, tag) => {
+                let open = self.open.len();
+                self.open.extend((style == StructureStyle::Flow).then_some(Span { length: 1, ..span }));
                 if let Some(tag) = tag.filter(|t| t.core_suffix() != Some("map")) {
                     self.tag(tag.original(), span);
                 }
-                let (entries, end) = self.mapping(depth)?;
-                (Node { value: Value::Map(entries), span: self.first_line(span, end) }, anchor)
+                let (value, end) = self.mapping(depth)?;
+                self.open.truncate(open);
+                (Node { value, span: self.first_line(span, end) }, anchor)
             }
             Event::Alias(id) => {
                 let Some((node, weight)) = self.anchors.get(&id) else {
@@ -239,12 +262,15 @@ impl<'a> Builder<'a> {
             _ => return Err(Box::new(Fault::new("syntax", span, "a value is expected here"))),
         };
         if anchor != 0 {
-            self.anchors.insert(anchor, (node.clone(), node.weight()));
+            let weight = node.weight();
+            self.spend(weight, span)?;
+            self.anchors.insert(anchor, (node.clone(), weight));
         }
         Ok(node)
     }
 
-    fn mapping(&mut self, depth: usize) -> Read<(Vec<Entry>, Span)> {
+    fn mapping(&mut self, depth: usize) -> Read<(Value, Span)> {
+        let mut bad = false;
         let mut entries: Vec<Entry> = Vec::new();
         let mut seen: HashMap<String, Span> = HashMap::new();
         let mut merged: Vec<Entry> = Vec::new();
@@ -264,6 +290,7 @@ impl<'a> Builder<'a> {
                         Fault::new("key", span, "a key must be plain text")
                             .help("braces that are part of a text need quotes; templates are not expanded"),
                     );
+                    bad = true;
                     None
                 }
             };
@@ -290,7 +317,7 @@ impl<'a> Builder<'a> {
                 entries.push(entry);
             }
         }
-        Ok((entries, end))
+        Ok((if bad { Value::Bad } else { Value::Map(entries) }, end))
     }
 
     /// `<<: *anchor` or `<<: [*one, *two]`; of several the first wins.
@@ -310,6 +337,7 @@ impl<'a> Builder<'a> {
     }
 
     fn tag(&mut self, tag: String, span: Span) {
+        let span = self.tag_span.unwrap_or(span);
         self.faults.push(
             Fault::new("tag", span, format!("the YAML tag `{tag}` is not supported"))
                 .help("write the value itself; only `!!str` is understood"),
@@ -377,6 +405,132 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// A float; one without a fraction is a whole number, as JSON Schema sees it.
 fn float(text: &str) -> Option<Value> {
-    Number::from_f64(text.parse().ok()?).map(Value::Number)
+    let float: f64 = text.parse().ok()?;
+    if float.fract() == 0.0 && float.abs() < 9e15 {
+        return Some(Value::Number((float as i64).into()));
+    }
+    Number::from_f64(float).map(Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Option<Node>, Vec<Fault>) {
+        let mut faults = Vec::new();
+        (parse(0, text, &mut faults), faults)
+    }
+
+    /// serde-saphyr reads YAML on its own terms; where the core schema is plain, both agree.
+    #[test]
+    fn values_are_those_of_another_reader() {
+        let texts = [
+            "a: 1",
+            "a: -7",
+            "a: +7",
+            "a: 0x1f",
+            "a: 0o17",
+            "a: 1.5",
+            "a: 1e3",
+            "a: .5",
+            "a: 1:30",
+            "a: 1.2.3.4",
+            "a: 1-2",
+            "a: yes",
+            "a: on",
+            "a: no",
+            "a: true",
+            "a: FALSE",
+            "a: ~",
+            "a:",
+            "a: null",
+            "a: ''",
+            "a: \"x\\u00e9\"",
+            "a: 'it''s'",
+            "a: |\n  x\n  y\n",
+            "a: >-\n  x\n  y\n",
+            "a: [1, [2, {b: c}], ]",
+            "a: {b: 1, c: [x]}",
+            "- a\n- b: 1\n  c: 2\n-\n  - d\n",
+            "a: &x {b: 1}\nc: *x\n",
+            "a: &x {b: 1}\nc: {<<: *x, d: 2}\n",
+            "a: &x {b: 1}\ne: &y {b: 2, f: 3}\nc: {<<: [*x, *y], d: 2}\n",
+            "\"a b\": 1",
+            "? a\n: 1",
+            "a: b # c",
+            "a: b#c",
+            "%YAML 1.2\n---\na: 1\n...\n",
+            "a: 2001-12-14",
+            "a: 12e",
+            "a: --1",
+            "a: 0",
+            "a: -0",
+            "a: http://x:1/y",
+        ];
+        for text in texts {
+            let (node, faults) = read(text);
+            assert_eq!(faults, [], "{text}");
+            let mut other: serde_json::Value =
+                serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true })
+                    .unwrap();
+            drop_nulls(&mut other);
+            let ours = node.unwrap().to_json();
+            assert!(equal(&ours, &other), "{text}: {ours} and {other}");
+        }
+    }
+
+    /// As [`Node::to_json`] does.
+    fn drop_nulls(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+            serde_json::Value::Object(map) => {
+                map.retain(|_, v| !v.is_null());
+                map.values_mut().for_each(drop_nulls);
+            }
+            _ => {}
+        }
+    }
+
+    /// A whole number is one, whether written as a float or not.
+    fn equal(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+        match (a, b) {
+            (serde_json::Value::Number(a), serde_json::Value::Number(b)) => a.as_f64() == b.as_f64(),
+            (serde_json::Value::Array(a), serde_json::Value::Array(b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
+            }
+            (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
+                a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| equal(v, w)))
+            }
+            _ => a == b,
+        }
+    }
+
+    #[test]
+    fn spans_are_the_text() {
+        let text = "näme: \"x y\" # c\nlist:\n  - {a: 1, b: [é, ☕]}\n  - z\n";
+        let node = read(text).0.unwrap();
+        let of = |span: Span| &text[span.start..span.start + span.length];
+        let name = node.get("näme").unwrap();
+        assert_eq!((of(name.key_span), of(name.value.span)), ("näme", "\"x y\""));
+        let Value::List(items) = &node.get("list").unwrap().value.value else { panic!("a list") };
+        assert_eq!(of(items[0].span), "{a: 1, b: [é, ☕]}");
+        assert_eq!(of(items[1].span), "z");
+        let Value::List(inner) = &items[0].get("b").unwrap().value.value else { panic!("a list") };
+        assert_eq!(of(inner[1].span), "☕");
+    }
+
+    #[test]
+    fn growth_is_bounded() {
+        let wide = format!("a: [{}]", "x,".repeat(MAX_BYTES / 2 - 8));
+        let nested = format!("a: {}x", "&a [".repeat(20));
+        let text = format!("a: &a {}\nb: [{}]", "x".repeat(900_000), "*a,".repeat(1000));
+        let large = "#".repeat(MAX_BYTES + 1);
+        for text in [wide, nested, text, large] {
+            let (node, faults) = read(&text);
+            assert!(node.is_none(), "{:.40}", text);
+            assert_eq!(faults.len(), 1, "{:.40}", text);
+        }
+    }
 }

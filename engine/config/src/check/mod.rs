@@ -6,9 +6,12 @@ mod ranges;
 mod services;
 mod values;
 
+use std::collections::HashMap;
+use std::hash::Hash;
+
 use homelab_model::Cluster;
 
-use crate::problem::{Fault, Span};
+use crate::problem::{Fault, Severity, Span};
 use crate::raw::File;
 use crate::spanned::Spanned;
 use values::Parsed;
@@ -45,11 +48,16 @@ fn take<T>(
     }
 }
 
+/// Whether nothing but warnings came since `before`.
+fn clean(faults: &[Fault], before: usize) -> bool {
+    faults.iter().skip(before).all(|f| f.severity == Severity::Warning)
+}
+
 /// The first of `seen` that equals `value`; adds it otherwise.
-fn seen_before<T: PartialEq + Clone>(seen: &mut Vec<(T, Span)>, value: &T, span: Span) -> Option<Span> {
-    let first = seen.iter().find(|(v, _)| v == value).map(|(_, s)| *s);
+fn seen_before<T: Eq + Hash + Clone>(seen: &mut HashMap<T, Span>, value: &T, span: Span) -> Option<Span> {
+    let first = seen.get(value).copied();
     if first.is_none() {
-        seen.push((value.clone(), span));
+        seen.insert(value.clone(), span);
     }
     first
 }

@@ -1,11 +1,12 @@
 //! Ranges of pods and services, and the tunnel.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use homelab_model::{Mtu, Network, Vxlan, ours};
 use ipnet::IpNet;
 
-use super::{family, nodes, seen_before, take, values};
+use super::{clean, family, nodes, seen_before, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::{OneOrMany, Spanned};
@@ -129,17 +130,7 @@ pub(super) fn network(file: &File, nodes: &[nodes::Parsed], faults: &mut Vec<Fau
     }
     let tunnel_v4 = nodes.iter().find_map(|n| n.addresses.first()).is_none_or(|a| a.value.is_ipv4());
     let vxlan = vxlan(raw.vxlan.as_ref(), &pods, tunnel_v4, nodes, faults);
-    Parsed {
-        pods,
-        prefixes,
-        services,
-        vxlan,
-        complete: faults.len() == before || only_warnings(&faults[before..]),
-    }
-}
-
-fn only_warnings(faults: &[Fault]) -> bool {
-    faults.iter().all(|f| f.severity == crate::Severity::Warning)
+    Parsed { pods, prefixes, services, vxlan, complete: clean(faults, before) }
 }
 
 /// Services and pods have the same families.
@@ -211,8 +202,12 @@ fn prefixes(raw: &raw::Network, pods: &[Range], nodes: &[nodes::Parsed], faults:
         let cidr = pod.net;
         if prefix < cidr.prefix_len() {
             let mut fault =
-                Fault::new("too-small", span, format!("{cidr} is smaller than one node's /{prefix}"))
-                    .help(room(cidr, prefix, nodes.len()));
+                Fault::new("too-small", span, format!("{cidr} is smaller than one node's /{prefix}")).help(
+                    match written {
+                        Some(_) => format!("set `nodePrefix` to {} or more", longer(cidr, nodes.len())),
+                        None => room(cidr, prefix, nodes.len()),
+                    },
+                );
             if let (Some(_), Some(pod)) = (written, pod.span) {
                 fault = fault.also(pod, "the pod range");
             }
@@ -245,11 +240,17 @@ fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// A node's prefix length that gives as many nodes room.
+fn longer(cidr: IpNet, nodes: usize) -> u8 {
+    let bits = nodes.max(1).next_power_of_two().trailing_zeros() as u8;
+    cidr.prefix_len().saturating_add(bits)
+}
+
 /// What would be large enough.
 fn room(cidr: IpNet, prefix: u8, nodes: usize) -> String {
     let bits = nodes.max(1).next_power_of_two().trailing_zeros() as u8;
     let wider = prefix.checked_sub(bits).filter(|l| *l >= 8).and_then(|l| IpNet::new(cidr.addr(), l).ok());
-    let longer = cidr.prefix_len().saturating_add(bits);
+    let longer = longer(cidr, nodes);
     let most = if cidr.addr().is_ipv4() { 28 } else { 120 };
     match (wider, longer <= most) {
         (Some(wider), true) => format!("widen it, e.g. `{}`, or set `nodePrefix: {longer}`", wider.trunc()),
@@ -260,7 +261,7 @@ fn room(cidr: IpNet, prefix: u8, nodes: usize) -> String {
 
 /// Ranges that the file fixes for nodes.
 fn node_ranges(pods: &[Range], prefixes: &[u8], nodes: &[nodes::Parsed], faults: &mut Vec<Fault>) {
-    let mut seen: Vec<(IpNet, Span)> = Vec::new();
+    let mut seen: HashMap<IpNet, Span> = HashMap::new();
     for net in nodes.iter().flat_map(|n| &n.pod_cidrs) {
         let v4 = net.value.addr().is_ipv4();
         let Some((index, pod)) = pods.iter().enumerate().find(|(_, p)| p.is_v4() == v4) else {

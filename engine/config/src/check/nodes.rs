@@ -1,11 +1,12 @@
 //! Nodes: names, addresses, SSH.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use homelab_model::{Node, SshSettings};
 use ipnet::IpNet;
 
-use super::{family, seen_before, take, values};
+use super::{clean, family, seen_before, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::Spanned;
@@ -33,8 +34,8 @@ pub(super) fn nodes(file: &File, faults: &mut Vec<Fault>) -> Vec<Parsed> {
     let defaults = defaults(file.ssh.as_ref(), faults);
     let raw = file.nodes.as_deref().unwrap_or_default();
     let nodes: Vec<Parsed> = raw.iter().map(|n| node(&n.value, &defaults, faults)).collect();
-    let mut names: Vec<(String, Span)> = Vec::new();
-    let mut addresses: Vec<(IpAddr, Span)> = Vec::new();
+    let mut names: HashMap<String, Span> = HashMap::new();
+    let mut addresses: HashMap<IpAddr, Span> = HashMap::new();
     for node in &nodes {
         if let Some(name) = &node.name
             && let Some(first) = seen_before(&mut names, &name.value, name.span)
@@ -88,7 +89,7 @@ fn node(raw: &raw::Node, defaults: &SshSettings, faults: &mut Vec<Fault>) -> Par
     let name = raw.name.as_ref().and_then(|n| take(faults, n, |t| values::label(t, "a node name")));
     let mut addresses: Vec<Spanned<IpAddr>> = Vec::new();
     for text in raw.address.iter().flat_map(|a| &a.0) {
-        let Some(address) = take(faults, text, values::address) else { continue };
+        let Some(address) = take(faults, text, values::node_address) else { continue };
         if let Some(what) = values::unusable(address.value) {
             faults.push(
                 Fault::new(
@@ -126,7 +127,7 @@ fn node(raw: &raw::Node, defaults: &SshSettings, faults: &mut Vec<Fault>) -> Par
         None => defaults.clone(),
     };
     let role = raw.role.as_ref().map(|r| r.value.clone());
-    let complete = faults.len() == before;
+    let complete = clean(faults, before);
     Parsed { name, addresses, pod_cidrs, interface, role, ssh, complete }
 }
 
@@ -161,7 +162,7 @@ fn node_ssh(raw: &raw::NodeSsh, defaults: &SshSettings, faults: &mut Vec<Fault>)
     let mut word = |text: &Option<Spanned<String>>, what: &str| {
         text.as_ref().and_then(|t| take(faults, t, |t| values::ssh_word(t, what))).map(|t| t.value)
     };
-    let host = word(&raw.host, "an SSH host");
+    let host = word(&raw.host, "a host");
     let user = word(&raw.user, "a user name");
     if let Some(text) = raw.host.as_ref().filter(|_| host.as_ref().is_some_and(|h| h.contains('@'))) {
         let (user, host) = text.value.rsplit_once('@').unwrap_or_default();

@@ -6,6 +6,7 @@ use super::{network, nodes, services};
 use crate::problem::{Fault, Span};
 
 struct Claim {
+    /// `pod`, `service`, or the pool's name.
     what: String,
     text: String,
     first: IpAddr,
@@ -24,8 +25,16 @@ impl Claim {
     }
 
     fn title(&self) -> String {
-        let default = if self.span.is_none() { "default " } else { "" };
-        format!("the {default}{} {}", self.what, self.text)
+        match (self.pool, self.span) {
+            (true, _) => format!("{} of pool `{}`", self.text, self.what),
+            (_, Some(_)) => format!("the {} range {}", self.what, self.text),
+            (_, None) => format!("the default {} range {}", self.what, self.text),
+        }
+    }
+
+    /// The key that sets it.
+    fn key(&self) -> &'static str {
+        if self.what == "pod" { "network.podCIDR" } else { "network.serviceCIDR" }
     }
 }
 
@@ -43,12 +52,12 @@ pub(super) fn overlaps(
         span: r.span,
         pool: false,
     };
-    let mut claims: Vec<Claim> = network.pods.iter().map(|r| range("pod range", r)).collect();
-    claims.extend(network.services.iter().map(|r| range("service range", r)));
+    let mut claims: Vec<Claim> = network.pods.iter().map(|r| range("pod", r)).collect();
+    claims.extend(network.services.iter().map(|r| range("service", r)));
     for pool in &pools.pools {
         for entry in &pool.ranges {
             claims.push(Claim {
-                what: format!("range of pool `{}`", pool.title()),
+                what: pool.title().to_owned(),
                 text: entry.value.0.clone(),
                 first: entry.value.1.first,
                 last: entry.value.1.last,
@@ -58,8 +67,11 @@ pub(super) fn overlaps(
         }
     }
     for (index, claim) in claims.iter().enumerate() {
-        for earlier in &claims[..index] {
-            if claim.meets(earlier) {
+        let mut pools = 0;
+        for earlier in claims[..index].iter().filter(|e| claim.meets(e)) {
+            pools += usize::from(earlier.pool);
+            // One pool range in the way is enough to know.
+            if pools <= 1 {
                 meet(earlier, claim, faults);
             }
         }
@@ -78,10 +90,11 @@ fn meet(earlier: &Claim, later: &Claim, faults: &mut Vec<Fault>) {
         fault = fault.also(span, "overlaps this");
     }
     let help = match (earlier.pool, later.pool) {
-        (true, true) => "an address belongs to one pool only",
-        (false, true) => "a pool holds free addresses of your LAN",
-        _ if other.span.is_none() => "choose another range, or write both in the file",
-        _ => "choose ranges that share no address",
+        (true, true) if earlier.what == later.what => "write each address once".to_owned(),
+        (true, true) => "an address belongs to one pool only".to_owned(),
+        (false, true) => "a pool holds free addresses of your LAN".to_owned(),
+        _ if other.span.is_none() => format!("choose another range, or set `{}` too", other.key()),
+        _ => "choose ranges that share no address".to_owned(),
     };
     faults.push(fault.help(help));
 }
@@ -93,17 +106,23 @@ fn addresses(claim: &Claim, nodes: &[nodes::Parsed], faults: &mut Vec<Fault>) {
         .flat_map(|n| n.addresses.iter().map(move |a| (n, a)))
         .filter(|(_, a)| claim.holds(a.value))
         .collect();
-    let Some((node, address)) = inside.first() else { return };
-    let more = if inside.len() > 1 { format!(" and of {} more", inside.len() - 1) } else { String::new() };
-    let message = format!("{} contains the address of {}{more}", claim.title(), node.title());
+    let Some((_, address)) = inside.first() else { return };
+    let mut names: Vec<String> = inside.iter().map(|(n, _)| n.title()).collect();
+    names.dedup();
+    let who = match names.as_slice() {
+        [one] => format!("the address of {one}"),
+        [rest @ .., last] if rest.len() <= 3 => format!("the addresses of {} and {last}", rest.join(", ")),
+        all => format!("the addresses of {} and {} more nodes", all[..3].join(", "), all.len() - 3),
+    };
+    let message = format!("{} contains {who}", claim.title());
     let at = claim.span.unwrap_or(address.span);
     let mut fault = Fault::new(if claim.pool { "pool-holds-node" } else { "overlap" }, at, message);
     for (node, address) in inside.iter().take(5).filter(|(_, a)| a.span != at) {
         fault = fault.also(address.span, node.title());
     }
-    faults.push(fault.help(if claim.pool {
-        "a pool holds free addresses of your LAN; leave out those of nodes"
-    } else {
-        "pods and services need ranges of their own, away from the LAN"
+    faults.push(fault.help(match (claim.pool, claim.span) {
+        (true, _) => "a pool holds free addresses of your LAN; leave out those of nodes".to_owned(),
+        (_, Some(_)) => "pods and services need ranges of their own, away from the LAN".to_owned(),
+        (_, None) => format!("set `{}` to a range away from your LAN", claim.key()),
     }));
 }

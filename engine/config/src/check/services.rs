@@ -1,10 +1,11 @@
 //! Pools and services.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use homelab_model::{L2Settings, LoadBalancer, Pool, PoolRange, Service, ServicePort};
 
-use super::{network, nodes, seen_before, take, values};
+use super::{clean, network, nodes, seen_before, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::Spanned;
@@ -51,7 +52,7 @@ pub(super) fn load_balancer(file: &File, nodes: &[nodes::Parsed], faults: &mut V
     let before = faults.len();
     let empty = raw::LoadBalancer::default();
     let raw = file.load_balancer.as_ref().unwrap_or(&empty);
-    let mut names: Vec<(String, Span)> = Vec::new();
+    let mut names: HashMap<String, Span> = HashMap::new();
     let mut pools = Vec::new();
     for pool in raw.pools.as_deref().unwrap_or_default() {
         let raw = &pool.value;
@@ -70,7 +71,7 @@ pub(super) fn load_balancer(file: &File, nodes: &[nodes::Parsed], faults: &mut V
                     Fault::new(
                         "pool-range",
                         range.span,
-                        format!("{} cannot be announced: it has {what}", text.value),
+                        format!("{} cannot be announced: it contains {what}", text.value),
                     )
                     .help("a pool holds free addresses of your LAN"),
                 );
@@ -86,7 +87,7 @@ pub(super) fn load_balancer(file: &File, nodes: &[nodes::Parsed], faults: &mut V
         });
     }
     let l2 = raw.l2.as_ref().map(|l2| settings(l2, nodes, faults)).unwrap_or_default();
-    Pools { pools, l2, complete: faults.len() == before }
+    Pools { pools, l2, complete: clean(faults, before) }
 }
 
 fn settings(raw: &raw::L2, nodes: &[nodes::Parsed], faults: &mut Vec<Fault>) -> L2Settings {
@@ -124,10 +125,10 @@ fn duplicate(what: &str, name: &Spanned<String>, first: Span) -> Fault {
 /// What services may not share.
 #[derive(Default)]
 struct Taken {
-    names: Vec<(String, Span)>,
-    cluster_ips: Vec<(IpAddr, Span)>,
-    listeners: Vec<((IpAddr, String, u16), Span)>,
-    node_ports: Vec<((String, u16), Span)>,
+    names: HashMap<String, Span>,
+    cluster_ips: HashMap<IpAddr, Span>,
+    listeners: HashMap<(IpAddr, String, u16), Span>,
+    node_ports: HashMap<(String, u16), Span>,
 }
 
 pub(super) fn services(
@@ -163,7 +164,7 @@ fn service(
         raw.load_balancer_ip.as_ref().and_then(|t| load_balancer_ip(t, &kind, pools, faults));
     let ports = ports(raw, &kind, load_balancer_ip.as_ref(), taken, faults);
     let mut endpoints = Vec::new();
-    let mut seen: Vec<(IpAddr, Span)> = Vec::new();
+    let mut seen: HashMap<IpAddr, Span> = HashMap::new();
     for text in raw.endpoints.as_deref().unwrap_or_default() {
         let Some(address) = take(faults, text, values::address) else { continue };
         if let Some(what) = values::unusable(address.value) {
@@ -190,7 +191,7 @@ fn service(
             endpoints.push(address.value);
         }
     }
-    (faults.len() == before).then_some(())?;
+    clean(faults, before).then_some(())?;
     Some(Service {
         name: name?.value,
         r#type: kind,
@@ -297,8 +298,8 @@ fn ports(
     faults: &mut Vec<Fault>,
 ) -> Vec<ServicePort> {
     let list = raw.ports.as_deref().unwrap_or_default();
-    let mut names: Vec<(String, Span)> = Vec::new();
-    let mut seen: Vec<((String, u16), Span)> = Vec::new();
+    let mut names: HashMap<String, Span> = HashMap::new();
+    let mut seen: HashMap<(String, u16), Span> = HashMap::new();
     let mut ports = Vec::new();
     for item in list {
         let raw = &item.value;

@@ -28,7 +28,7 @@ fn short(text: &str) -> String {
 pub(super) fn label(text: &str, what: &str) -> Parsed<String> {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty() {
-        return words("name", format!("{what} is empty"), "use letters, digits and `-`");
+        return words("name", "the name is empty", "use lower-case letters, digits and `-`");
     }
     if text.len() > 63 {
         return words(
@@ -56,9 +56,23 @@ fn quote(text: &str) -> String {
     format!("`{}`", short(text))
 }
 
+/// The address of a node: as [`address`], with a word on what belongs to `ssh`.
+pub(super) fn node_address(text: &str) -> Parsed<IpAddr> {
+    address(text).map_err(|why| match why.code {
+        "address-name" => {
+            Words { help: "write the address itself; a host name can stand in `ssh.host`".into(), ..why }
+        }
+        "address-port" => Words { help: format!("{}; an SSH port belongs to `ssh.port`", why.help), ..why },
+        _ => why,
+    })
+}
+
 /// An address without prefix length or port.
 pub(super) fn address(text: &str) -> Parsed<IpAddr> {
     let code = "address";
+    if text.trim().is_empty() {
+        return words(code, "the address is empty", "for example `192.168.50.11` or `fd00:50::11`");
+    }
     if let Ok(address) = text.parse::<IpAddr>() {
         if let IpAddr::V6(v6) = address
             && let Some(v4) = v6.to_ipv4_mapped()
@@ -71,7 +85,7 @@ pub(super) fn address(text: &str) -> Parsed<IpAddr> {
         }
         return Ok(address);
     }
-    let message = format!("{} is no IP address", quote(text));
+    let message = format!("{} is not an IP address", quote(text));
     if let Some((ip, _)) = text.split_once('/')
         && ip.parse::<IpAddr>().is_ok()
     {
@@ -86,7 +100,7 @@ pub(super) fn address(text: &str) -> Parsed<IpAddr> {
         && port.parse::<u16>().is_ok()
     {
         let ip = ip.trim_matches(['[', ']']);
-        return words(code, message, format!("write `{ip}`; an SSH port belongs to `ssh.port`"));
+        return words("address-port", message, format!("write `{ip}`, without a port"));
     }
     if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
         return words(code, message, format!("write `{ip}`, without brackets"));
@@ -111,11 +125,7 @@ pub(super) fn address(text: &str) -> Parsed<IpAddr> {
         return words(code, message, help);
     }
     if text.chars().any(|c| c.is_ascii_alphabetic() && !c.is_ascii_hexdigit()) {
-        return words(
-            code,
-            message,
-            "write the address itself; a host name can stand in a node's `ssh.host`",
-        );
+        return words("address-name", message, "write the address itself, not a name");
     }
     words(code, message, "for example `192.168.50.11` or `fd00:50::11`")
 }
@@ -132,7 +142,7 @@ fn unpad(text: &str) -> String {
 /// A range with a prefix length and no host bits.
 pub(super) fn cidr(text: &str) -> Parsed<IpNet> {
     let code = "cidr";
-    let message = format!("{} is no range", quote(text));
+    let message = format!("{} is not a range", quote(text));
     let Some((ip, length)) = text.split_once('/') else {
         let Ok(ip) = address(text) else {
             return words(code, message, "for example `10.244.0.0/16` or `fd00:10:244::/48`");
@@ -159,13 +169,18 @@ pub(super) fn cidr(text: &str) -> Parsed<IpNet> {
     };
     let most = if ip.is_ipv4() { 32 } else { 128 };
     let Some(length) = length.parse::<u8>().ok().filter(|l| *l <= most && !length.starts_with('+')) else {
-        return words(code, message, format!("the part after `/` is a number from 0 to {most}"));
+        let mask = length.parse::<IpAddr>().ok().and_then(|m| IpNet::with_netmask(ip, m).ok());
+        let help = match mask {
+            Some(net) => format!("did you mean `{net}`?"),
+            None => format!("the part after `/` is a number from 0 to {most}"),
+        };
+        return words(code, message, help);
     };
     match IpNet::new(ip, length) {
         Ok(net) if net.trunc() == net => Ok(net),
         Ok(net) => words(
             "host-bits",
-            format!("{} has bits after the prefix", quote(text)),
+            format!("{} is an address inside a range, not a range", quote(text)),
             format!("did you mean `{}`?", net.trunc()),
         ),
         Err(_) => words(code, message, ""),
@@ -176,18 +191,23 @@ pub(super) fn cidr(text: &str) -> Parsed<IpNet> {
 pub(super) fn pool_range(text: &str) -> Parsed<PoolRange> {
     if let Some((first, last)) = text.split_once('-') {
         let (first, last) = (first.trim(), last.trim());
+        if first.is_empty() || last.is_empty() {
+            let end = if first.is_empty() { "beginning" } else { "end" };
+            let message = format!("{} has no {end}", quote(text));
+            return words("pool-range", message, "for example `192.168.50.200-192.168.50.220`");
+        }
         let ends = match (address(first), address(last)) {
             (Ok(first), Ok(last)) => (first, last),
             // `192.168.1.10-20`, as some routers write it.
             (Ok(IpAddr::V4(first)), Err(_)) if last.parse::<u8>().is_ok() => {
                 let [a, b, c, _] = first.octets();
                 let help = format!("write both ends in full: `{first}-{a}.{b}.{c}.{last}`");
-                return words("pool-range", format!("{} is no range", quote(text)), help);
+                return words("pool-range", format!("{} is not a range", quote(text)), help);
             }
             (Err(why), _) | (_, Err(why)) => {
                 return words(
                     "pool-range",
-                    format!("{} is no range: {}", quote(text), why.message),
+                    format!("{} is not a range: {}", quote(text), why.message),
                     why.help,
                 );
             }
@@ -207,7 +227,12 @@ pub(super) fn pool_range(text: &str) -> Parsed<PoolRange> {
         };
     }
     if text.contains('/') {
-        let net = cidr(text)?;
+        let net = cidr(text).map_err(|why| match (why.code, text.split_once('/')) {
+            ("host-bits", Some((ip, _))) => {
+                Words { help: format!("{} Or the one address `{ip}`?", why.help), ..why }
+            }
+            _ => why,
+        })?;
         return Ok(PoolRange { first: net.network(), last: net.broadcast() });
     }
     match address(text) {
@@ -215,7 +240,11 @@ pub(super) fn pool_range(text: &str) -> Parsed<PoolRange> {
         Err(why) => words(
             "pool-range",
             format!("{} is neither an address nor a range", quote(text)),
-            if why.help.is_empty() { "for example `192.168.50.200-192.168.50.220`".into() } else { why.help },
+            if why.code == "address-name" {
+                "for example `192.168.50.200-192.168.50.220`".into()
+            } else {
+                why.help
+            },
         ),
     }
 }
@@ -237,7 +266,7 @@ pub(super) fn unusable(address: IpAddr) -> Option<&'static str> {
 /// A name that the kernel accepts for a link.
 pub(super) fn interface(text: &str) -> Parsed<String> {
     let code = "interface";
-    let message = format!("{} is no name for a network interface", quote(text));
+    let message = format!("{} cannot be the name of a network interface", quote(text));
     if text.is_empty() {
         return words(code, "the name of the interface is empty", "for example `eth0`");
     }
@@ -256,7 +285,11 @@ pub(super) fn interface(text: &str) -> Parsed<String> {
 /// A part of an ssh command line: not empty, no spaces, no option.
 pub(super) fn ssh_word(text: &str, what: &str) -> Parsed<String> {
     if text.trim().is_empty() {
-        return words("ssh", format!("{what} is empty"), "leave the key out to use what ~/.ssh/config says");
+        return words(
+            "ssh",
+            format!("{what} cannot be empty"),
+            "leave the key out to use what ~/.ssh/config says",
+        );
     }
     if text.starts_with('-') || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return words(
@@ -270,7 +303,7 @@ pub(super) fn ssh_word(text: &str, what: &str) -> Parsed<String> {
 
 /// `[user@]host[:port][,...]`
 pub(super) fn jump(text: &str) -> Parsed<String> {
-    let message = || format!("{} is no jump host", quote(text));
+    let message = || format!("{} is not a jump host", quote(text));
     let form = "write `[user@]host[:port]`, several separated by commas";
     for hop in text.split(',') {
         let hop = hop.strip_prefix("ssh://").unwrap_or(hop);
@@ -296,7 +329,7 @@ pub(super) fn jump(text: &str) -> Parsed<String> {
         if let Some(port) = port
             && !port.parse::<u16>().is_ok_and(|p| p > 0)
         {
-            return words("ssh", message(), format!("{} is no port; {form}", quote(port)));
+            return words("ssh", message(), format!("{} is not a port; {form}", quote(port)));
         }
     }
     Ok(text.to_owned())
