@@ -385,8 +385,11 @@ fn unknown_keys(node: &mut Node, schema: &Json, faults: &mut Vec<Fault>) {
                 entries.iter().filter(|e| known.contains_key(&e.key)).map(|e| e.key.clone()).collect();
             for entry in entries.iter_mut().filter(|e| !known.contains_key(&e.key)) {
                 // Guesses for problems that are counted only would be waste.
-                let guess = faults.len() <= MAX_PROBLEMS;
-                let near = guess.then(|| nearest(&entry.key, known.keys().map(String::as_str))).flatten();
+                if faults.len() > MAX_PROBLEMS {
+                    faults.push(Fault::new("unknown-key", entry.key_span, "unknown key"));
+                    continue;
+                }
+                let near = nearest(&entry.key, known.keys().map(String::as_str));
                 let taken = near.is_some_and(|n| used.contains(n));
                 faults.push(unknown_key(entry, near, taken, known));
                 if let Some(near) = near.filter(|_| !taken) {
