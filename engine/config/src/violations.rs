@@ -104,7 +104,7 @@ impl Found {
                 self.faults.push(Fault::new("missing-key", span, message).label(label).help(help));
             }
             Kind::MinItems { .. } => {
-                let help = "leave at least one entry";
+                let help = "add at least one entry";
                 let fault =
                     Fault::new("empty-list", target.key_span(), format!("{} is empty", target.subject()));
                 self.faults.push(fault.label("no entry").help(help));
