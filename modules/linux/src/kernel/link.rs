@@ -1,13 +1,14 @@
 //! Links: making them, altering them in place, and keeping what the kernel takes away on such occasions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use homelab_model::{Address, Key, Link, LinkKind, Spec, ours};
+use homelab_model::{Address, Key, Link, LinkKind, Spec};
+use ipnet::IpNet;
 
 use super::change::{mac, tolerate_gone};
-use super::{Kernel, Pending, foreign_link, is_link_local, route};
+use super::{Kernel, Pending, foreign_link, is_link_local, our_routes};
 use crate::error::{Error, netlink};
-use crate::rt::{self, LinkChange, NewKind, NewLink, RouteFilter, VxlanInfo};
+use crate::rt::{self, LinkChange, NewKind, NewLink, VxlanInfo};
 
 impl Kernel {
     pub(super) fn ensure_link(&mut self, link: &Link) -> Result<(), Error> {
@@ -111,7 +112,7 @@ impl Kernel {
 
     /// Does `work` on a link and puts back what the kernel takes away with it: neighbours when the MAC address
     /// changes, IPv4 routes when the last address goes, IPv6 addresses when the link goes down or its MTU is small,
-    /// and other addresses of the same subnet. `except` is what shall go.
+    /// other addresses of the same subnet, and the source address of IPv6 routes. `except` is what shall go.
     pub(super) fn keeping_children(
         &mut self,
         index: u32,
@@ -123,26 +124,22 @@ impl Kernel {
         work(self)?;
         self.routes = None;
         let after = self.children(index, name)?;
-        let lost = before.into_iter().filter(|(key, _)| !after.contains_key(key) && Some(key) != except);
+        let lost =
+            before.into_iter().filter(|(key, spec)| after.get(key) != Some(spec) && Some(key) != except);
         let lost: Vec<Spec> = lost.map(|(_, spec)| spec).collect();
         self.restore(lost);
         Ok(())
     }
 
-    /// What is ours and hangs on a link.
+    /// What is ours and hangs on a link, and all our routes: their source address may be on another link than they.
     fn children(&mut self, index: u32, name: &str) -> Result<BTreeMap<Key, Spec>, Error> {
-        let link = || name.to_owned();
-        let addresses = netlink("reading addresses", rt::addresses(&mut self.socket, Some(index)))?;
-        let filter = RouteFilter { protocol: Some(ours::ROUTE_PROTOCOL), link: Some(index) };
-        let routes = netlink("reading routes", rt::routes(&mut self.socket, filter))?;
-        let names = HashMap::from([(index, name)]);
+        let snapshot = self.snapshot(false)?;
+        let own = |&&(i, a): &&(u32, IpNet)| i == index && !is_link_local(&a);
+        let addresses = snapshot.addresses.iter().filter(own);
         let mut found: Vec<Spec> = addresses
-            .into_iter()
-            .filter(|(i, a)| *i == index && !is_link_local(a))
-            .map(|(_, address)| Spec::Address(Address { link: link(), address }))
+            .map(|&(_, address)| Spec::Address(Address { link: name.to_owned(), address }))
             .collect();
-        let own = |r: &&rt::RouteInfo| r.protocol == ours::ROUTE_PROTOCOL && r.link == Some(index);
-        found.extend(routes.iter().filter(own).map(|r| Spec::Route(route(r, &names))));
+        found.extend(our_routes(&snapshot));
         found.extend(self.entries(index, name)?);
         Ok(found.into_iter().map(|spec| (spec.key(), spec)).collect())
     }

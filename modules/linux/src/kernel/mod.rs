@@ -95,9 +95,7 @@ impl Kernel {
                 found.extend(self.entries(link.index, &link.name)?);
             }
         }
-        let names: HashMap<u32, &str> = snapshot.links.iter().map(|l| (l.index, l.name.as_str())).collect();
-        let own = snapshot.routes.iter().filter(|r| r.protocol == ours::ROUTE_PROTOCOL);
-        found.extend(own.map(|r| Spec::Route(route(r, &names))));
+        found.extend(our_routes(snapshot));
         Ok(found)
     }
 
@@ -233,6 +231,13 @@ fn link_of(spec: &Spec) -> Option<&str> {
         Spec::Route(o) => o.link.as_deref(),
         _ => None,
     }
+}
+
+/// Routes with our protocol number.
+fn our_routes(snapshot: &Snapshot) -> Vec<Spec> {
+    let names: HashMap<u32, &str> = snapshot.links.iter().map(|l| (l.index, l.name.as_str())).collect();
+    let own = snapshot.routes.iter().filter(|r| r.protocol == ours::ROUTE_PROTOCOL);
+    own.map(|r| Spec::Route(route(r, &names))).collect()
 }
 
 fn route(route: &RouteInfo, names: &HashMap<u32, &str>) -> Route {
