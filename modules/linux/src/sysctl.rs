@@ -23,8 +23,9 @@ fn write(root: &Root, key: &str, value: &str) -> Result<(), Error> {
     let path = root.sysctl(key);
     fs::OpenOptions::new()
         .write(true)
+        .truncate(true)
         .open(&path)
-        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+        .and_then(|mut file| io::Write::write_all(&mut file, format!("{value}\n").as_bytes()))
         .map_err(|e| Error::io("writing", path, e))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use homelab_model::{Address, Key, Link, LinkKind, Spec};
+use homelab_model::{Address, Key, Link, LinkKind, Spec, ours};
 use ipnet::IpNet;
 
 use super::change::{mac, tolerate_gone};

@@ -69,3 +69,19 @@ pub(crate) fn run(command: &str) -> String {
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+/// The rules of a chain as nft prints them, in the caller's network namespace. Rules of desired objects must be in
+/// these very words, or a plan would never be empty.
+pub(crate) fn nft_canonical(chain: &homelab_model::NftChain) -> Vec<String> {
+    use homelab_model::{Change, Module, NftTable, NodeObject, Spec};
+    let object = |spec| NodeObject { module: Module::Vtep, spec };
+    let table = Change::Create { after: object(Spec::NftTable(NftTable { name: chain.table.clone() })) };
+    let create = Change::Create { after: object(Spec::NftChain(chain.clone())) };
+    let script = homelab_linux::nft::script(&[&table, &create], None).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), script).unwrap();
+    run(&format!("nft -f {}", file.path().display()));
+    let listing = run(&format!("nft --stateless --numeric list table inet {}", chain.table));
+    run(&format!("nft delete table inet {}", chain.table));
+    homelab_linux::nft::parse_table(&listing).unwrap().remove(0).rules
+}
