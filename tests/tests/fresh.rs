@@ -61,7 +61,7 @@ fn plan_lists_everything_and_changes_nothing(cluster: &mut Cluster) {
         // Nothing of the temporary binary stays, and nothing runs.
         let left = cluster.sh(
             node,
-            "ls -A /run /tmp /var/tmp /dev/shm | grep -i homelab || true; pgrep -fa homelab-node || true",
+            "ls -A /run /tmp /var/tmp /dev/shm | grep -i homelab || true; pgrep -xa homelab-node || true",
         );
         assert_eq!(left, "", "plan left something on {node}");
     }
@@ -136,7 +136,7 @@ fn destroy_leaves_no_trace(cluster: &mut Cluster) {
             let after = cluster.lab.snapshot(node).expect("snapshot").without_times();
             let changed = before.clone().without_times().diff(&after);
             assert!(changed.is_empty(), "destroy (dual stack: {dual}) left on {node}:\n{changed}");
-            assert_eq!(cluster.sh(node, "pgrep -fa homelab-node || true"), "", "on {node}");
+            assert_eq!(cluster.sh(node, "pgrep -xa homelab-node || true"), "", "on {node}");
         }
     }
     // And it can come back.

@@ -245,7 +245,7 @@ fn dropped_in_plan(cluster: &mut Cluster) {
         }
     }
     cluster.lab.unimpair("node2").expect("the cable is good");
-    let left = cluster.sh("node2", "sleep 0.5; ls -d /run/homelab* /tmp/homelab* /var/tmp/homelab* 2>/dev/null || true; pgrep -fa homelab-node || true");
+    let left = cluster.sh("node2", "sleep 0.5; ls -d /run/homelab* /tmp/homelab* /var/tmp/homelab* 2>/dev/null || true; pgrep -xa homelab-node || true");
     assert_eq!(left, "", "nothing stays on the node");
     cluster.homelab_ok(&["plan"]);
 }
