@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use homelab_lab::{LabGuard, Output};
+use homelab_lab::{LabGuard, NodeSnapshot, Output};
 use homelab_model::NodeSpec;
 
 use crate::{ClusterFile, DISRUPTIVE, Plan};
@@ -154,6 +154,16 @@ impl Cluster {
         })
     }
 
+    /// A node without what differs between two ways to the same state: times, and the agent's own report.
+    #[track_caller]
+    pub fn snapshot(&self, node: &str) -> NodeSnapshot {
+        self.lab
+            .snapshot(node)
+            .expect("the node answers")
+            .without_times()
+            .without_entries(&["/run/homelab/agent.json"])
+    }
+
     /// What a node knows of the cluster.
     #[track_caller]
     pub fn spec(&self, node: &str) -> NodeSpec {
@@ -165,9 +175,8 @@ impl Cluster {
     pub fn journals(&self) -> String {
         let mut text = String::new();
         for node in self.lab.nodes() {
-            let script = "systemctl --no-pager --lines=0 status homelab-node 2>&1 | sed -n 1,6p; \
-                          journalctl --no-pager --boot --unit homelab-node --output cat --lines 20 2>&1; \
-                          ip -brief link; ip route";
+            let script = "echo agent: $(systemctl is-active homelab-node); \
+                          journalctl --no-pager --boot --unit homelab-node --output cat --lines 12 2>&1; ip route";
             let output = self.lab.sh(node, script).map_or_else(|e| e.to_string(), |o| o.stdout + &o.stderr);
             text += &format!("--- {node}\n{output}\n");
         }

@@ -25,8 +25,7 @@ fn main() {
 
 /// The nodes without what may differ between two ways to the same state.
 fn state(cluster: &Cluster) -> Vec<NodeSnapshot> {
-    let nodes = cluster.nodes();
-    nodes.iter().map(|n| cluster.lab.snapshot(n).expect("snapshot").without_times()).collect()
+    cluster.nodes().iter().map(|n| cluster.snapshot(n)).collect()
 }
 
 /// The nodes are exactly what an installation of today's file on empty disks gives.
@@ -128,7 +127,7 @@ fn single_to_dual_stack_and_back(cluster: &mut Cluster) {
 }
 
 fn removed_node(cluster: &mut Cluster) {
-    let empty = cluster.lab.snapshot("node3").expect("snapshot").without_times();
+    let empty = cluster.snapshot("node3");
     cluster.apply();
     cluster.file.remove("node3");
     let output = cluster.homelab_ok(&["plan"]);
@@ -145,7 +144,7 @@ fn removed_node(cluster: &mut Cluster) {
     }
     cluster.apply();
     cluster.assert_converged();
-    let left = empty.diff(&cluster.lab.snapshot("node3").expect("snapshot").without_times());
+    let left = empty.diff(&cluster.snapshot("node3"));
     assert!(left.is_empty(), "node3 is cleaned too:\n{left}");
     for node in ["node1", "node2"] {
         let text = cluster

@@ -52,8 +52,7 @@ systemctl --quiet enable --now other
 "#;
 
 fn snapshots(cluster: &Cluster) -> Vec<NodeSnapshot> {
-    let nodes = cluster.nodes();
-    nodes.iter().map(|n| cluster.lab.snapshot(n).expect("snapshot").without_times()).collect()
+    cluster.nodes().iter().map(|n| cluster.snapshot(n)).collect()
 }
 
 fn untouched(cluster: &mut Cluster) {
@@ -82,7 +81,17 @@ fn untouched(cluster: &mut Cluster) {
 }
 
 /// What is done on node2, what undoes it, and what the error must contain besides the node's name.
-const BLOCKERS: [(&str, &str, &[&str]); 9] = [
+const BLOCKERS: [(&str, &str, &[&str]); 11] = [
+    (
+        "mkdir /etc/cni/net.d/05-homelab.conflist",
+        "rmdir /etc/cni/net.d/05-homelab.conflist",
+        &["directory", "/etc/cni/net.d/05-homelab.conflist"],
+    ),
+    (
+        "mkdir -p /usr/lib/cni/homelab; touch /usr/lib/cni/homelab/x",
+        "rm -r /usr/lib/cni/homelab",
+        &["directory", "/usr/lib/cni/homelab"],
+    ),
     ("ip link add homelab.1 type bridge", "ip link delete homelab.1", &["homelab.1", "bridge"]),
     ("ip link add homelab0 type veth peer name peer0", "ip link delete homelab0", &["homelab0", "veth"]),
     (

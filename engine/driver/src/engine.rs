@@ -7,7 +7,7 @@ use std::time::Duration;
 use homelab_model::{Cluster, NodeObject, NodeSpec, Observed, Scope, SshSettings, plan_node};
 
 use crate::connection::{Connection, Opening, Places};
-use crate::plan::owned;
+use crate::plan::{directories_in_the_way, owned};
 use crate::recall::recall;
 use crate::resolve::{Resolution, first_scope, resolve, searched_for};
 use crate::{
@@ -230,8 +230,13 @@ fn assemble(
             let outcome = match (live.get(&node.name), resolution.problems.get(&node.name)) {
                 (None, _) => Err(errors.remove(&node.name).unwrap_or(NodeError::Cancelled)),
                 (Some(_), Some(problems)) => Err(NodeError::Blocked(problems.clone())),
-                (Some(node_state), None) => {
-                    Ok(plan_node(&node.name, &owned(&node_state.observed), &node_state.desired))
+                (Some(Live { observed, desired, .. }), None) => {
+                    let problems = directories_in_the_way(observed, desired);
+                    if problems.is_empty() {
+                        Ok(plan_node(&node.name, &owned(observed), desired))
+                    } else {
+                        Err(NodeError::Blocked(problems))
+                    }
                 }
             };
             PlannedNode { name: node.name.clone(), address: node.address, outcome }

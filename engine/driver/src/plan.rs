@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use homelab_model::{Impact, Module, NodeObject, NodePlan, Object, Observed, Spec, Summary, ours};
+use homelab_model::{
+    Content, Impact, Module, NodeObject, NodePlan, Object, Observed, Problem, Spec, Summary, ours,
+};
 
 use crate::{Departed, NodeError};
 
@@ -81,12 +83,42 @@ pub(crate) fn our_links(observed: &Observed) -> BTreeSet<String> {
     observed.our_links(&recorded)
 }
 
+/// Whether a directory stands where a file of ours should be. It is somebody else's, and may hold anything.
+fn is_directory(object: &NodeObject) -> bool {
+    match &object.spec {
+        Spec::File(o) => o.content == Content::Opaque("directory".to_owned()),
+        Spec::Symlink(o) => o.target == "(directory)",
+        Spec::Binary(o) => o.sha256 == "(directory)",
+        _ => false,
+    }
+}
+
+/// Directories in the place of `desired` files.
+pub(crate) fn directories_in_the_way(observed: &Observed, desired: &[NodeObject]) -> Vec<Problem> {
+    let wanted = |o: &&NodeObject| desired.iter().any(|d| d.key() == o.key());
+    let found = observed.objects.iter().filter(|o| is_directory(o)).filter(wanted);
+    let path = |o: &NodeObject| match &o.spec {
+        Spec::File(o) => o.path.clone(),
+        Spec::Symlink(o) => o.path.clone(),
+        Spec::Binary(o) => o.path.clone(),
+        _ => String::new(),
+    };
+    found
+        .map(|o| Problem {
+            message: format!("a directory that homelab did not make is in the way: {}", path(o)),
+            help: "move it elsewhere".to_owned(),
+        })
+        .collect()
+}
+
 /// The observed objects without those that stand under one of our names and are not ours.
 pub(crate) fn owned(observed: &Observed) -> Vec<NodeObject> {
     let ours = our_links(observed);
     let foreign = |o: &&NodeObject| matches!(&o.spec, Spec::Link(l) if !ours.contains(&l.name));
     let links: Vec<_> = observed.objects.iter().filter(foreign).map(Object::key).collect();
-    let keep = |o: &&NodeObject| !links.contains(&o.key()) && o.parent().is_none_or(|p| !links.contains(&p));
+    let keep = |o: &&NodeObject| {
+        !is_directory(o) && !links.contains(&o.key()) && o.parent().is_none_or(|p| !links.contains(&p))
+    };
     observed.objects.iter().filter(keep).cloned().collect()
 }
 

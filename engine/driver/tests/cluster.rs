@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use fake::{Lan, Laptop, Machine, THREE, cluster};
 use homelab_driver::{Farewell, Goal, NodeError, Outcome};
-use homelab_model::{Key, Mtu, ours};
+use homelab_model::{Content, Key, Mtu, Spec, ours};
 
 #[test]
 fn apply_then_plan_is_empty_then_destroy_leaves_nothing() {
@@ -204,6 +204,25 @@ fn foreign_state_blocks_only_its_node() {
     let plan = laptop.plan(&cluster(&THREE));
     assert!(matches!(&plan.nodes[1].outcome, Err(NodeError::Blocked(p)) if p.len() == 1), "{plan:?}");
     assert_eq!(plan.failed_nodes(), 1);
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_of_ours_blocks_and_survives_a_destroy() {
+    let laptop = Laptop::new(Lan::three());
+    laptop.apply(&cluster(&THREE));
+    let spoil = |m: &mut Machine| {
+        let file = m.objects.get_mut(&Key::File(ours::SYSCTL_FILE.to_owned())).unwrap();
+        if let Spec::File(file) = &mut file.spec {
+            file.content = Content::Opaque("directory".to_owned());
+        }
+    };
+    laptop.lan.with("192.168.50.12", spoil);
+    let plan = laptop.plan(&cluster(&THREE));
+    let Err(NodeError::Blocked(problems)) = &plan.nodes[1].outcome else { panic!("{plan:?}") };
+    assert!(problems[0].message.contains(ours::SYSCTL_FILE), "{problems:?}");
+    assert!(laptop.destroy(&cluster(&THREE)).succeeded());
+    let left = laptop.lan.with("192.168.50.12", |m| m.objects.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(left, [Key::File(ours::SYSCTL_FILE.to_owned())]);
 }
 
 #[test]

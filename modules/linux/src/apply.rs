@@ -201,6 +201,7 @@ impl Node {
         for path in std::mem::take(&mut self.asides) {
             files::delete(&files::aside(&self.root.path(&path)))?;
             self.records.remove_empty_parents(&self.root, &path)?;
+            files::remove_digest_directory(&self.root, &path);
         }
         Ok(())
     }

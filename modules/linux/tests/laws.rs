@@ -389,6 +389,10 @@ fn an_update_in_place_does_not_make_the_link_anew() {
                     let now = node.observe_objects(&scope, Kinds::KERNEL).unwrap();
                     assert!(now.contains(&make(to)), "{to:?} is not {now:?}");
                     assert_eq!(index(&name), before, "{to:?}");
+                    if to.kind == (LinkKind::Bridge { stp: false }) {
+                        // A delay would keep new pods from the network for as long.
+                        assert!(run("ip -d link show hb0").contains("forward_delay 0 "), "{from:?}");
+                    }
                 }
             }
         }
@@ -450,6 +454,35 @@ fn what_is_not_ours_is_in_the_way_and_stays() {
         run("ip link add vx type vxlan id 7 dstport 8472 local 192.0.2.1");
         let error = fail(&mut node, Spec::Link(vxlan("hv0")));
         assert!(error.contains("File exists") && error.contains("VNI"), "{error}");
+    });
+}
+
+#[test]
+fn a_route_over_our_link_that_lost_its_mark_is_taken_over() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        let route = |destination: &str| Route {
+            destination: destination.parse().unwrap(),
+            metric: if destination.contains('.') { 0 } else { 1024 },
+            via: None,
+            link: Some("hv0".into()),
+            onlink: false,
+            source: None,
+            r#type: "unicast".into(),
+        };
+        let mut wanted = vec![object(Module::Vtep, Spec::Link(vxlan("hv0")))];
+        for destination in ["10.77.0.0/24", "fd77::/64"] {
+            wanted.push(object(Module::Vtep, Spec::Route(route(destination))));
+        }
+        apply(&mut node, &diff(&[], &wanted));
+        run("ip route change 10.77.0.0/24 dev hv0 proto static
+             ip -6 route del fd77::/64 && ip -6 route add fd77::/64 dev hv0 proto static metric 1024");
+        let changes = diff(&observed(&mut node), &wanted);
+        assert_eq!(changes.len(), 2, "{changes:#?}");
+        apply(&mut node, &changes);
+        assert_same(&mut node, &wanted, "taken over");
+        assert_eq!(run("ip route show 10.77.0.0/24; ip -6 route show fd77::/64").lines().count(), 2);
     });
 }
 

@@ -65,6 +65,15 @@ impl NodeSnapshot {
         rest
     }
 
+    /// The same without the named entries, in whatever section.
+    #[must_use]
+    pub fn without_entries(mut self, names: &[&str]) -> Self {
+        for entries in self.sections.values_mut() {
+            entries.retain(|name, _| !names.contains(&name.as_str()));
+        }
+        self
+    }
+
     /// The same without times of modification: what was made and removed again leaves its directory's time changed.
     #[must_use]
     pub fn without_times(&self) -> Self {

@@ -144,6 +144,15 @@ impl Kernel {
         Ok(self.routes.as_ref().is_some_and(|routes| routes.contains(&key)))
     }
 
+    /// Whether all routes with this destination and metric lead over `link`: one of our links, so somebody altered
+    /// what was ours.
+    fn only_by(&mut self, link: Option<u32>, key: (IpNet, u32)) -> Result<bool, Error> {
+        let filter = RouteFilter { protocol: None, link: None };
+        let found = netlink("reading routes", rt::routes(&mut self.socket, filter))?;
+        let mut same = found.iter().filter(|r| route_key(r.destination, r.metric) == key);
+        Ok(link.is_some() && same.all(|r| r.link == link))
+    }
+
     fn ensure_route(&mut self, route: &Route) -> Result<(), Error> {
         let link = route.link.as_deref().map(|name| self.any_index(name)).transpose()?;
         let new = NewRoute {
@@ -160,9 +169,9 @@ impl Kernel {
         let mut replace = self.has_route(key)?;
         let mut added = rt::add_route(&mut self.socket, &new, replace);
         if matches!(&added, Err(error) if error.is(Errno::EEXIST)) {
-            // Ours since a moment ago, or somebody else's.
+            // Ours since a moment ago, ours but for the mark, or somebody else's.
             self.routes = None;
-            replace = self.has_route(key)?;
+            replace = self.has_route(key)? || self.only_by(link, key)?;
             if !replace {
                 return Err(Error::Foreign(format!(
                     "a route to {} that homelab did not make is in the way",

@@ -107,6 +107,9 @@ impl Kernel {
         if change != LinkChange::default() {
             netlink("altering it", rt::set_link(&mut self.socket, index, change))?;
         }
+        if change.stp == Some(false) {
+            netlink("altering its delay", rt::no_forward_delay(&mut self.socket, index))?;
+        }
         Ok(())
     }
 

@@ -323,6 +323,18 @@ pub(crate) fn set_message(index: u32, change: LinkChange) -> Message {
     message
 }
 
+/// A bridge whose new ports forward at once. The kernel refuses it while the bridge runs the spanning tree protocol,
+/// and sets a delay of its own when that begins.
+pub(crate) fn no_forward_delay(socket: &mut Socket, index: u32) -> Result<(), NetlinkError> {
+    let mut message = Message::new(rtm::NEWLINK, 0, &header(0, index, 0, 0));
+    message.nest(IFLA_LINKINFO, |m| {
+        m.text(INFO_KIND, "bridge").nest(INFO_DATA, |m| {
+            m.u32(BR_FORWARD_DELAY, 0);
+        });
+    });
+    socket.request(message)
+}
+
 /// Deletes a link.
 pub(crate) fn delete_link(socket: &mut Socket, index: u32) -> Result<(), NetlinkError> {
     socket.request(Message::new(rtm::DELLINK, 0, &header(0, index, 0, 0)))
