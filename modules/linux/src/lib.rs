@@ -13,6 +13,7 @@ pub mod netlink;
 pub mod nft;
 mod node;
 pub mod pod;
+mod process;
 mod root;
 mod rt;
 mod runtimes;

@@ -19,20 +19,18 @@ pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
     if containerd.is_some() || installed("containerd") {
         let mut settings = Settings::default();
         if let Some(text) = containerd {
-            for import in imports(&text) {
-                for file in glob(root, &import) {
-                    settings.read_containerd(&fs::read_to_string(file).unwrap_or_default());
-                }
-            }
-            // containerd merges imports over the main file; where both speak, list both directories.
             settings.read_containerd(&text);
+            // containerd merges imports over the main file.
+            for file in imports(&text).iter().flat_map(|import| glob(root, import)) {
+                settings.read_containerd(&fs::read_to_string(file).unwrap_or_default());
+            }
         }
-        found.push(settings.runtime("containerd", &[ours::CNI_BIN_DIR]));
+        found.push(settings.runtime("containerd"));
     }
     if let Some(text) = text("/var/lib/rancher/k3s/agent/etc/containerd/config.toml") {
         let mut settings = Settings::default();
         settings.read_containerd(&text);
-        found.push(settings.runtime("k3s", &[ours::CNI_BIN_DIR]));
+        found.push(settings.runtime("k3s"));
     }
     if installed("crio") {
         let mut settings = Settings::default();
@@ -41,7 +39,7 @@ pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
         for file in files {
             settings.read_crio(&fs::read_to_string(file).unwrap_or_default());
         }
-        found.push(settings.runtime("cri-o", &["/opt/cni/bin", "/usr/libexec/cni"]));
+        found.push(settings.runtime("cri-o"));
     }
     if installed("podman") {
         let mut settings = Settings::default();
@@ -51,7 +49,7 @@ pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
         for file in glob(root, "/etc/containers/containers.conf.d/*.conf") {
             settings.read_podman(&fs::read_to_string(file).unwrap_or_default());
         }
-        found.push(settings.runtime("podman", &["/usr/libexec/cni", "/usr/lib/cni", "/opt/cni/bin"]));
+        found.push(settings.runtime("podman"));
     }
     found
 }
@@ -92,28 +90,24 @@ impl Settings {
 
     fn set(&mut self, key: &str, values: Vec<String>, bin: &[&str], conf: &str) {
         let absolute = values.into_iter().map(|v| v.trim_end_matches('/').to_owned());
-        let mut absolute = absolute.filter(|v| v.starts_with('/'));
-        if bin.contains(&key) {
-            for directory in absolute {
-                if !self.bin_dirs.contains(&directory) {
-                    self.bin_dirs.push(directory);
-                }
-            }
+        let mut absolute: Vec<String> = absolute.filter(|v| v.starts_with('/')).collect();
+        if absolute.is_empty() {
+            // containerd 2.1 has both of its keys, one of them empty.
+        } else if bin.contains(&key) {
+            self.bin_dirs = absolute;
         } else if key == conf {
-            self.conf_dir = absolute.next_back().or(self.conf_dir.take());
+            self.conf_dir = absolute.pop();
         }
     }
 
-    fn runtime(self, name: &str, default_bin_dirs: &[&str]) -> CniRuntime {
-        let bin_dirs = if self.bin_dirs.is_empty() {
-            // One that is there is the one that is used; a list is searched in its order.
-            default_bin_dirs.iter().map(|d| (*d).to_owned()).take(1).collect()
-        } else {
-            self.bin_dirs
-        };
+    /// Of several directories that a runtime searches one is enough: the usual one, or its first. containerd, CRI-O and
+    /// podman are built with the usual one; Debian's containerd too, but its configuration says `/usr/lib/cni`.
+    fn runtime(self, name: &str) -> CniRuntime {
+        let usual = ours::CNI_BIN_DIR.to_owned();
+        let bin_dir = if self.bin_dirs.contains(&usual) { None } else { self.bin_dirs.into_iter().next() };
         CniRuntime {
             name: name.to_owned(),
-            bin_dirs,
+            bin_dirs: vec![bin_dir.unwrap_or(usual)],
             conf_dir: self.conf_dir.unwrap_or_else(|| ours::CNI_CONF_DIR.to_owned()),
         }
     }
@@ -258,5 +252,14 @@ mod tests {
         assert_eq!(found.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["containerd", "cri-o"]);
         assert_eq!(found[0].bin_dirs, ["/x"]);
         assert_eq!(found[1].bin_dirs, ["/opt/cni/bin"]);
+        // Of a list one directory is enough.
+        let podman = |dirs: &str| {
+            write("/etc/containers/containers.conf", &format!("[network]\ncni_plugin_dirs = [{dirs}]\n"));
+            runtimes(&root).into_iter().find(|r| r.name == "podman").unwrap().bin_dirs
+        };
+        write("/usr/bin/podman", "");
+        assert_eq!(podman("\"/a\", \"/opt/cni/bin/\""), ["/opt/cni/bin"]);
+        assert_eq!(podman("\"/a\", \"/b\""), ["/a"]);
+        assert_eq!(podman(""), ["/opt/cni/bin"]);
     }
 }

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use homelab_model::{AgentFact, Unit, ours};
 
 use crate::error::Error;
 use crate::files::is_digest;
+use crate::process::Running;
 use crate::root::Root;
 
 const PROPERTIES: &str =
@@ -24,26 +25,25 @@ pub(crate) fn systemd_runs(root: &Root) -> bool {
 /// A running `systemctl show`.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    child: Option<Child>,
+    running: Option<Running>,
 }
 
 impl Shown {
     /// Starts it for these units; where there is no systemd it will find nothing.
     pub(crate) fn start(root: &Root, units: &[&str]) -> Result<Shown, Error> {
         if units.is_empty() || !systemd_runs(root) {
-            return Ok(Shown { child: None });
+            return Ok(Shown { running: None });
         }
         let mut command = Command::new("systemctl");
         command.args(["show", PROPERTIES, "--"]).args(units);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(|e| failure(&units.join(" "), e))?;
-        Ok(Shown { child: Some(child) })
+        let running = Running::start(&mut command).map_err(|e| failure(&units.join(" "), e))?;
+        Ok(Shown { running: Some(running) })
     }
 
     /// Waits for it. Units that systemd does not know, or that are not ours and off, are left out.
     pub(crate) fn finish(self, root: &Root) -> Result<Vec<Unit>, Error> {
-        let Some(child) = self.child else { return Ok(Vec::new()) };
-        let output = child.wait_with_output().map_err(|e| failure("", e))?;
+        let Some(running) = self.running else { return Ok(Vec::new()) };
+        let output = running.finish().map_err(|e| failure("", e))?;
         if !output.status.success() {
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(Error::Unit { name: String::new(), message });

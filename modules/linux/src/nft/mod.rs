@@ -5,11 +5,12 @@ mod script;
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use homelab_model::{Change, NftChain, NodeObject, Spec, ours};
 
 use crate::error::Error;
+use crate::process::Running;
 pub use parse::parse_table;
 pub use script::script;
 
@@ -26,9 +27,7 @@ fn command() -> Result<Command, Error> {
     let Some(path) = binary() else {
         return Err(Error::Nft { chain: None, message: "the command nft is missing".to_owned() });
     };
-    let mut command = Command::new(path);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
+    Ok(Command::new(path))
 }
 
 fn failed(error: io::Error) -> Error {
@@ -38,7 +37,7 @@ fn failed(error: io::Error) -> Error {
 /// A running `nft list`.
 #[derive(Debug)]
 pub(crate) struct Listing {
-    child: Child,
+    running: Running,
 }
 
 impl Listing {
@@ -46,13 +45,12 @@ impl Listing {
     pub(crate) fn start() -> Result<Listing, Error> {
         let mut command = command()?;
         command.args(["--stateless", "--numeric", "list", "table", "inet", ours::NFT_TABLE]);
-        command.stdin(Stdio::null());
-        command.spawn().map(|child| Listing { child }).map_err(failed)
+        Running::start(&mut command).map(|running| Listing { running }).map_err(failed)
     }
 
     /// Waits for it. None if there is no such table.
     pub(crate) fn finish(self) -> Result<Option<Vec<NftChain>>, Error> {
-        let output = self.child.wait_with_output().map_err(failed)?;
+        let output = self.running.finish().map_err(failed)?;
         if output.status.success() {
             return parse_table(&String::from_utf8_lossy(&output.stdout)).map(Some);
         }
@@ -66,7 +64,10 @@ impl Listing {
 
 /// Runs a script as one transaction.
 fn run(text: &str) -> Result<(), Error> {
-    let mut child = command()?.args(["-f", "-"]).stdin(Stdio::piped()).spawn().map_err(failed)?;
+    let mut command = command()?;
+    command.args(["-f", "-"]).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed)?;
     let mut stdin = child.stdin.take();
     // nft reads all of its input before it says anything.
     let written = stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(text.as_bytes()));

@@ -1,0 +1,249 @@
+//! What the kernel does with links, addresses and routes, and what of it the backend hides.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::net::IpAddr;
+
+use common::{in_new_netns, run};
+use homelab_linux::{Kinds, Node, Root};
+use homelab_model::{
+    Address, Change, Key, Link, LinkKind, Module, Neighbour, NodeObject, Object, Route, Scope, Spec, diff,
+    invert, ours,
+};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn observed(node: &mut Node) -> Vec<NodeObject> {
+    let mut objects = node.observe_objects(&Scope::default(), Kinds::KERNEL).unwrap();
+    objects.sort_by_key(Object::key);
+    objects
+}
+
+fn apply(node: &mut Node, changes: &[Change<NodeObject>]) {
+    if let Err(error) = node.apply_all(changes, &mut |_| {}) {
+        panic!("{error}\n{changes:#?}");
+    }
+}
+
+#[track_caller]
+fn assert_same(node: &mut Node, wanted: &[NodeObject], when: &str) {
+    let left = diff(&observed(node), wanted);
+    assert!(left.is_empty(), "{when}: {left:#?}");
+}
+
+fn object(module: Module, spec: Spec) -> NodeObject {
+    NodeObject { module, spec }
+}
+
+fn vxlan(name: &str) -> Link {
+    Link {
+        name: name.into(),
+        mac: "02:aa:00:00:00:01".into(),
+        mtu: 1450,
+        up: true,
+        alias: ours::LINK_ALIAS.into(),
+        kind: LinkKind::Vxlan {
+            vni: 7,
+            port: 8472,
+            local: ip("192.0.2.1"),
+            learning: false,
+            checksum_offload: true,
+        },
+    }
+}
+
+fn bridge(name: &str) -> Link {
+    Link { kind: LinkKind::Bridge { stp: false }, ..vxlan(name) }
+}
+
+fn index(name: &str) -> String {
+    run(&format!("ip -o link show {name}")).split(':').next().unwrap().to_owned()
+}
+
+fn open(directory: &tempfile::TempDir) -> Node {
+    Node::open(Root::at(directory.path())).unwrap()
+}
+
+#[test]
+fn an_update_in_place_does_not_make_the_link_anew() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        for first in [vxlan("hv0"), bridge("hb0")] {
+            let name = first.name.clone();
+            let make = |link: &Link| object(Module::Vtep, Spec::Link(link.clone()));
+            apply(&mut node, &[Change::Create { after: make(&first) }]);
+            let before = index(&name);
+            if name == "hb0" {
+                let shown = run("ip -d link show hb0");
+                assert!(shown.contains("addrgenmode none") && shown.contains("forward_delay 0 "), "{shown}");
+            }
+            let kind = match &first.kind {
+                LinkKind::Vxlan { vni, port, local, learning, .. } => LinkKind::Vxlan {
+                    vni: *vni,
+                    port: *port,
+                    local: *local,
+                    learning: *learning,
+                    checksum_offload: false,
+                },
+                _ => LinkKind::Bridge { stp: true },
+            };
+            let steps = [
+                Link { mac: "02:aa:00:00:00:02".into(), ..first.clone() },
+                Link { mtu: 1400, ..first.clone() },
+                Link { up: false, ..first.clone() },
+                Link { kind, ..first.clone() },
+                Link { alias: String::new(), ..first.clone() },
+            ];
+            for step in steps {
+                for (from, to) in [(&first, &step), (&step, &first)] {
+                    let change = Change::Update { before: make(from), after: make(to) };
+                    assert!(make(from).updates_in_place(&make(to)));
+                    apply(&mut node, &[change]);
+                    let scope =
+                        Scope { keys: vec![(Key::Link(name.clone()), Module::Vtep)], device: String::new() };
+                    let now = node.observe_objects(&scope, Kinds::KERNEL).unwrap();
+                    assert!(now.contains(&make(to)), "{to:?} is not {now:?}");
+                    assert_eq!(index(&name), before, "{to:?}");
+                    if to.kind == (LinkKind::Bridge { stp: false }) {
+                        // A delay would keep new pods from the network for as long.
+                        assert!(run("ip -d link show hb0").contains("forward_delay 0 "), "{from:?}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_bridge_keeps_its_mtu_when_a_smaller_port_comes() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        for mtu in [1450, 1500] {
+            let name = format!("hb{mtu}");
+            let link = Link { mtu, ..bridge(&name) };
+            apply(&mut node, &[Change::Create { after: object(Module::Cni, Spec::Link(link)) }]);
+            run(&format!(
+                "ip link add v{mtu} mtu 1300 type veth peer name w{mtu} && ip link set v{mtu} master {name} up"
+            ));
+            assert!(run(&format!("ip link show {name}")).contains(&format!("mtu {mtu} ")), "{mtu}");
+        }
+    });
+}
+
+#[test]
+fn what_is_not_ours_is_in_the_way_and_stays() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        run("ip link add hb0 type bridge && ip link set hb0 addrgenmode none && ip link set hb0 up && ip addr add 10.1.0.1/24 dev hb0
+             ip route add 10.77.0.0/24 via 10.1.0.2 proto static; ip -6 addr add fd01::1/64 dev hb0 nodad
+             ip -6 route add fd77::/64 via fd01::2 dev hb0 proto static metric 1024");
+        let before = run("ip -d link | sed 's/_timer *[0-9.]*//g'; ip addr; ip route; ip -6 route");
+        let fail = |node: &mut Node, spec: Spec| {
+            let change = [Change::Create { after: object(Module::Vtep, spec) }];
+            let error = node.apply_all(&change, &mut |_| {}).unwrap_err().to_string();
+            // The undo of a failed change must not harm either.
+            apply(node, &invert(&change));
+            error
+        };
+        let error = fail(&mut node, Spec::Link(bridge("hb0")));
+        assert!(error.contains("hb0") && error.contains("another owner"), "{error}");
+        for destination in ["10.77.0.0/24", "fd77::/64"] {
+            let route = Route {
+                destination: destination.parse().unwrap(),
+                metric: if destination.contains('.') { 0 } else { 1024 },
+                via: None,
+                link: None,
+                onlink: false,
+                source: None,
+                r#type: "unreachable".into(),
+            };
+            let error = fail(&mut node, Spec::Route(route));
+            assert!(error.contains("in the way"), "{error}");
+        }
+        let address = Address { link: "hb0".into(), address: "10.2.0.1/24".parse().unwrap() };
+        fail(&mut node, Spec::Address(address));
+        assert_eq!(run("ip -d link | sed 's/_timer *[0-9.]*//g'; ip addr; ip route; ip -6 route"), before);
+        // The kernel's own words come through.
+        run("ip link add vx type vxlan id 7 dstport 8472 local 192.0.2.1");
+        let error = fail(&mut node, Spec::Link(vxlan("hv0")));
+        assert!(error.contains("File exists") && error.contains("VNI"), "{error}");
+    });
+}
+
+#[test]
+fn a_route_over_our_link_that_lost_its_mark_is_taken_over() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        let route = |destination: &str| Route {
+            destination: destination.parse().unwrap(),
+            metric: if destination.contains('.') { 0 } else { 1024 },
+            via: None,
+            link: Some("hv0".into()),
+            onlink: false,
+            source: None,
+            r#type: "unicast".into(),
+        };
+        let mut wanted = vec![object(Module::Vtep, Spec::Link(vxlan("hv0")))];
+        for destination in ["10.77.0.0/24", "fd77::/64"] {
+            wanted.push(object(Module::Vtep, Spec::Route(route(destination))));
+        }
+        apply(&mut node, &diff(&[], &wanted));
+        run("ip route change 10.77.0.0/24 dev hv0 proto static
+             ip -6 route del fd77::/64 && ip -6 route add fd77::/64 dev hv0 proto static metric 1024");
+        let changes = diff(&observed(&mut node), &wanted);
+        assert_eq!(changes.len(), 2, "{changes:#?}");
+        apply(&mut node, &changes);
+        assert_same(&mut node, &wanted, "taken over");
+        assert_eq!(run("ip route show 10.77.0.0/24; ip -6 route show fd77::/64").lines().count(), 2);
+    });
+}
+
+#[test]
+fn a_change_of_the_mac_address_keeps_neighbours_and_one_of_the_address_keeps_routes() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        let link = |mac: &str| object(Module::Vtep, Spec::Link(Link { mac: mac.into(), ..vxlan("hv0") }));
+        let address = |text: &str| {
+            let address = Address { link: "hv0".into(), address: text.parse().unwrap() };
+            object(Module::Vtep, Spec::Address(address))
+        };
+        let rest = |mac: &str, own: &str| {
+            let mut objects = vec![link(mac), address(own), address("fd00::1/128")];
+            for peer in ["10.244.1.0", "fd00:1::"] {
+                let peer = ip(peer);
+                let destination = ipnet::IpNet::new(peer, if peer.is_ipv4() { 24 } else { 64 }).unwrap();
+                let neighbour =
+                    Neighbour { link: "hv0".into(), address: peer, mac: "02:bb:00:00:00:01".into() };
+                let route = Route {
+                    destination,
+                    metric: if peer.is_ipv4() { 0 } else { 1024 },
+                    via: Some(peer),
+                    link: Some("hv0".into()),
+                    onlink: true,
+                    source: None,
+                    r#type: "unicast".into(),
+                };
+                objects.push(object(Module::Vtep, Spec::Neighbour(neighbour)));
+                objects.push(object(Module::Vtep, Spec::Route(route)));
+            }
+            objects
+        };
+        let first = rest("02:aa:00:00:00:01", "10.244.0.0/32");
+        apply(&mut node, &diff(&[], &first));
+        let second = rest("02:aa:00:00:00:09", "10.244.9.0/32");
+        let changes = diff(&first, &second);
+        assert_eq!(changes.len(), 3, "one update and one address for another: {changes:#?}");
+        apply(&mut node, &changes);
+        assert_same(&mut node, &second, "moved");
+        apply(&mut node, &invert(&changes));
+        assert_same(&mut node, &first, "back");
+    });
+}
