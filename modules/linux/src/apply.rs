@@ -12,7 +12,8 @@ use crate::{nft, sysctl, unit};
 impl Node {
     /// Carries out changes in order, and says after each how many are done.
     ///
-    /// All changes of our nftables table are one transaction, at the place of the last of them. Undo is the
+    /// All changes of our nftables table are one transaction, at the place of the last of them. systemd reads changed
+    /// unit files again with the next change of a unit, or when [`Node::settle`] says that there is none. Undo is the
     /// caller's: see [`ApplyError::index`].
     pub fn apply_all(
         &mut self,
@@ -45,12 +46,10 @@ impl Node {
             done.map_err(|e| fault(index, e))?;
             progress(index + 1);
         }
-        let last = changes.len() - 1;
         self.kernel.finish().map_err(|waiting| {
             let (object, source) = *waiting;
-            ApplyError { index: last, object, source: Box::new(source) }
-        })?;
-        self.reload_if_needed().map_err(|e| fault(last, e))
+            ApplyError { index: changes.len() - 1, object, source: Box::new(source) }
+        })
     }
 
     /// Before the first change: records of all that must be put back later, in one write.
@@ -98,7 +97,12 @@ impl Node {
             return Ok(());
         }
         match after {
-            Spec::Sysctl(o) => sysctl::set(&self.root, &mut self.records, o),
+            Spec::Sysctl(o) => {
+                if let Some(link) = &o.link {
+                    self.kernel.must_be_ours(link)?;
+                }
+                sysctl::set(&self.root, &mut self.records, o)
+            }
             Spec::File(o) => {
                 self.records.make_parents(&self.root, &o.path)?;
                 // What no plan has words for is kept, unless it is what comes back now.
@@ -189,10 +193,6 @@ impl Node {
     fn written(&mut self, path: &str) {
         let units = Path::new(ours::UNIT_FILE).parent();
         self.reload_pending |= units.is_some_and(|directory| Path::new(path).starts_with(directory));
-    }
-
-    fn reload_if_needed(&mut self) -> Result<(), Error> {
-        if std::mem::take(&mut self.reload_pending) { unit::reload(&self.root) } else { Ok(()) }
     }
 
     /// Gives up what undo would need: from here on the changes stay. Dropping the node does the same; a process that

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use homelab_model::{
-    Facts, Key, Module, NftChain, NftTable, NodeObject, NodeSpec, Observed, Scope, Spec, ours,
+    Facts, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object, Observed, Scope, Spec, ours,
 };
 
 use crate::error::{Error, netlink};
@@ -247,6 +247,23 @@ impl Node {
         let started = self.start_listing()?;
         self.finish_listing(started)
     }
+}
+
+/// Takes links without our mark, and what hangs on them, out of `observed`, unless they are what `desired` says in
+/// name, type and MAC address: then somebody took the mark away.
+pub fn without_strangers(mut observed: Vec<NodeObject>, desired: &[NodeObject]) -> Vec<NodeObject> {
+    let same = |a: &Link, b: &Link| {
+        (&a.name, &a.mac) == (&b.name, &b.mac)
+            && std::mem::discriminant(&a.kind) == std::mem::discriminant(&b.kind)
+    };
+    let is_desired = |link: &Link| desired.iter().any(|o| matches!(&o.spec, Spec::Link(d) if same(link, d)));
+    let strangers: BTreeSet<Key> = observed
+        .iter()
+        .filter(|o| matches!(&o.spec, Spec::Link(l) if l.alias != ours::LINK_ALIAS && !is_desired(l)))
+        .map(Object::key)
+        .collect();
+    observed.retain(|o| !strangers.contains(&o.key()) && o.parent().is_none_or(|p| !strangers.contains(&p)));
+    observed
 }
 
 /// Names that only links of ours should have.

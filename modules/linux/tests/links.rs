@@ -247,3 +247,54 @@ fn a_change_of_the_mac_address_keeps_neighbours_and_one_of_the_address_keeps_rou
         assert_same(&mut node, &first, "back");
     });
 }
+
+#[test]
+fn a_strangers_link_under_our_name_is_never_taken_over() {
+    use homelab_linux::without_strangers;
+    use homelab_model::Sysctl;
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        let sysctl =
+            Sysctl { key: "net.ipv4.conf.hb0.rp_filter".into(), link: Some("hb0".into()), value: "2".into() };
+        let address = Address { link: "hb0".into(), address: "10.244.1.1/24".parse().unwrap() };
+        let desired = [
+            object(Module::Cni, Spec::Link(bridge("hb0"))),
+            object(Module::Cni, Spec::Address(address)),
+            object(Module::Cni, Spec::Sysctl(sysctl)),
+        ];
+        let scope = Scope::of(&desired, "hv0");
+        let look = |node: &mut Node| node.observe_objects(&scope, Kinds::KERNEL).unwrap();
+        for kind in ["bridge", "veth peer name other", "vxlan id 5 dstport 9 local 192.0.2.1"] {
+            run(&format!(
+                "ip link add hb0 type {kind} && ip link set hb0 addrgenmode none && ip link set hb0 up && ip addr add 10.1.0.1/24 dev hb0"
+            ));
+            let before = run("ip link show hb0; ip addr show hb0; cat /proc/sys/net/ipv4/conf/hb0/rp_filter");
+            let seen = look(&mut node);
+            assert!(seen.len() >= 3, "it is reported: {seen:?}");
+            assert_eq!(without_strangers(seen.clone(), &desired), []);
+            // Even who does not filter does no harm: neither at once nor change by change.
+            let changes = diff(&seen, &desired);
+            assert!(node.apply_all(&changes, &mut |_| {}).is_err());
+            for change in changes.iter().chain(&invert(&changes)) {
+                let _ = homelab_model::Backend::apply(&mut node, change);
+            }
+            assert_eq!(
+                run("ip link show hb0; ip addr show hb0; cat /proc/sys/net/ipv4/conf/hb0/rp_filter"),
+                before
+            );
+            run("ip link del hb0");
+        }
+        // Ours that lost its mark comes back, and what it holds with it.
+        apply(&mut node, &diff(&[], &desired));
+        run("ip link set hb0 alias 'x' && ip addr add 10.7.0.1/24 dev hb0");
+        let seen = look(&mut node);
+        assert_eq!(without_strangers(seen.clone(), &desired), seen);
+        let changes = diff(&seen, &desired);
+        assert_eq!(changes.len(), 2, "{changes:#?}");
+        apply(&mut node, &changes);
+        assert_eq!(diff(&look(&mut node), &desired), []);
+        apply(&mut node, &invert(&changes));
+        assert_eq!(diff(&look(&mut node), &seen), []);
+    });
+}

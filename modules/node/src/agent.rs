@@ -254,7 +254,8 @@ impl Agent {
         let scope = Scope::of(&desired, &spec.vtep.device);
         let observed = self.node.observe_objects(&scope, kinds);
         let mut observed = match observed {
-            Ok(observed) => observed,
+            // A stranger's link under one of our names is in the way, and stays.
+            Ok(observed) => homelab_linux::without_strangers(observed, &desired),
             Err(error) => {
                 warn!(%error, "cannot look at the node");
                 self.blind = Some(error.to_string());

@@ -167,14 +167,10 @@ impl Kernel {
         self.routes = None;
         // What a series that failed lost on the way comes back with its undo.
         self.pending.retain(|p| p.asked.is_none());
-        let objects = changes.iter().flat_map(|c| [c.before(), c.after()]).flatten();
-        let links: Vec<&Link> =
-            objects.filter_map(|o| if let Spec::Link(link) = &o.spec { Some(link) } else { None }).collect();
-        let unmarked = |l: &&&Link| links.iter().any(|o| o.name == l.name && o.alias != ours::LINK_ALIAS);
-        self.claims = links.iter().filter(unmarked).map(|&l| l.clone()).collect();
+        self.claims = changes.iter().filter_map(claim).cloned().collect();
     }
 
-    /// Whether a link is ours: by its mark, or as the changes at hand describe it.
+    /// Whether a link is ours: by its mark, or because it still is what the changes at hand claim.
     fn is_ours(&self, info: &LinkInfo) -> bool {
         let same_type = |kind: &LinkKind| match kind {
             LinkKind::Vxlan { .. } => info.vxlan.is_some(),
@@ -199,6 +195,11 @@ impl Kernel {
             self.indices.insert(name.to_owned(), known);
         }
         Ok(found)
+    }
+
+    /// Fails unless the link is ours.
+    pub(crate) fn must_be_ours(&mut self, link: &str) -> Result<(), Error> {
+        self.our_index(link).map(|_| ())
     }
 
     fn any_index(&mut self, name: &str) -> Result<u32, Error> {
@@ -229,6 +230,25 @@ fn link_of(spec: &Spec) -> Option<&str> {
         Spec::Neighbour(o) => Some(&o.link),
         Spec::Fdb(o) => Some(&o.link),
         Spec::Route(o) => o.link.as_deref(),
+        _ => None,
+    }
+}
+
+/// The link that a change speaks of as ours although it lost its mark, or is to lose it. It must still have the MAC
+/// address and type of the marked side: any other link under that name is a stranger's.
+fn claim(change: &Change<NodeObject>) -> Option<&Link> {
+    fn link(object: Option<&NodeObject>) -> Option<&Link> {
+        match &object?.spec {
+            Spec::Link(link) => Some(link),
+            _ => None,
+        }
+    }
+    let marked = |link: &&Link| link.alias == ours::LINK_ALIAS;
+    match (link(change.before()), link(change.after())) {
+        (Some(before), Some(after)) if marked(&before) != marked(&after) => {
+            [before, after].into_iter().find(marked)
+        }
+        (Some(only), None) | (None, Some(only)) => Some(only).filter(|l| !marked(l)),
         _ => None,
     }
 }
