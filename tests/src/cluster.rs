@@ -54,6 +54,7 @@ impl Cluster {
     pub(crate) fn reset(&mut self) -> homelab_lab::Result<()> {
         self.stop_servers();
         self.lab.unblock_all()?;
+        self.lab.sh("lan", "ip link set client up")?.ok()?;
         self.lab.reset(&[])?;
         for (path, text) in &self.home {
             // A later node's host key may have been added: the lab writes these anew then, and so do we.

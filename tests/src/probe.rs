@@ -11,6 +11,13 @@ use crate::{Cluster, Pod};
 
 const SCRIPT: &str = include_str!("../files/net.py");
 
+/// Starts a server in network namespace `$1` from script `$2` under name `$3`, and waits for it.
+const DETACHED: &str = r#"log=/run/server-$3
+setsid nsenter --net="$1" python3 -c "$2" serve "$3" >"$log" 2>&1 </dev/null &
+for try in $(seq 200); do grep -q ready "$log" && exit 0; sleep 0.02; done
+cat "$log"; exit 1
+"#;
+
 /// Where packets come from: a host, or a pod on it.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -109,10 +116,16 @@ impl Cluster {
     /// Starts a server at a place, until the end of the scenario.
     #[track_caller]
     pub fn serve(&mut self, place: &Place) {
-        let mut command = self.lab.command_in(&place.host).expect("the host is there");
-        if let Some(netns) = &place.netns {
-            command.args(["nsenter", &format!("--net={netns}")]);
+        if place.host.starts_with("node") {
+            // A child of the node's own init: `nsenter` would stop with its child when the node shuts down, and hold
+            // that up.
+            let netns = place.netns.as_deref().unwrap_or("/proc/1/ns/net");
+            let args = ["sh", "-c", DETACHED, "sh", netns, SCRIPT, &place.name];
+            let output = self.lab.exec(&place.host, &args).expect("a shell starts");
+            assert!(output.success(), "the server at {} did not start: {}", place.name, said(&output));
+            return;
         }
+        let mut command = self.lab.command_in(&place.host).expect("the host is there");
         command.args(["python3", "-c", SCRIPT, "serve", &place.name]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("python3 starts");
@@ -124,7 +137,7 @@ impl Cluster {
         assert_eq!(line.trim(), "ready", "the server at {} did not start", place.name);
     }
 
-    /// Ends all servers.
+    /// Ends the servers on the client and on wan; those on nodes end with the nodes' reset.
     pub(crate) fn stop_servers(&mut self) {
         for mut server in self.servers.drain(..) {
             let _ = server.kill();
