@@ -26,7 +26,7 @@ state() {
   ip -d -o link show homelab.1 | grep -o 'vxlan id.*'
   ip -d -o link show homelab0 | grep -o 'stp_state [01]'
   ip -d route show proto 104
-  ip neighbour show nud permanent dev homelab.1
+  ip neighbour show nud permanent dev homelab.1 | sort
   bridge fdb show dev homelab.1 | sort
   nft -s list table inet homelab
   cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/homelab.1/rp_filter /proc/sys/net/ipv6/conf/homelab*/accept_ra

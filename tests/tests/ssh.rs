@@ -43,8 +43,12 @@ fn wrong_key(cluster: &mut Cluster) {
     let key = key.to_string_lossy().into_owned();
     cluster.sh("client", &format!("rm -f {key}; ssh-keygen -q -t ed25519 -N '' -f {key}"));
     cluster.file.set("ssh.identity", json!(key));
-    let output = cluster.homelab(&["plan"]);
-    assert_fails(&output, &["node1", "node2", "node3", "root", &key]);
+    // As with `ssh -i`, keys of the user's own configuration would be tried too.
+    let config = cluster.lab.home().join("no-keys.conf").to_string_lossy().into_owned();
+    let known = cluster.lab.known_hosts_path();
+    std::fs::write(&config, format!("UserKnownHostsFile {}\n", known.display())).expect("ssh config");
+    let output = cluster.homelab(&["plan", "--ssh-config", &config]);
+    assert_fails(&output, &["node1", "node2", "node3", "root", "~/wrong"]);
     assert!(!output.stderr.contains("panicked"), "{}", output.stderr);
 }
 
@@ -79,7 +83,7 @@ fn changed_host_key(cluster: &mut Cluster) {
 fn proxy_jump(cluster: &mut Cluster) {
     // Seen from wan, the LAN is behind the router's sshd alone.
     cluster.sh("router", "nft -f - <<END
-table inet wall { chain forward { type filter hook forward priority 0; policy accept; iifname wan ct state new drop; } }
+table inet wall { chain forward { type filter hook forward priority 0; policy accept; iifname wan ct state new drop; }; }
 END");
     let output = cluster.homelab_from("wan", &["plan", "--connect-timeout", "2"]);
     assert_fails(&output, &["node1", "node2", "node3"]);

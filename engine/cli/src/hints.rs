@@ -87,10 +87,13 @@ fn transport(error: &TransportError) -> Vec<String> {
                 "give the node a new host key, or see who revoked this one: {known_hosts}, line {line}"
             )]
         }
-        TransportError::Auth { user, host, .. } => vec![
-            format!("this must work without a password: ssh {user}@{host} true"),
-            format!("put your key there: ssh-copy-id {user}@{host}; or name the right one: ssh.identity"),
-        ],
+        TransportError::Auth { user, host, .. } => {
+            let to = login(user, host);
+            vec![
+                format!("this must work without a password: ssh {to} true"),
+                format!("put your key there: ssh-copy-id {to}; or name the right one: ssh.identity"),
+            ]
+        }
         TransportError::Key { path, .. } => {
             vec![format!("load it into your agent: ssh-add {path}; or name another key: ssh.identity")]
         }
@@ -111,6 +114,15 @@ fn bare(host: &str) -> &str {
     host.strip_prefix('[').and_then(|h| h.split_once(']')).map_or(host, |(host, _)| host)
 }
 
+/// A user at an endpoint (`host:port`, `[address]:port`) as ssh and ssh-copy-id take it.
+fn login(user: &str, endpoint: &str) -> String {
+    match endpoint.rsplit_once(':') {
+        Some((host, "22")) => format!("{user}@{}", bare(host)),
+        Some((host, port)) => format!("-p {port} {user}@{}", bare(host)),
+        None => format!("{user}@{endpoint}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +138,19 @@ mod tests {
         };
         let hints = hints(&NodeError::Transport(error)).join("\n");
         assert!(hints.contains("ssh-keyscan -p 2222 192.168.50.11 >> /home/me/.ssh/known_hosts"), "{hints}");
+    }
+
+    #[test]
+    fn a_refused_key_comes_with_commands_that_ssh_understands() {
+        for (host, login) in [
+            ("192.168.50.11:22", "ssh root@192.168.50.11 true"),
+            ("192.168.50.11:2222", "ssh -p 2222 root@192.168.50.11 true"),
+            ("[fd00::1]:22", "ssh root@fd00::1 true"),
+        ] {
+            let error =
+                TransportError::Auth { user: "root".into(), host: host.into(), tried: "~/.ssh/id".into() };
+            let hints = hints(&NodeError::Transport(error)).join("\n");
+            assert!(hints.contains(login), "{hints}");
+        }
     }
 }
