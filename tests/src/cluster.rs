@@ -151,18 +151,21 @@ impl Cluster {
         let nodes = self.nodes();
         std::thread::scope(|scope| {
             let jobs: Vec<_> = nodes.iter().map(|node| scope.spawn(move || self.sh(node, script))).collect();
-            jobs.into_iter().map(|job| job.join().expect("the script succeeds")).collect()
+            jobs.into_iter()
+                .map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         })
     }
 
     /// A node without what differs between two ways to the same state: times, and the agent's own report.
     #[track_caller]
     pub fn snapshot(&self, node: &str) -> NodeSnapshot {
-        self.lab
-            .snapshot(node)
-            .expect("the node answers")
-            .without_times()
-            .without_entries(&["/run/homelab/agent.json"])
+        let snapshot = self.lab.snapshot(node).expect("the node answers").without_times();
+        // A new disk has a new one of these; the agent's report has its process id; IPAM keeps its empty directories.
+        let mut names = vec!["/etc/machine-id".to_owned(), "/run/homelab/agent.json".to_owned()];
+        let ipam = |name: &&str| name.starts_with("/var/lib/homelab/ipam");
+        names.extend(snapshot.section("file").map(|(name, _)| name).filter(ipam).map(str::to_owned));
+        snapshot.without_entries(&names.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// What a node knows of the cluster.

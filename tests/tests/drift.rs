@@ -122,6 +122,7 @@ const LINKS: &[Row] = &[
         &[
             "create link homelab0",
             "create sysctl net.ipv6.conf.homelab0.accept_ra",
+            "create sysctl net.ipv6.conf.homelab0.accept_dad",
             "create address $NET.1/24 dev homelab0",
         ],
     ),
@@ -490,7 +491,7 @@ fn everything_at_once_on_all_nodes(cluster: &mut Cluster) {
     let plan = cluster.plan();
     for node in cluster.nodes() {
         let found = plan.node(&node).entries();
-        assert_eq!(found.len(), 17 + usize::from(node == "node3") * 3, "{node}:\n{plan}");
+        assert_eq!(found.len(), 17 + usize::from(node == "node3") * 4, "{node}:\n{plan}");
     }
     cluster.apply();
     cluster.assert_converged();

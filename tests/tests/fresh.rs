@@ -17,7 +17,7 @@ fn main() {
 }
 
 /// What every node holds, in the words of a plan. `$SHA` is the binary's digest.
-const EXPECTED: [(&str, &str); 20] = [
+const EXPECTED: [(&str, &str); 21] = [
     ("agent", "binary /usr/local/lib/homelab/$SHA/homelab-node"),
     ("agent", "symlink /usr/local/lib/homelab/homelab-node"),
     ("agent", "file /etc/homelab/node.json"),
@@ -32,6 +32,7 @@ const EXPECTED: [(&str, &str); 20] = [
     ("vtep", "nft chain inet homelab vtep-postrouting"),
     ("cni", "link homelab0"),
     ("cni", "sysctl net.ipv6.conf.homelab0.accept_ra"),
+    ("cni", "sysctl net.ipv6.conf.homelab0.accept_dad"),
     ("cni", "symlink /opt/cni/bin/homelab"),
     ("cni", "symlink /usr/lib/cni/homelab"),
     // Where podman looks, too.

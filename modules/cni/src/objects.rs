@@ -22,16 +22,18 @@ pub fn bridge_mac(cluster: &str, node: &str) -> String {
 }
 
 /// The link sysctls of a pod bridge, key and value. Also set by the plugin when it has to make the bridge itself.
-pub fn bridge_sysctls(bridge: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+///
+/// The same for every cluster: a parameter of a link that stays cannot be taken away.
+pub fn bridge_sysctls(bridge: &str) -> Vec<(String, &'static str)> {
     // A dot in a link's name is written as a slash in a sysctl key (sysctl.d(5)).
     let escaped = bridge.replace('.', "/");
-    // No pod may configure this node by router advertisements.
-    let mut sysctls = vec![(format!("net.ipv6.conf.{escaped}.accept_ra"), "0")];
-    if ipv6 {
+    let sysctls = vec![
+        // No pod may configure this node by router advertisements.
+        (format!("net.ipv6.conf.{escaped}.accept_ra"), "0"),
         // The bridge has no carrier before its first pod, so duplicate address detection of the gateway would
         // begin with that pod and keep it from its gateway for over a second. No pod can be given this address.
-        sysctls.push((format!("net.ipv6.conf.{escaped}.accept_dad"), "0"));
-    }
+        (format!("net.ipv6.conf.{escaped}.accept_dad"), "0"),
+    ];
     // Nothing of rp_filter: a pod's packets come in on the link by which the pod is reached, so every mode is right.
     sysctls
 }
@@ -46,8 +48,7 @@ pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
         alias: ours::LINK_ALIAS.to_owned(),
         kind: LinkKind::Bridge { stp: false },
     })];
-    let ipv6 = spec.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6());
-    for (key, value) in bridge_sysctls(&spec.bridge, ipv6) {
+    for (key, value) in bridge_sysctls(&spec.bridge) {
         specs.push(Spec::Sysctl(Sysctl { key, link: Some(spec.bridge.clone()), value: value.to_owned() }));
     }
     for cidr in &spec.pod_cidrs {

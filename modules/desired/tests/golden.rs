@@ -80,3 +80,14 @@ fn objects_survive_the_wire() {
     let back: Vec<homelab_model::NodeObject> = serde_json::from_str(&text).expect("objects");
     assert_eq!(back, objects);
 }
+
+#[test]
+fn parameters_of_links_do_not_depend_on_the_address_families() {
+    // A parameter of a link that stays cannot be taken away again.
+    let keys = |dual: bool| {
+        let keys = homelab_desired::desired(&spec(dual)).into_iter().map(|o| o.spec.key());
+        keys.filter(|k| matches!(k, homelab_model::Key::LinkSysctl(..)))
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(keys(false), keys(true));
+}

@@ -209,6 +209,8 @@ impl Node {
     /// After the last object is deleted: takes homelab's own state and records away.
     pub fn farewell(&mut self) -> Result<(), Error> {
         self.settle()?;
+        // Pods that still run have lost their network with the bridge; their runtime cannot call the plugin any more.
+        self.kernel.delete_pods()?;
         self.records = Records::load(&self.root)?;
         self.records.farewell(&self.root)
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use homelab_model::{AgentFact, Unit, ours};
@@ -87,7 +87,9 @@ impl State {
     fn unit(self, root: &Root) -> Option<Unit> {
         let file = Path::new(ours::UNIT_FILE).with_file_name(&self.name);
         let ours_on_disk = self.loaded && Path::new(&self.fragment) == file;
-        if !(ours_on_disk || self.enabled || self.active == "active") {
+        // systemd does not count a unit as enabled whose file is gone; its next file would be.
+        let enabled = self.enabled || (!self.loaded && !wants(root, &self.name).is_empty());
+        if !(ours_on_disk || enabled || self.active == "active") {
             return None;
         }
         let (running, config) = if self.pid == 0 {
@@ -97,13 +99,22 @@ impl State {
         };
         Some(Unit {
             name: self.name,
-            enabled: self.enabled,
+            enabled,
             state: self.active,
             reload_needed: self.reload_needed,
             running,
             config,
         })
     }
+}
+
+/// The links by which a unit is enabled, where `systemctl enable` makes them.
+fn wants(root: &Root, name: &str) -> Vec<PathBuf> {
+    let units = root.path(ours::UNIT_FILE);
+    let targets = units.parent().and_then(|directory| fs::read_dir(directory).ok());
+    let links = targets.into_iter().flatten().flatten().map(|entry| entry.path());
+    let wanted = links.filter(|path| path.extension().is_some_and(|e| e == "wants" || e == "requires"));
+    wanted.map(|path| path.join(name)).filter(|link| link.is_symlink()).collect()
 }
 
 /// The digest of the node binary that a process runs, or the path of another executable.
@@ -220,6 +231,9 @@ pub(crate) fn delete(root: &Root, unit: &Unit) -> Result<(), Error> {
     // Fails where the unit file is gone; then only the process is left to stop.
     if let Err(message) = systemctl(&["--no-reload", "disable", "--now", "--", name]) {
         let _ = systemctl(&["stop", "--", name]);
+        for link in wants(root, name) {
+            fs::remove_file(&link).map_err(|e| Error::io("removing", link, e))?;
+        }
         let left = Shown::start(root, &[name])?.finish(root)?;
         if left.iter().any(|u| u.enabled || u.state == "active") {
             return Err(Error::Unit { name: name.to_owned(), message });
@@ -252,6 +266,13 @@ mod tests {
         assert_eq!((unit.enabled, unit.state.as_str(), unit.reload_needed), (true, "active", false));
         let missing = "Id=homelab-node.service\nLoadState=not-found\nActiveState=inactive\nUnitFileState=\n";
         assert_eq!(parse_show(missing).unwrap().unit(&Root::system()), None);
+        // It was enabled when its file went.
+        let directory = tempfile::tempdir().unwrap();
+        let wants = directory.path().join("etc/systemd/system/multi-user.target.wants");
+        fs::create_dir_all(&wants).unwrap();
+        std::os::unix::fs::symlink(ours::UNIT_FILE, wants.join(ours::UNIT)).unwrap();
+        let left = parse_show(missing).unwrap().unit(&Root::at(directory.path())).unwrap();
+        assert_eq!((left.enabled, left.state.as_str()), (true, "inactive"));
         assert_eq!(parse_show(""), None);
     }
 }

@@ -119,5 +119,11 @@ fn a_bridge_that_is_made_again_takes_its_pods_back() {
         let ports = here.ports("homelab0").unwrap();
         assert_eq!(ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["hl-a"]);
         assert!(ports[0].hairpin, "{ports:?}");
+
+        // Nothing of homelab remains: the pods' network goes too, and nobody else's.
+        node.apply_all(&homelab_model::diff(&bridge, &[]), &mut |_| {}).unwrap();
+        node.farewell().unwrap();
+        assert_eq!(here.link("hl-a").unwrap(), None);
+        assert!(here.link("stranger").unwrap().is_some());
     });
 }

@@ -9,11 +9,14 @@ use std::fmt::Write as _;
 const MARK: &str = "\u{1e}";
 
 /// Keys of `ip -json` that differ without anybody having changed anything.
-const VOLATILE: [&str; 12] = [
+const VOLATILE: [&str; 14] = [
     "ifindex",
     "link_index",
     "link_netnsid",
     "operstate",
+    // What a bridge takes from its ports, and keeps.
+    "tso_max_size",
+    "tso_max_segs",
     "stats64",
     "stats",
     "valid_life_time",
@@ -118,7 +121,8 @@ fn strip(value: &mut Value) {
             fields.values_mut().for_each(strip);
         }
         Value::Array(items) => {
-            items.retain(|item| item.as_str() != Some("linkdown"));
+            // What follows from `operstate`.
+            items.retain(|item| !matches!(item.as_str(), Some("linkdown" | "NO-CARRIER" | "LOWER_UP")));
             items.iter_mut().for_each(strip);
         }
         _ => {}

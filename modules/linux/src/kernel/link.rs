@@ -77,6 +77,16 @@ impl Kernel {
         Ok(())
     }
 
+    /// Deletes the node's ends of all pods, and with them the pods' ends.
+    pub(crate) fn delete_pods(&mut self) -> Result<(), Error> {
+        let links = netlink("reading links", rt::links(&mut self.socket))?;
+        for pod in links.iter().filter(|l| l.alias.starts_with(ours::POD_ALIAS)) {
+            let deleted = rt::delete_link(&mut self.socket, pod.index);
+            netlink(format!("deleting {}", pod.name), tolerate_gone(deleted))?;
+        }
+        Ok(())
+    }
+
     /// Alters what differs.
     fn alter_link(&mut self, index: u32, now: &Link, link: &Link) -> Result<(), Error> {
         let mut change = LinkChange::default();

@@ -93,12 +93,11 @@ fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result
 fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(), CniError> {
     let mac = network.bridge_mac.or_else(|| homelab_linux::parse_mac(&stable_mac(&["homelab", &base.name])));
     let addresses: Vec<IpNet> = network.ranges.iter().filter_map(|range| gateway_net(*range)).collect();
-    let ipv6 = addresses.iter().any(|address| address.addr().is_ipv6());
     let bridge = Bridge {
         name: &network.bridge,
         mac: mac.unwrap_or_default(),
         mtu: network.mtu.unwrap_or(1500),
-        sysctls: &bridge_sysctls(&network.bridge, ipv6),
+        sysctls: &bridge_sysctls(&network.bridge),
         addresses: &addresses,
     };
     host.create_bridge(&bridge).map(|_| ()).map_err(kernel)
