@@ -17,7 +17,7 @@ fn main() {
 }
 
 /// What every node holds, in the words of a plan. `$SHA` is the binary's digest.
-const EXPECTED: [(&str, &str); 21] = [
+const EXPECTED: [(&str, &str); 20] = [
     ("agent", "binary /usr/local/lib/homelab/$SHA/homelab-node"),
     ("agent", "symlink /usr/local/lib/homelab/homelab-node"),
     ("agent", "file /etc/homelab/node.json"),
@@ -35,8 +35,6 @@ const EXPECTED: [(&str, &str); 21] = [
     ("cni", "sysctl net.ipv6.conf.homelab0.accept_dad"),
     ("cni", "symlink /opt/cni/bin/homelab"),
     ("cni", "symlink /usr/lib/cni/homelab"),
-    // Where podman looks, too.
-    ("cni", "symlink /usr/libexec/cni/homelab"),
     ("cni", "file /etc/cni/net.d/05-homelab.conflist"),
     ("vtep", "address 10.244.$N.0/32 dev homelab.1"),
     ("cni", "address 10.244.$N.1/24 dev homelab0"),

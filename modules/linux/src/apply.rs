@@ -65,8 +65,8 @@ impl Node {
                 (Change::Create { .. }, Some(Spec::Binary(o))) => paths.push(o.path.as_str()),
                 (_, Some(Spec::Sysctl(o))) if o.link.is_none() && self.records.original(&o.key).is_none() => {
                     // One that does not exist is an error when its turn comes.
-                    if let Some(value) = sysctl::read(&self.root, &o.key)? {
-                        sysctls.push((o.key.as_str(), value));
+                    if let Some(original) = sysctl::original(&self.root, &o.key)? {
+                        sysctls.push((o.key.as_str(), original));
                     }
                 }
                 _ => {}
@@ -203,10 +203,11 @@ impl Node {
             self.records.remove_empty_parents(&self.root, &path)?;
             files::remove_digest_directory(&self.root, &path);
         }
-        Ok(())
+        if std::mem::take(&mut self.reload_pending) { unit::reload(&self.root) } else { Ok(()) }
     }
 
-    /// After the last object is deleted: takes homelab's own state and records away.
+    /// After the last object is deleted: takes away what is left of running pods' network (their bridge is gone) and
+    /// homelab's own state and records.
     pub fn farewell(&mut self) -> Result<(), Error> {
         self.settle()?;
         // Pods that still run have lost their network with the bridge; their runtime cannot call the plugin any more.

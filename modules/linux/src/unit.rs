@@ -12,8 +12,7 @@ use crate::files::is_digest;
 use crate::process::Running;
 use crate::root::Root;
 
-const PROPERTIES: &str =
-    "--property=Id,LoadState,FragmentPath,ActiveState,UnitFileState,NeedDaemonReload,MainPID";
+const PROPERTIES: &str = "--property=Id,LoadState,FragmentPath,ActiveState,NeedDaemonReload,MainPID";
 /// Lines of a unit's journal in an error.
 const JOURNAL_LINES: &str = "20";
 
@@ -60,7 +59,6 @@ struct State {
     loaded: bool,
     fragment: String,
     active: String,
-    enabled: bool,
     reload_needed: bool,
     pid: u32,
 }
@@ -74,7 +72,6 @@ fn parse_show(block: &str) -> Option<State> {
             "LoadState" => state.loaded = value == "loaded",
             "FragmentPath" => state.fragment = value.to_owned(),
             "ActiveState" => state.active = value.to_owned(),
-            "UnitFileState" => state.enabled = value == "enabled",
             "NeedDaemonReload" => state.reload_needed = value == "yes",
             "MainPID" => state.pid = value.parse().unwrap_or(0),
             _ => {}
@@ -87,9 +84,8 @@ impl State {
     fn unit(self, root: &Root) -> Option<Unit> {
         let file = Path::new(ours::UNIT_FILE).with_file_name(&self.name);
         let ours_on_disk = self.loaded && Path::new(&self.fragment) == file;
-        // systemd does not count a unit as enabled whose file is gone; its next file would be.
-        let enabled = self.enabled || (!self.loaded && !wants(root, &self.name).is_empty());
-        if !(ours_on_disk || enabled || self.active == "active") {
+        let linked = !enabling_links(root, &self.name).is_empty();
+        if !(ours_on_disk || linked || self.active == "active") {
             return None;
         }
         let (running, config) = if self.pid == 0 {
@@ -99,7 +95,8 @@ impl State {
         };
         Some(Unit {
             name: self.name,
-            enabled,
+            // A link to nothing starts nothing.
+            enabled: linked && root.path(&file.display().to_string()).exists(),
             state: self.active,
             reload_needed: self.reload_needed,
             running,
@@ -108,13 +105,15 @@ impl State {
     }
 }
 
-/// The links by which a unit is enabled, where `systemctl enable` makes them.
-fn wants(root: &Root, name: &str) -> Vec<PathBuf> {
-    let units = root.path(ours::UNIT_FILE);
-    let targets = units.parent().and_then(|directory| fs::read_dir(directory).ok());
-    let links = targets.into_iter().flatten().flatten().map(|entry| entry.path());
-    let wanted = links.filter(|path| path.extension().is_some_and(|e| e == "wants" || e == "requires"));
-    wanted.map(|path| path.join(name)).filter(|link| link.is_symlink()).collect()
+/// The symbolic links that start a unit at boot. systemd itself remembers `UnitFileState` from before the last change,
+/// and forgets it with the unit file while the links stay.
+fn enabling_links(root: &Root, name: &str) -> Vec<PathBuf> {
+    let directory = root.path(ours::UNIT_FILE).with_file_name("");
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let by =
+        |path: &PathBuf| path.extension().is_some_and(|e| e == "wants" || e == "requires" || e == "upholds");
+    let links = entries.filter(by).map(|path| path.join(name));
+    links.filter(|link| link.symlink_metadata().is_ok_and(|m| m.is_symlink())).collect()
 }
 
 /// The digest of the node binary that a process runs, or the path of another executable.
@@ -228,14 +227,14 @@ pub(crate) fn delete(root: &Root, unit: &Unit) -> Result<(), Error> {
         return Ok(());
     }
     let name = unit.name.as_str();
-    // Fails where the unit file is gone; then only the process is left to stop.
     if let Err(message) = systemctl(&["--no-reload", "disable", "--now", "--", name]) {
+        // The unit file is gone: what it left is taken away by hand.
         let _ = systemctl(&["stop", "--", name]);
-        for link in wants(root, name) {
+        for link in enabling_links(root, name) {
             fs::remove_file(&link).map_err(|e| Error::io("removing", link, e))?;
         }
         let left = Shown::start(root, &[name])?.finish(root)?;
-        if left.iter().any(|u| u.enabled || u.state == "active") {
+        if left.iter().any(|u| u.state == "active") {
             return Err(Error::Unit { name: name.to_owned(), message });
         }
     }
@@ -259,20 +258,23 @@ mod tests {
     #[test]
     fn systemctl_show_is_read() {
         let block = "Id=homelab-node.service\nLoadState=loaded\nActiveState=active\n\
-                     FragmentPath=/etc/systemd/system/homelab-node.service\nUnitFileState=enabled\n\
+                     FragmentPath=/etc/systemd/system/homelab-node.service\n\
                      NeedDaemonReload=no\nMainPID=0\n";
         let state = parse_show(block).unwrap();
-        let unit = state.unit(&Root::system()).unwrap();
-        assert_eq!((unit.enabled, unit.state.as_str(), unit.reload_needed), (true, "active", false));
-        let missing = "Id=homelab-node.service\nLoadState=not-found\nActiveState=inactive\nUnitFileState=\n";
-        assert_eq!(parse_show(missing).unwrap().unit(&Root::system()), None);
-        // It was enabled when its file went.
         let directory = tempfile::tempdir().unwrap();
-        let wants = directory.path().join("etc/systemd/system/multi-user.target.wants");
+        let root = Root::at(directory.path());
+        let unit = state.unit(&root).unwrap();
+        assert_eq!((unit.enabled, unit.state.as_str(), unit.reload_needed), (false, "active", false));
+        let missing = "Id=homelab-node.service\nLoadState=not-found\nActiveState=inactive\n";
+        assert_eq!(parse_show(missing).unwrap().unit(&root), None);
+        // A link that outlives its unit file is something of ours, and starts nothing.
+        let wants = root.path("/etc/systemd/system/multi-user.target.wants");
         fs::create_dir_all(&wants).unwrap();
         std::os::unix::fs::symlink(ours::UNIT_FILE, wants.join(ours::UNIT)).unwrap();
-        let left = parse_show(missing).unwrap().unit(&Root::at(directory.path())).unwrap();
-        assert_eq!((left.enabled, left.state.as_str()), (true, "inactive"));
+        let unit = parse_show(missing).unwrap().unit(&root).unwrap();
+        assert_eq!((unit.enabled, unit.state.as_str()), (false, "inactive"));
+        fs::write(root.path(ours::UNIT_FILE), "").unwrap();
+        assert!(parse_show(missing).unwrap().unit(&root).unwrap().enabled);
         assert_eq!(parse_show(""), None);
     }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -170,6 +171,53 @@ fn sysctls_are_put_back_to_what_they_were_first() {
         node.apply(&missing.invert()).unwrap();
         assert!(!place.path(ours::VAR).exists(), "nothing was recorded");
     });
+}
+
+#[test]
+fn forwarding_is_put_back_on_every_link() {
+    // What is set before homelab comes, and what somebody sets while it is there: that stays.
+    const CASES: [(&str, &str); 4] = [
+        ("ip_forward=0 conf.b0.forwarding=1 conf.all.accept_redirects=0", ""),
+        ("ip_forward=0 conf.all.accept_redirects=1", ""),
+        ("ip_forward=0 conf.b0.forwarding=1", "conf.b0.forwarding=0"),
+        ("ip_forward=1 conf.b1.forwarding=0", "conf.b0.forwarding=0"),
+    ];
+    for (first, meanwhile) in CASES {
+        in_new_netns(|| {
+            let pairs =
+                |settings: &'static str| settings.split_whitespace().filter_map(|s| s.split_once('='));
+            let path = |key: &str| format!("ipv4/{}", key.replace('.', "/"));
+            let write = |settings| {
+                for (key, value) in pairs(settings) {
+                    fs::write(format!("/proc/sys/net/{}", path(key)), value).unwrap();
+                }
+            };
+            let all = || -> BTreeMap<String, String> {
+                let text = run(
+                    "cd /proc/sys/net && grep -r . ipv4/ip_forward ipv4/conf ipv6/conf 2>/dev/null || true",
+                );
+                let lines = text.lines().filter_map(|line| line.split_once(':'));
+                lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+            };
+            run("ip link add b0 type bridge && ip link add b1 type bridge");
+            write(first);
+            run("echo 1 > /proc/sys/net/ipv6/conf/b1/forwarding");
+            let mut expected = all();
+            assert!(expected.len() > 100);
+            expected.extend(pairs(meanwhile).map(|(key, value)| (path(key), value.to_owned())));
+            let place = Place::new();
+            let mut node = Node::open(Root::at(place.directory.path().join("root"))).unwrap();
+            let wanted = [sysctl("net.ipv4.ip_forward", "1"), sysctl("net.ipv6.conf.all.forwarding", "1")];
+            let plan = diff(&[], &wanted);
+            apply(&mut node, &plan);
+            assert_eq!(diff(&observe(&mut node, &wanted), &wanted), []);
+            // Links that come and go meanwhile do not matter.
+            run("ip link add later type bridge && ip link del later");
+            write(meanwhile);
+            apply(&mut node, &invert(&plan));
+            assert_eq!(all(), expected, "{first}, then {meanwhile}");
+        });
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::io;
 use std::path::Path;
 
 use homelab_model::ours;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::write::write_atomic;
 use crate::error::Error;
@@ -17,11 +17,21 @@ use crate::root::Root;
 const ORIGINALS: &str = "originals.json";
 const DIRECTORIES: &str = "directories.json";
 
+/// A sysctl before the first change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Original {
+    /// Its value.
+    pub(crate) value: String,
+    /// Keys and values of others that the kernel changes together with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) companions: BTreeMap<String, String>,
+}
+
 /// The records, as they stand in [`ours::VAR`].
 #[derive(Debug, Default)]
 pub(crate) struct Records {
     /// Values of sysctls before the first change.
-    originals: BTreeMap<String, String>,
+    originals: BTreeMap<String, Original>,
     /// Directories that homelab made.
     directories: BTreeSet<String>,
 }
@@ -32,9 +42,9 @@ impl Records {
         Ok(Records { originals: read(root, ORIGINALS)?, directories: read(root, DIRECTORIES)? })
     }
 
-    /// The value of a sysctl before homelab first changed it.
-    pub(crate) fn original(&self, key: &str) -> Option<&str> {
-        self.originals.get(key).map(String::as_str)
+    /// A sysctl before homelab first changed it.
+    pub(crate) fn original(&self, key: &str) -> Option<&Original> {
+        self.originals.get(key)
     }
 
     /// Keys of all sysctls that homelab changed.
@@ -60,13 +70,13 @@ impl Records {
         &mut self,
         root: &Root,
         paths: &[&str],
-        sysctls: &[(&str, String)],
+        sysctls: &[(&str, Original)],
     ) -> Result<(), Error> {
         let missing: Vec<String> = paths.iter().flat_map(|path| missing_parents(root, path)).collect();
         let (directories, originals) = (self.directories.len(), self.originals.len());
         self.directories.extend(missing);
-        for (key, value) in sysctls {
-            self.originals.entry((*key).to_owned()).or_insert_with(|| value.clone());
+        for (key, original) in sysctls {
+            self.originals.entry((*key).to_owned()).or_insert_with(|| original.clone());
         }
         let grown = (self.directories.len() > directories, self.originals.len() > originals);
         if grown == (false, false) {
