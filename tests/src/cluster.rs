@@ -168,6 +168,18 @@ impl Cluster {
         snapshot.without_entries(&names.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// Snapshots of all nodes, taken at once.
+    #[track_caller]
+    pub fn snapshots(&self) -> Vec<NodeSnapshot> {
+        let nodes = self.nodes();
+        std::thread::scope(|scope| {
+            let jobs: Vec<_> = nodes.iter().map(|node| scope.spawn(move || self.snapshot(node))).collect();
+            jobs.into_iter()
+                .map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
+    }
+
     /// What a node knows of the cluster.
     #[track_caller]
     pub fn spec(&self, node: &str) -> NodeSpec {

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use homelab_lab::NodeSnapshot;
 use homelab_tests::{Cluster, DISRUPTIVE, run};
 use serde_json::json;
 
@@ -23,15 +22,10 @@ fn main() {
     )
 }
 
-/// The nodes without what may differ between two ways to the same state.
-fn state(cluster: &Cluster) -> Vec<NodeSnapshot> {
-    cluster.nodes().iter().map(|n| cluster.snapshot(n)).collect()
-}
-
 /// The nodes are exactly what an installation of today's file on empty disks gives.
 #[track_caller]
 fn assert_like_new(cluster: &mut Cluster, what: &str) {
-    let grown = state(cluster);
+    let grown = cluster.snapshots();
     // The same ranges: a new cluster would begin with the first.
     let nodes = cluster.nodes();
     for (index, node) in nodes.iter().enumerate() {
@@ -44,7 +38,7 @@ fn assert_like_new(cluster: &mut Cluster, what: &str) {
     for pod in cluster.pods() {
         cluster.remove_pod(&pod);
     }
-    for ((node, grown), new) in nodes.iter().zip(&grown).zip(state(cluster)) {
+    for ((node, grown), new) in nodes.iter().zip(&grown).zip(cluster.snapshots()) {
         let stale = new.diff(grown);
         assert!(stale.is_empty(), "{what}: {node} differs from a new one:\n{stale}");
     }
@@ -118,7 +112,7 @@ fn single_to_dual_stack_and_back(cluster: &mut Cluster) {
         cluster.remove_pod(&pod);
     }
     let single = cluster.file.clone();
-    let before = state(cluster);
+    let before = cluster.snapshots();
     cluster.file.dual_stack(&cluster.lab);
     cluster.apply();
     cluster.assert_converged();
@@ -131,7 +125,7 @@ fn single_to_dual_stack_and_back(cluster: &mut Cluster) {
     cluster.file = single;
     cluster.apply();
     cluster.assert_converged();
-    for ((node, before), after) in cluster.nodes().iter().zip(before).zip(state(cluster)) {
+    for ((node, before), after) in cluster.nodes().iter().zip(before).zip(cluster.snapshots()) {
         let stale = before.diff(&after);
         assert!(stale.is_empty(), "IPv6 stays on {node}:\n{stale}");
     }

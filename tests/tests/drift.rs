@@ -382,7 +382,7 @@ const UNIT: &[Row] = &[
 fn table(cluster: &mut Cluster, rows: &[Row]) {
     cluster.apply();
     let nodes = cluster.nodes();
-    let before: Vec<_> = nodes.iter().map(|node| cluster.snapshot(node)).collect();
+    let before = cluster.snapshots();
     let names: Vec<Names> = nodes.iter().map(|node| names(cluster, node)).collect();
     let mut wrong = Vec::new();
     for rows in rows.chunks(nodes.len()) {
@@ -416,11 +416,10 @@ fn table(cluster: &mut Cluster, rows: &[Row]) {
     if !plan.is_empty() {
         wrong.push(format!("something is left in the end:\n{plan}"));
     }
-    for (node, before) in nodes.iter().zip(&before) {
+    for ((node, before), after) in nodes.iter().zip(&before).zip(cluster.snapshots()) {
         // A directory that somebody took away is ours when it is made again.
         let own = ["/var/lib/homelab/directories.json"];
-        let changed =
-            before.clone().without_entries(&own).diff(&cluster.snapshot(node).without_entries(&own));
+        let changed = before.clone().without_entries(&own).diff(&after.without_entries(&own));
         if !changed.is_empty() {
             wrong.push(format!("{node} is not what it was:\n{changed}"));
         }

@@ -1,6 +1,5 @@
 //! What others made on a node stays as it is; what of it stands in the way is said, and nothing is done.
 
-use homelab_lab::NodeSnapshot;
 use homelab_tests::{Cluster, run};
 use serde_json::{Value, json};
 
@@ -57,17 +56,13 @@ systemctl daemon-reload
 systemctl --quiet enable --now other
 "#;
 
-fn snapshots(cluster: &Cluster) -> Vec<NodeSnapshot> {
-    cluster.nodes().iter().map(|n| cluster.snapshot(n)).collect()
-}
-
 fn untouched(cluster: &mut Cluster) {
     cluster.everywhere(FOREIGN);
-    let before = snapshots(cluster);
+    let before = cluster.snapshots();
     cluster.apply();
     cluster.assert_converged();
     // Nothing but additions, and the sysctl that had to change.
-    for ((node, before), after) in cluster.nodes().iter().zip(&before).zip(snapshots(cluster)) {
+    for ((node, before), after) in cluster.nodes().iter().zip(&before).zip(cluster.snapshots()) {
         for (section, key, old, new) in before.diff(&after).entries {
             // Forwarding changes what the kernel says of every link.
             let sysctl = section == "sysctl"
@@ -81,7 +76,7 @@ fn untouched(cluster: &mut Cluster) {
     cluster.file.set("network.vxlan.vni", json!(5));
     cluster.apply();
     cluster.homelab_ok(&["destroy", "--yes"]);
-    for ((node, before), after) in cluster.nodes().iter().zip(&before).zip(snapshots(cluster)) {
+    for ((node, before), after) in cluster.nodes().iter().zip(&before).zip(cluster.snapshots()) {
         let changed = before.diff(&after);
         assert!(changed.is_empty(), "{node} is not what it was:\n{changed}");
     }
@@ -151,7 +146,7 @@ fn blockers(cluster: &mut Cluster) {
         for (node, (block, _, _)) in nodes.iter().zip(rows) {
             cluster.sh(node, block);
         }
-        let before = snapshots(cluster);
+        let before = cluster.snapshots();
         let human = cluster.homelab(&["plan"]);
         let json = cluster.homelab(&["plan", "--format", "json"]);
         let apply = cluster.homelab(&["apply", "--yes"]);
@@ -169,7 +164,7 @@ fn blockers(cluster: &mut Cluster) {
         if [human.code, json.code, apply.code] != [1, 1, 1] {
             wrong.push(format!("{rows:?}: ended with {}, {}, {}", human.code, json.code, apply.code));
         }
-        for ((node, before), after) in nodes.iter().zip(before).zip(snapshots(cluster)) {
+        for ((node, before), after) in nodes.iter().zip(before).zip(cluster.snapshots()) {
             let changed = before.diff(&after);
             if !changed.is_empty() {
                 wrong.push(format!("{rows:?}: {node} was changed:\n{changed}"));
@@ -206,7 +201,7 @@ fn shared_things_survive_destroy(cluster: &mut Cluster) {
 }
 
 fn destroy_works_after_drift(cluster: &mut Cluster) {
-    let before = snapshots(cluster);
+    let before = cluster.snapshots();
     cluster.apply();
     cluster.sh(
         "node1",
@@ -215,7 +210,7 @@ fn destroy_works_after_drift(cluster: &mut Cluster) {
     cluster.sh("node2", "systemctl stop homelab-node; nft flush ruleset; rm /etc/systemd/system/homelab-node.service; systemctl daemon-reload");
     cluster.pod("node3", "still-here");
     cluster.homelab_ok(&["destroy", "--yes"]);
-    for ((node, before), after) in cluster.nodes().iter().zip(before).zip(snapshots(cluster)) {
+    for ((node, before), after) in cluster.nodes().iter().zip(before).zip(cluster.snapshots()) {
         let changed = before.diff(&after).to_string();
         // The pod's namespace is its runtime's business; nothing of its network stays on the node.
         let left: Vec<&str> = changed.lines().filter(|l| !l.starts_with("+ netns ")).collect();
