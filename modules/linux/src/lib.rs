@@ -22,7 +22,7 @@ mod unit;
 
 pub use error::{ApplyError, Error};
 pub use files::{digest_of_self, file_digest};
-pub use lock::{Lock, lock};
+pub use lock::{Lock, lock, lock_apply};
 pub use node::{Kinds, Node, without_strangers};
 pub use root::Root;
 pub use rt::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};

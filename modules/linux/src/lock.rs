@@ -20,7 +20,17 @@ pub struct Lock {
 
 /// Takes the node's lock, and waits for it at most `wait`.
 pub fn lock(root: &Root, wait: Duration) -> Result<Lock, Error> {
-    let path = root.path(ours::RUN).join("lock");
+    named(root, "lock", wait)
+}
+
+/// Takes the lock that an apply holds from its first look to its last, and waits for it at most `wait`. The agent
+/// does not need it.
+pub fn lock_apply(root: &Root, wait: Duration) -> Result<Lock, Error> {
+    named(root, "apply.lock", wait)
+}
+
+fn named(root: &Root, name: &str, wait: Duration) -> Result<Lock, Error> {
+    let path = root.path(ours::RUN).join(name);
     let open = || {
         fs::create_dir_all(root.path(ours::RUN))?;
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)

@@ -13,6 +13,8 @@ pub(crate) trait Host {
         changes: &[Change<NodeObject>],
         progress: &mut dyn FnMut(usize),
     ) -> Result<(), ApplyFailure>;
+    /// Takes the lock that keeps other applies out, their undo too; it is held until the guard is dropped.
+    fn lock_apply(&mut self) -> Result<Box<dyn Send>, String>;
     /// Takes the lock that keeps the agent out while changes are made; it is held until the guard is dropped.
     fn lock(&mut self) -> Result<Box<dyn Send>, String>;
     /// Gives up what an undo would need: the changes stay.
@@ -43,6 +45,8 @@ impl Machine {
     }
 }
 
+/// How long an apply waits for another one.
+const APPLY_WAIT: std::time::Duration = std::time::Duration::from_secs(20);
 /// How long an apply waits for the agent to finish a check.
 const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -60,6 +64,13 @@ impl Host for Machine {
             object: error.object.to_string(),
             message: error.source.to_string(),
         })
+    }
+
+    fn lock_apply(&mut self) -> Result<Box<dyn Send>, String> {
+        match homelab_linux::lock_apply(&Root::system(), APPLY_WAIT) {
+            Ok(lock) => Ok(Box::new(lock)),
+            Err(error) => Err(format!("another apply is at work here: {error}")),
+        }
     }
 
     fn lock(&mut self) -> Result<Box<dyn Send>, String> {

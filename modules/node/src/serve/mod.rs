@@ -88,6 +88,10 @@ fn apply<H: Host>(
     scope: &Scope,
     farewell: bool,
 ) -> Response {
+    let _alone = match host.lock_apply() {
+        Ok(guard) => guard,
+        Err(message) => return failure("", message),
+    };
     let before = match host.observe(scope) {
         Ok(observed) => observed.objects,
         Err(message) => return failure("", message),

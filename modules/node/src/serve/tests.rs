@@ -67,6 +67,10 @@ impl Host for Fake {
         Ok(())
     }
 
+    fn lock_apply(&mut self) -> Result<Box<dyn Send>, String> {
+        Ok(Box::new(()))
+    }
+
     fn lock(&mut self) -> Result<Box<dyn Send>, String> {
         self.locked.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(Guard(self.locked.clone())))
