@@ -34,7 +34,10 @@ pub(crate) fn run(args: Args) -> Outcome {
         result
     };
     if !args.unit {
-        timed("prerequisites", &mut || Ok(homelab_lab::host::ensure_packages().map(|()| true)?))?;
+        timed("prerequisites", &mut || {
+            homelab_lab::host::ensure_packages()?;
+            tools::ensure_sshd().map(|()| true)
+        })?;
         timed("node binary", &mut || dist::build_here(&tools::root().join("target/debug")).map(|()| true))?;
     }
     // All phases select the whole workspace, else cargo builds dependencies again with other features.

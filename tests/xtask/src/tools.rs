@@ -1,5 +1,6 @@
 //! What a machine must have before anything can be built, and the tools that are built from source.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -69,9 +70,6 @@ impl Tool {
 
 /// Installs what building needs and this machine does not have: a C compiler and OpenSSL's headers (for libssh2).
 pub(crate) fn ensure_build_packages() -> Result<()> {
-    let answers = |program: &str, arguments: &[&str]| {
-        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
-    };
     let mut missing = Vec::new();
     if !answers("cc", &["--version"]) {
         missing.push("gcc");
@@ -88,20 +86,55 @@ pub(crate) fn ensure_build_packages() -> Result<()> {
     if !answers("pkg-config", &["--exists", "openssl"]) {
         missing.push("libssl-dev");
     }
-    if missing.is_empty() {
+    install(&missing)
+}
+
+/// Installs the SSH server that tests start on the loopback interface, and sees to it that the machine's own does
+/// not start because of that.
+pub(crate) fn ensure_sshd() -> Result<()> {
+    if Path::new("/usr/sbin/sshd").exists() {
+        return Ok(());
+    }
+    // A service starts with its installation unless this says no: invoke-rc.d(8).
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let made = if policy.exists() {
+        false
+    } else {
+        std::fs::write(policy, "#!/bin/sh\nexit 101\n")?;
+        std::fs::set_permissions(policy, std::fs::Permissions::from_mode(0o755))?;
+        true
+    };
+    let installed = install(&["openssh-server"]);
+    if made {
+        std::fs::remove_file(policy)?;
+    }
+    installed?;
+    if Path::new("/run/systemd/system").exists() {
+        run(Command::new("systemctl").args(["disable", "ssh.service"]))?;
+    }
+    Ok(())
+}
+
+fn answers(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+}
+
+/// Installs Debian packages.
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
         return Ok(());
     }
     if !answers("apt-get", &["--version"]) {
-        return Err(format!("install what Debian calls {}", missing.join(" ")).into());
+        return Err(format!("install what Debian calls {}", packages.join(" ")).into());
     }
-    let install = |missing: &[&str]| {
+    let install = || {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive");
-        run(command.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(missing))
+        run(command.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(packages))
     };
     // A new machine has no package lists, an old one lists versions that the mirror no longer has.
-    install(&missing).or_else(|_| {
+    install().or_else(|_| {
         run(Command::new("apt-get").args(["update", "--quiet"]))?;
-        install(&missing)
+        install()
     })
 }
