@@ -1,31 +1,13 @@
 //! What of a node's own state blocks ours.
 
-use homelab_model::{
-    AddressFact, Cluster, Facts, Link, LinkFact, LinkKind, Module, NodeObject, Observed, RouteFact, Spec,
-    conflicts, ours,
-};
+#[path = "../../../tests/fixtures/mod.rs"]
+mod fixtures;
 
-fn cluster() -> Cluster {
-    use homelab_model::{LoadBalancer, Mtu, Network, Vxlan};
-    Cluster {
-        name: "home".into(),
-        nodes: Vec::new(),
-        network: Network {
-            pod_cidrs: vec!["10.244.0.0/16".parse().expect("net")],
-            node_prefixes: vec![24],
-            service_cidrs: Vec::new(),
-            vxlan: Vxlan {
-                vni: 1,
-                port: 8472,
-                mtu: Mtu::Auto,
-                device: "homelab.1".into(),
-                checksum_offload: None,
-            },
-        },
-        load_balancer: LoadBalancer::default(),
-        services: Vec::new(),
-    }
-}
+use fixtures::cluster;
+use homelab_model::{
+    AddressFact, Facts, Link, LinkFact, LinkKind, Module, NodeObject, Observed, RouteFact, Spec, conflicts,
+    ours,
+};
 
 fn link(name: &str, kind: &str, alias: &str, vxlan: Option<(u32, u16)>) -> LinkFact {
     LinkFact {
@@ -63,7 +45,7 @@ fn clean() -> Facts {
 
 fn messages(facts: &Facts) -> Vec<String> {
     let observed = Observed { facts: facts.clone(), objects: Vec::new(), spec: None };
-    conflicts(&cluster(), "192.168.50.11".parse().expect("address"), facts, &observed.our_links(&[]))
+    conflicts(&cluster(&[]), "192.168.50.11".parse().expect("address"), facts, &observed.our_links(&[]))
         .into_iter()
         .map(|p| p.message)
         .collect()
@@ -125,7 +107,7 @@ fn a_link_that_lost_its_mark_is_still_ours_while_it_is_what_the_record_says() {
     let recorded = [object("02:00:00:00:00:01", ours::LINK_ALIAS)];
     let blocked = |observed: &Observed, recorded: &[NodeObject]| {
         let address = "192.168.50.11".parse().expect("address");
-        !conflicts(&cluster(), address, &observed.facts, &observed.our_links(recorded)).is_empty()
+        !conflicts(&cluster(&[]), address, &observed.facts, &observed.our_links(recorded)).is_empty()
     };
     assert!(!blocked(&observed("02:00:00:00:00:01"), &recorded));
     assert!(blocked(&observed("02:00:00:00:00:01"), &[]), "no record");
