@@ -146,6 +146,7 @@ fn node_spec(
         },
         pod_mtu: mtu,
         bridge: ours::BRIDGE.to_owned(),
+        ipv6_disabled: facts.ipv6_disabled,
         cni_bin_dirs: facts.cni_bin_dirs(),
         cni_conf_dirs: facts.cni_conf_dirs(),
         binary_sha256: digest.to_owned(),
@@ -238,6 +239,15 @@ fn own_problems(
         problems.push(Problem {
             message: format!("this is the same machine as {}", twin.name),
             help: "correct the address or ssh.host of one of them".to_owned(),
+        });
+    }
+    let wants_ipv6 = cluster.network.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
+    if facts.ipv6_disabled && (wants_ipv6 || node.address.is_ipv6()) {
+        problems.push(Problem {
+            message: "the kernel has no IPv6, and the cluster uses it".to_owned(),
+            help: "take ipv6.disable=1 off the kernel's command line and reboot the node, or leave the IPv6 range out \
+                   of network.podCIDR"
+                .to_owned(),
         });
     }
     if let Some(format) = newer_format(observed) {

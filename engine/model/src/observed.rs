@@ -54,6 +54,9 @@ pub struct Facts {
     pub systemd: Option<String>,
     /// Version of `nft`, if there is one.
     pub nft: Option<String>,
+    /// The kernel has no IPv6 and none of its parameters (`ipv6.disable=1`).
+    #[serde(default)]
+    pub ipv6_disabled: bool,
     /// All links, ours too.
     pub links: Vec<LinkFact>,
     /// All addresses.

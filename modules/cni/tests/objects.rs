@@ -40,6 +40,18 @@ fn dual_stack() {
 }
 
 #[test]
+fn without_ipv6_in_the_kernel() {
+    let mut spec = spec(false);
+    spec.ipv6_disabled = true;
+    let keys: Vec<String> = homelab_cni::objects(&spec).iter().map(|o| o.spec.key().to_string()).collect();
+    assert!(!keys.iter().any(|key| key.contains("net.ipv6")), "{keys:?}");
+    // All else is the same.
+    spec.ipv6_disabled = false;
+    let full = homelab_cni::objects(&spec).into_iter().map(|o| o.spec.key().to_string());
+    assert_eq!(keys, full.filter(|key| !key.contains("net.ipv6")).collect::<Vec<_>>());
+}
+
+#[test]
 fn conflist_is_json_whatever_the_names_are() {
     let mut spec = spec(true);
     spec.cluster = "a\"b\\c{{ d }}\n".into();

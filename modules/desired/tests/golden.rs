@@ -44,6 +44,11 @@ fn dual_stack() {
 }
 
 #[test]
+fn without_ipv6_in_the_kernel() {
+    check("without-ipv6.txt", &NodeSpec { ipv6_disabled: true, ..spec(false) });
+}
+
+#[test]
 fn objects_survive_the_wire() {
     let objects = homelab_desired::desired(&spec(true));
     let text = serde_json::to_string(&objects).expect("json");

@@ -37,6 +37,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot) -> Facts {
         systemd: unit::systemd_runs(root).then(systemd_version),
         // Its version would cost another process.
         nft: nft::binary().map(|_| "present".to_owned()),
+        ipv6_disabled: !root.proc("sys/net/ipv6").exists(),
         links: snapshot
             .links
             .iter()

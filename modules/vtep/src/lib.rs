@@ -95,7 +95,9 @@ fn link(spec: &NodeSpec) -> Vec<Spec> {
     let escaped = vtep.device.replace('.', "/");
     specs.push(sysctl(&format!("net.ipv4.conf.{escaped}.rp_filter"), Some(&vtep.device), "2"));
     // Nobody behind the tunnel may configure this node.
-    specs.push(sysctl(&format!("net.ipv6.conf.{escaped}.accept_ra"), Some(&vtep.device), "0"));
+    if !spec.ipv6_disabled {
+        specs.push(sysctl(&format!("net.ipv6.conf.{escaped}.accept_ra"), Some(&vtep.device), "0"));
+    }
     for cidr in &spec.pod_cidrs {
         let Ok(address) = ipnet::IpNet::new(cidr.network(), cidr.max_prefix_len()) else { continue };
         specs.push(Spec::Address(Address { link: vtep.device.clone(), address }));

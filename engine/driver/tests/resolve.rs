@@ -1,0 +1,59 @@
+//! What the facts of a node make of its spec, its problems and the plan's warnings.
+#![cfg(test)]
+
+#[path = "../../../tests/fixtures/mod.rs"]
+mod fixtures;
+
+use std::collections::BTreeMap;
+
+use fixtures::{cluster, net};
+use homelab_driver::{Resolution, resolve};
+use homelab_model::{AddressFact, Cluster, Facts, LinkFact, Observed};
+
+const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
+
+/// `node1` as it is before anything of ours.
+fn observed() -> Observed {
+    let eth0 = LinkFact { name: "eth0".into(), mtu: 1500, up: true, ..LinkFact::default() };
+    let facts = Facts {
+        systemd: Some("252".into()),
+        nft: Some("present".into()),
+        kernel: "6.12.0".into(),
+        arch: "x86_64".into(),
+        links: vec![eth0],
+        addresses: vec![AddressFact { link: "eth0".into(), address: net("192.168.50.11/24") }],
+        ..Facts::default()
+    };
+    Observed { facts, objects: Vec::new(), spec: None }
+}
+
+fn dual_stack() -> Cluster {
+    let mut cluster = cluster(&TWO);
+    cluster.network.pod_cidrs.push(net("fd00:10:244::/56"));
+    cluster.network.node_prefixes.push(64);
+    cluster
+}
+
+fn resolved(cluster: &Cluster, observed: &Observed) -> Resolution {
+    resolve(cluster, &BTreeMap::from([("node1".to_owned(), observed)]), &BTreeMap::new()).expect("ranges fit")
+}
+
+/// What stands in the way on `node1`.
+fn problems(cluster: &Cluster, observed: &Observed) -> Vec<String> {
+    let problems = resolved(cluster, observed).problems.remove("node1").unwrap_or_default();
+    problems.into_iter().map(|p| format!("{}; {}", p.message, p.help)).collect()
+}
+
+#[test]
+fn a_kernel_without_ipv6_is_a_problem_only_where_the_cluster_uses_it() {
+    let mut observed = observed();
+    assert_eq!(problems(&dual_stack(), &observed), Vec::<String>::new());
+    observed.facts.ipv6_disabled = true;
+    assert_eq!(problems(&cluster(&TWO), &observed), Vec::<String>::new());
+    assert!(resolved(&cluster(&TWO), &observed).specs["node1"].ipv6_disabled);
+    let found = problems(&dual_stack(), &observed);
+    assert!(
+        matches!(&found[..], [one] if one.contains("no IPv6") && one.contains("ipv6.disable=1")),
+        "{found:?}"
+    );
+}
