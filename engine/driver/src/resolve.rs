@@ -47,6 +47,7 @@ pub fn resolve(
         let mut problems = conflicts(cluster, node.address, facts, &our_links(observed));
         problems.extend(own_problems(cluster, node, observed, seen));
         version_warning(node, facts, &mut result.warnings);
+        firewall_warnings(cluster, node, facts, &mut result.warnings);
         match &observed.spec {
             Some(spec) if spec.cluster != cluster.name => result.warnings.push(format!(
                 "{} belongs to the cluster {} until now, and to {} from now on",
@@ -274,6 +275,34 @@ fn newer_format(observed: &Observed) -> Option<u64> {
     })?;
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     value.get("formatVersion")?.as_u64().filter(|&f| f > u64::from(NodeSpec::FORMAT))
+}
+
+/// Says which foreign firewalls drop pods' traffic, and what lets it through. All that a node forwards for pods comes
+/// from the bridge or goes to it.
+fn firewall_warnings(cluster: &Cluster, node: &Node, facts: &Facts, warnings: &mut Vec<String>) {
+    let bridge = ours::BRIDGE;
+    let used = |v4: bool| cluster.network.pod_cidrs.iter().any(|c| c.addr().is_ipv4() == v4);
+    for drop in &facts.forward_drops {
+        let command = match drop.family.as_str() {
+            "ip" if !used(true) => continue,
+            "ip6" if !used(false) => continue,
+            "ip6" => "ip6tables",
+            _ => "iptables",
+        };
+        let what = match drop.maker.as_deref() {
+            Some("docker") => format!(
+                "{command} -I DOCKER-USER -i {bridge} -j ACCEPT; {command} -I DOCKER-USER -o {bridge} -j ACCEPT \
+                 (after every start of Docker)"
+            ),
+            Some("ufw") => format!("ufw route allow in on {bridge}; ufw route allow out on {bridge}"),
+            _ => format!("accept in that table what comes in on {bridge} and what goes out on {bridge}"),
+        };
+        warnings.push(format!(
+            "{}: the chain {} {} {} drops what it does not know, so pods here reach no other node; homelab does not \
+             touch it, this lets them through: {what}",
+            node.name, drop.family, drop.table, drop.chain
+        ));
+    }
 }
 
 fn version_warning(node: &Node, facts: &Facts, warnings: &mut Vec<String>) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use fixtures::{cluster, net};
 use homelab_driver::{Resolution, resolve};
-use homelab_model::{AddressFact, Cluster, Facts, LinkFact, Observed};
+use homelab_model::{AddressFact, Cluster, Facts, ForwardDrop, LinkFact, Observed};
 
 const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
 
@@ -56,4 +56,29 @@ fn a_kernel_without_ipv6_is_a_problem_only_where_the_cluster_uses_it() {
         matches!(&found[..], [one] if one.contains("no IPv6") && one.contains("ipv6.disable=1")),
         "{found:?}"
     );
+}
+
+#[test]
+fn a_firewall_that_drops_what_pods_send_is_a_warning_with_the_way_out() {
+    let mut observed = observed();
+    let chain = |family: &str, maker: Option<&str>| ForwardDrop {
+        family: family.into(),
+        table: "filter".into(),
+        chain: "FORWARD".into(),
+        maker: maker.map(str::to_owned),
+    };
+    assert_eq!(resolved(&cluster(&TWO), &observed).warnings, [""; 0]);
+    observed.facts.forward_drops =
+        vec![chain("ip", Some("docker")), chain("ip6", Some("ufw")), chain("inet", None)];
+    let warnings = resolved(&cluster(&TWO), &observed).warnings;
+    assert!(
+        matches!(&warnings[..], [docker, inet]
+            if docker.starts_with("node1: the chain ip filter FORWARD drops")
+            && docker.contains("iptables -I DOCKER-USER -i homelab0 -j ACCEPT")
+            && docker.contains("iptables -I DOCKER-USER -o homelab0 -j ACCEPT")
+            && inet.contains("inet filter FORWARD")),
+        "no IPv6 pods, no word of ip6: {warnings:?}"
+    );
+    let warnings = resolved(&dual_stack(), &observed).warnings;
+    assert!(warnings.len() == 3 && warnings[1].contains("ufw route allow in on homelab0"), "{warnings:?}");
 }

@@ -69,6 +69,9 @@ pub struct Facts {
     pub pods: u32,
     /// The agent's own report, if it runs.
     pub agent: Option<AgentFact>,
+    /// Chains of foreign firewalls that drop what pods send to and get from elsewhere.
+    #[serde(default)]
+    pub forward_drops: Vec<ForwardDrop>,
     /// `Udp: InCsumErrors` and `Tcp: InCsumErrors` of /proc/net/snmp: packets that came in with wrong checksums.
     pub checksum_errors: u64,
 }
@@ -111,6 +114,21 @@ pub struct RouteFact {
     pub link: Option<String>,
     /// `rtm_protocol`.
     pub protocol: u8,
+}
+
+/// A base chain at the forward hook whose policy is `drop`, in a table that does not accept both what comes from our
+/// bridge and what goes to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForwardDrop {
+    /// `ip`, `ip6` or `inet`.
+    pub family: String,
+    /// Table name.
+    pub table: String,
+    /// Chain name.
+    pub chain: String,
+    /// Whose it is, if that can be seen: `docker`, `ufw`.
+    pub maker: Option<String>,
 }
 
 /// A container runtime on the node.

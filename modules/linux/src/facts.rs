@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use homelab_model::{AddressFact, Facts, LinkFact, RouteFact, ours};
+use homelab_model::{AddressFact, Facts, ForwardDrop, LinkFact, RouteFact, ours};
 
 use crate::kernel::Snapshot;
 use crate::root::Root;
@@ -19,7 +19,7 @@ const SYSTEMD_LIBRARIES: [&str; 4] = [
 ];
 
 /// Everything but links, addresses and routes costs a few small files; nothing starts a process.
-pub(crate) fn facts(root: &Root, snapshot: &Snapshot) -> Facts {
+pub(crate) fn facts(root: &Root, snapshot: &Snapshot, forward_drops: Vec<ForwardDrop>) -> Facts {
     let system = nix::sys::utsname::uname();
     let word = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     let (hostname, arch, kernel) = system
@@ -69,6 +69,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot) -> Facts {
         pods: u32::try_from(snapshot.links.iter().filter(|l| l.alias.starts_with(ours::POD_ALIAS)).count())
             .unwrap_or(u32::MAX),
         agent: unit::agent_report(root),
+        forward_drops,
         checksum_errors: fs::read_to_string(root.proc("net/snmp")).map(|t| checksum_errors(&t)).unwrap_or(0),
     }
 }
