@@ -11,6 +11,7 @@ fn main() {
             ("what_stands_in_the_way_is_an_error_in_plan", blockers),
             ("directories_and_sysctls_of_others_survive_destroy", shared_things_survive_destroy),
             ("a_firewall_that_drops_is_said_and_left_alone", dropping_firewall),
+            ("a_foreign_route_in_the_place_of_ours_is_an_error_until_it_goes", route_in_our_place),
             ("destroy_works_after_drift", destroy_works_after_drift),
         ],
     )
@@ -178,6 +179,32 @@ fn blockers(cluster: &mut Cluster) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // Nothing is in the way any more.
     cluster.apply();
+    cluster.assert_converged();
+}
+
+/// Neither agent nor apply takes it away; when it goes, ours comes back by itself.
+fn route_in_our_place(cluster: &mut Cluster) {
+    cluster.apply();
+    let peer = cluster.spec("node1").peers[0].clone();
+    let range = peer.pod_cidrs[0];
+    cluster.sh("node1", &format!("ip route replace {range} via 192.168.50.1 dev eth0 proto static"));
+    let foreign = format!("ip route show {range}");
+    let before = cluster.sh("node1", &foreign);
+    // Some rounds of the agent.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    for command in [&["plan"][..], &["apply", "--yes"]] {
+        let output = cluster.homelab(command);
+        let text = format!("{}{}", output.stdout, output.stderr);
+        let said = format!("the place of its route to {}: {range} dev eth0, protocol 4", peer.name);
+        assert!(output.code == 1 && text.contains(&said), "{text}");
+        assert!(text.contains(&format!("ip route del {range} dev eth0")), "{text}");
+        assert_eq!(cluster.sh("node1", &foreign), before);
+    }
+    cluster.sh("node1", &format!("ip route del {range} dev eth0"));
+    cluster.sh(
+        "node1",
+        &format!("for try in $(seq 100); do ip route show {range} | grep -q homelab.1 && exit; sleep 0.1; done; exit 1"),
+    );
     cluster.assert_converged();
 }
 

@@ -44,7 +44,8 @@ pub fn resolve(
     for node in &cluster.nodes {
         let Some(observed) = seen.get(&node.name) else { continue };
         let facts = &observed.facts;
-        let mut problems = conflicts(cluster, node.address, facts, &our_links(observed));
+        let mut problems =
+            conflicts(cluster, node.address, facts, &our_links(observed), observed.spec.as_ref());
         problems.extend(own_problems(cluster, node, observed, seen));
         version_warning(node, facts, &mut result.warnings);
         firewall_warnings(cluster, node, facts, &mut result.warnings);

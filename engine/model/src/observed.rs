@@ -218,12 +218,14 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
 
 /// What of a node's own, foreign state blocks the cluster network described by `cluster`.
 ///
-/// `owned` are the names of homelab's own links, see [`Observed::our_links`].
+/// `owned` are the names of homelab's own links, see [`Observed::our_links`]; `record` is what the last apply left on
+/// the node.
 pub fn conflicts(
     cluster: &Cluster,
     address: IpAddr,
     facts: &Facts,
     owned: &BTreeSet<String>,
+    record: Option<&NodeSpec>,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut problem = |message: String, help: &str| problems.push(Problem { message, help: help.to_owned() });
@@ -277,8 +279,25 @@ pub fn conflicts(
         if route.protocol == 2 || route.destination.prefix_len() == 0 || !foreign {
             continue;
         }
-        if let Some(range) = ranges().find(|r| overlap(r, &route.destination)) {
-            let link = route.link.as_deref().unwrap_or("none");
+        let link = route.link.as_deref().unwrap_or("none");
+        let ours_is_there = facts
+            .routes
+            .iter()
+            .any(|r| r.protocol == ours::ROUTE_PROTOCOL && r.destination == route.destination);
+        let mut peers = record.iter().flat_map(|r| &r.peers);
+        if let (false, Some(peer)) = (ours_is_there, peers.find(|p| p.pod_cidrs.contains(&route.destination)))
+        {
+            problem(
+                format!(
+                    "a route that homelab did not make has taken the place of its route to {}: {} dev {link}, protocol {}",
+                    peer.name, route.destination, route.protocol
+                ),
+                &format!(
+                    "find out who made it, and remove it (ip route del {} dev {link}); the agent then puts its own back",
+                    route.destination
+                ),
+            );
+        } else if let Some(range) = ranges().find(|r| overlap(r, &route.destination)) {
             problem(
                 format!("route {} dev {link} overlaps the pod range {range}", route.destination),
                 "remove that route, or choose another network.podCIDR",
