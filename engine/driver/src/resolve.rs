@@ -65,7 +65,8 @@ pub fn resolve(
             }
         };
         let digest = digests.get(&facts.arch).map_or("", String::as_str);
-        let spec = node_spec(cluster, node, &ranges, mtu, offload, facts, digest);
+        let mut spec = node_spec(cluster, node, &ranges, mtu, offload, facts, digest);
+        spec.router_advertisements = router_advertisements(cluster, node, observed);
         result.specs.insert(node.name.clone(), spec);
         if !problems.is_empty() {
             result.problems.insert(node.name.clone(), problems);
@@ -149,6 +150,7 @@ fn node_spec(
         pod_mtu: mtu,
         bridge: ours::BRIDGE.to_owned(),
         ipv6_disabled: facts.ipv6_disabled,
+        router_advertisements: Vec::new(),
         cni_bin_dirs: facts.cni_bin_dirs(),
         cni_conf_dirs: facts.cni_conf_dirs(),
         binary_sha256: digest.to_owned(),
@@ -210,6 +212,37 @@ fn moved_ranges(memory: &Memory, ranges: &BTreeMap<String, Vec<IpNet>>, warnings
             ));
         }
     }
+}
+
+/// Links that would lose their IPv6 router when forwarding is switched on, or that were kept from it.
+fn router_advertisements(cluster: &Cluster, node: &Node, observed: &Observed) -> Vec<String> {
+    /// `RTPROT_RA`.
+    const LEARNED: u8 = 9;
+    if cluster.network.pod_cidrs.iter().all(|c| c.addr().is_ipv4()) {
+        return Vec::new();
+    }
+    let facts = &observed.facts;
+    let lan = lan_link(node, facts).map(|l| l.name.as_str());
+    let has_router = |name: &str| {
+        let default = |r: &&homelab_model::RouteFact| {
+            r.destination.addr().is_ipv6() && r.destination.prefix_len() == 0 && r.protocol == LEARNED
+        };
+        facts.routes.iter().filter(default).any(|r| r.link.as_deref() == Some(name))
+    };
+    // What an earlier apply set is on the node's record, and no longer looks as if it were needed.
+    let kept = |name: &str| {
+        let key = format!("net.ipv6.conf.{}.accept_ra", name.replace('.', "/"));
+        observed
+            .objects
+            .iter()
+            .any(|o| matches!(&o.spec, Spec::Sysctl(s) if s.link.is_none() && s.key == key))
+    };
+    let needed = |l: &&LinkFact| {
+        kept(&l.name) || (l.kernel_ra && (lan == Some(l.name.as_str()) || has_router(&l.name)))
+    };
+    let mut links: Vec<String> = facts.links.iter().filter(needed).map(|l| l.name.clone()).collect();
+    links.sort();
+    links
 }
 
 fn offload_of(node: &Node, facts: &Facts) -> Option<String> {

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use fixtures::{cluster, net};
 use homelab_driver::{Resolution, resolve};
-use homelab_model::{AddressFact, Cluster, Facts, ForwardDrop, LinkFact, Observed};
+use homelab_model::{
+    AddressFact, Cluster, Facts, ForwardDrop, LinkFact, Module, NodeObject, Observed, RouteFact, Spec, Sysctl,
+};
 
 const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
 
@@ -81,4 +83,32 @@ fn a_firewall_that_drops_what_pods_send_is_a_warning_with_the_way_out() {
     );
     let warnings = resolved(&dual_stack(), &observed).warnings;
     assert!(warnings.len() == 3 && warnings[1].contains("ufw route allow in on homelab0"), "{warnings:?}");
+}
+
+#[test]
+fn links_that_would_lose_their_router_keep_taking_advertisements() {
+    let of = |observed: &Observed, cluster: &Cluster| {
+        resolved(cluster, observed).specs["node1"].router_advertisements.clone()
+    };
+    let mut observed = observed();
+    assert_eq!(of(&observed, &dual_stack()), [""; 0], "somebody else takes them");
+    observed.facts.links[0].kernel_ra = true;
+    assert_eq!(of(&observed, &dual_stack()), ["eth0"]);
+    assert_eq!(of(&observed, &cluster(&TWO)), [""; 0], "IPv6 is not forwarded");
+    // Another link counts where a router was learned from it.
+    let uplink = LinkFact { name: "a0".into(), mtu: 1500, up: true, kernel_ra: true, ..LinkFact::default() };
+    observed.facts.links.push(uplink);
+    assert_eq!(of(&observed, &dual_stack()), ["eth0"]);
+    observed.facts.routes =
+        vec![RouteFact { destination: net("::/0"), link: Some("a0".into()), protocol: 9 }];
+    assert_eq!(of(&observed, &dual_stack()), ["a0", "eth0"]);
+    // After the apply: accept_ra is 2 now, and on the node's record.
+    let before = of(&observed, &dual_stack());
+    for (link, name) in observed.facts.links.iter_mut().zip(["eth0", "a0"]) {
+        link.kernel_ra = false;
+        let key = format!("net.ipv6.conf.{name}.accept_ra");
+        let spec = Spec::Sysctl(Sysctl { key, link: None, value: "2".into() });
+        observed.objects.push(NodeObject { module: Module::Vtep, spec });
+    }
+    assert_eq!(of(&observed, &dual_stack()), before);
 }

@@ -92,6 +92,10 @@ pub struct LinkFact {
     pub alias: String,
     /// VNI and UDP port of VXLAN links.
     pub vxlan: Option<(u32, u16)>,
+    /// The kernel takes router advertisements here (`accept_ra` 1) and will not once it forwards IPv6. False where
+    /// systemd-networkd or NetworkManager do it: they set 0.
+    #[serde(default)]
+    pub kernel_ra: bool,
     /// Driver of hardware links (`/sys/class/net/*/device/driver`), if known.
     pub driver: Option<String>,
 }

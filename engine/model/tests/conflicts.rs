@@ -17,7 +17,7 @@ fn link(name: &str, kind: &str, alias: &str, vxlan: Option<(u32, u16)>) -> LinkF
         up: true,
         alias: alias.into(),
         vxlan,
-        driver: None,
+        ..LinkFact::default()
     }
 }
 

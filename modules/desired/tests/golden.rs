@@ -49,6 +49,12 @@ fn without_ipv6_in_the_kernel() {
 }
 
 #[test]
+fn routers_are_kept() {
+    let links = vec!["eth0".to_owned(), "eth1.7".to_owned()];
+    check("router-advertisements.txt", &NodeSpec { router_advertisements: links, ..spec(true) });
+}
+
+#[test]
 fn objects_survive_the_wire() {
     let objects = homelab_desired::desired(&spec(true));
     let text = serde_json::to_string(&objects).expect("json");

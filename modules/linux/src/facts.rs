@@ -8,7 +8,8 @@ use homelab_model::{AddressFact, Facts, ForwardDrop, LinkFact, RouteFact, ours};
 
 use crate::kernel::Snapshot;
 use crate::root::Root;
-use crate::{nft, runtimes, unit};
+use crate::rt::LinkInfo;
+use crate::{nft, runtimes, sysctl, unit};
 
 /// Directories of systemd's own libraries, whose file names carry its version.
 const SYSTEMD_LIBRARIES: [&str; 4] = [
@@ -48,6 +49,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, forward_drops: Vec<Forward
                 up: link.operational,
                 alias: link.alias.clone(),
                 vxlan: link.vxlan.as_ref().map(|v| (v.vni, v.port)),
+                kernel_ra: kernel_ra(root, link),
                 driver: if link.kind.is_empty() && !link.loopback { driver(&link.name) } else { None },
             })
             .collect(),
@@ -72,6 +74,20 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, forward_drops: Vec<Forward
         forward_drops,
         checksum_errors: fs::read_to_string(root.proc("net/snmp")).map(|t| checksum_errors(&t)).unwrap_or(0),
     }
+}
+
+/// Whether forwarding would stop the kernel from taking router advertisements on the link.
+fn kernel_ra(root: &Root, link: &LinkInfo) -> bool {
+    // Pods and containers come in numbers, and no router is behind them.
+    if link.loopback || link.kind == "veth" || link.alias == ours::LINK_ALIAS {
+        return false;
+    }
+    let escaped = link.name.replace('.', "/");
+    let is = |key: &str, value: &str| {
+        let found = sysctl::read(root, &format!("net.ipv6.conf.{escaped}.{key}"));
+        found.is_ok_and(|found| found.as_deref() == Some(value))
+    };
+    is("accept_ra", "1") && is("forwarding", "0")
 }
 
 /// The driver of a hardware link.
