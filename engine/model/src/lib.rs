@@ -26,7 +26,8 @@ pub use node::{
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, CniRuntime, Facts, LinkFact, Observed, Problem, RouteFact, Scope, conflicts,
+    AddressFact, AgentFact, CniRuntime, Facts, ForwardDrop, LinkFact, Observed, Problem, RouteFact, Scope,
+    conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use spec::{NodeSpec, PeerSpec, VtepSpec};

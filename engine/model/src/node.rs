@@ -80,7 +80,9 @@ pub enum Key {
     Symlink(String),
     /// Path.
     File(String),
-    /// sysctl key that belongs to no link of ours.
+    /// `accept_ra` of a link that is not ours: before forwarding, which makes the kernel drop its router otherwise.
+    AcceptRa(String),
+    /// Any other sysctl key that belongs to no link of ours.
     Sysctl(String),
     /// Link name.
     Link(String),
@@ -316,6 +318,7 @@ impl Spec {
             Spec::Symlink(o) => Key::Symlink(o.path.clone()),
             Spec::File(o) => Key::File(o.path.clone()),
             Spec::Sysctl(o) => match &o.link {
+                None if o.key.ends_with(".accept_ra") => Key::AcceptRa(o.key.clone()),
                 None => Key::Sysctl(o.key.clone()),
                 Some(link) => Key::LinkSysctl(link.clone(), o.key.clone()),
             },
@@ -338,7 +341,7 @@ impl std::fmt::Display for Key {
             Key::Binary(path) => write!(f, "binary {path}"),
             Key::Symlink(path) => write!(f, "symlink {path}"),
             Key::File(path) => write!(f, "file {path}"),
-            Key::Sysctl(key) | Key::LinkSysctl(_, key) => write!(f, "sysctl {key}"),
+            Key::AcceptRa(key) | Key::Sysctl(key) | Key::LinkSysctl(_, key) => write!(f, "sysctl {key}"),
             Key::Link(name) => write!(f, "link {name}"),
             Key::Address(link, address) => write!(f, "address {address} dev {link}"),
             Key::Neighbour(link, address) => write!(f, "neighbour {address} dev {link}"),

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use homelab_model::{
-    Facts, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object, Observed, Scope, Spec, ours,
+    Facts, ForwardDrop, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object, Observed, Scope,
+    Spec, ours,
 };
 
 use crate::error::{Error, netlink};
 use crate::files::{self, Records};
 use crate::kernel::{Kernel, Snapshot};
-use crate::netlink::{Socket, nfnetlink, nft_generation, nft_has_table};
+use crate::netlink::{Socket, forward_drops, nfnetlink, nft_generation, nft_has_table};
 use crate::root::Root;
 use crate::unit::Shown;
 use crate::{facts, nft, sysctl};
@@ -89,7 +90,8 @@ impl Node {
     /// our mark, with what hangs on them: [`Observed::our_links`] tells which of them are ours.
     pub fn observe(&mut self, scope: &Scope) -> Result<Observed, Error> {
         let (objects, snapshot) = self.look(scope, Kinds::ALL, true)?;
-        let facts = snapshot.map(|s| facts::facts(&self.root, &s)).unwrap_or_default();
+        let drops = self.forward_drops()?;
+        let facts = snapshot.map(|s| facts::facts(&self.root, &s, drops)).unwrap_or_default();
         Ok(Observed { facts, objects, spec: self.spec() })
     }
 
@@ -101,7 +103,13 @@ impl Node {
     /// The node and its surroundings alone.
     pub fn facts(&mut self) -> Result<Facts, Error> {
         let snapshot = self.kernel.snapshot(true)?;
-        Ok(facts::facts(&self.root, &snapshot))
+        let drops = self.forward_drops()?;
+        Ok(facts::facts(&self.root, &snapshot, drops))
+    }
+
+    fn forward_drops(&mut self) -> Result<Vec<ForwardDrop>, Error> {
+        let Some(socket) = &mut self.netfilter else { return Ok(Vec::new()) };
+        netlink("reading nftables chains", forward_drops(socket))
     }
 
     /// Indices of our links, for [`crate::netlink::Events::watch_neighbours_of`].
