@@ -108,7 +108,7 @@ impl Node {
                 // What no plan has words for is kept, unless it is what comes back now.
                 let now = files::file(&self.root, &o.path)?;
                 let wordless = now.is_some_and(|f| matches!(f.content, Content::Opaque(_)));
-                if wordless && matches!(o.content, Content::Text(_)) {
+                if wordless && !matches!(o.content, Content::Opaque(_)) {
                     self.keep_aside(&o.path)?;
                 }
                 files::write_file(&self.root, o)?;

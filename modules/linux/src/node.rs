@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use homelab_model::{
-    Facts, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object, Observed, Scope, Spec, ours,
+    Facts, History, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object, Observed, Scope,
+    Spec, ours,
 };
 
 use crate::error::{Error, netlink};
@@ -90,7 +91,7 @@ impl Node {
     pub fn observe(&mut self, scope: &Scope) -> Result<Observed, Error> {
         let (objects, snapshot) = self.look(scope, Kinds::ALL, true)?;
         let facts = snapshot.map(|s| facts::facts(&self.root, &s)).unwrap_or_default();
-        Ok(Observed { facts, objects, spec: self.spec() })
+        Ok(Observed { facts, objects, spec: self.spec(), history: History::default() })
     }
 
     /// What is ours, of some kinds. Links without our mark are among them as in [`Node::observe`].

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use homelab_model::{
-    Address, Change, Facts, Key, Link, LinkKind, Module, NodeObject, Object, Observed, Scope, Spec, Unit,
-    diff,
+    Address, Change, Facts, History, Key, Link, LinkKind, Module, NodeObject, Object, Observed, Scope, Spec,
+    Unit, diff,
 };
 use homelab_protocol::{Hello, PROTOCOL, Request, Response, read_frame, write_frame};
 
@@ -37,7 +37,7 @@ impl Drop for Guard {
 impl Host for Fake {
     fn observe(&mut self, _: &Scope) -> Result<Observed, String> {
         let objects = self.objects.values().cloned().collect();
-        Ok(Observed { facts: Facts::default(), objects, spec: None })
+        Ok(Observed { facts: Facts::default(), objects, spec: None, history: History::default() })
     }
 
     fn apply(
