@@ -8,12 +8,13 @@ use homelab_model::{
     Spec, ours,
 };
 
+use crate::asides::Kept;
 use crate::error::{Error, netlink};
 use crate::files::{self, Records};
 use crate::kernel::{Kernel, Snapshot};
 use crate::netlink::{Socket, nfnetlink, nft_generation, nft_has_table};
 use crate::root::Root;
-use crate::unit::Shown;
+use crate::unit::{Jobs, Shown};
 use crate::{facts, nft, sysctl};
 
 /// Which kinds of objects to look at.
@@ -42,7 +43,6 @@ impl Kinds {
 type Ruleset = (u32, Option<Vec<NftChain>>);
 
 /// The real node, in the network namespace of the thread that opened it. Use it on that thread.
-#[derive(Debug)]
 pub struct Node {
     pub(crate) root: Root,
     pub(crate) kernel: Kernel,
@@ -51,8 +51,18 @@ pub struct Node {
     pub(crate) records: Records,
     /// Unit files were written since systemd last read them.
     pub(crate) reload_pending: bool,
-    /// Paths of what was set aside and may still come back.
-    pub(crate) asides: BTreeSet<String>,
+    /// The files of the open transaction that this node works on, if it works on one.
+    pub(crate) kept: Option<Kept>,
+    /// Texts of secrets, by what objects say of them ([`homelab_model::Content::Secret`]). Never shown.
+    pub(crate) secrets: BTreeMap<String, String>,
+    pub(crate) jobs: Jobs,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Secrets are never printed.
+        f.debug_struct("Node").field("root", &self.root).field("kept", &self.kept).finish_non_exhaustive()
+    }
 }
 
 /// The modules of the objects in a scope.
@@ -74,7 +84,6 @@ impl Node {
     pub fn open(root: Root) -> Result<Node, Error> {
         let kernel = Kernel::open()?;
         let records = Records::load(&root)?;
-        let asides = BTreeSet::new();
         Ok(Node {
             root,
             kernel,
@@ -82,8 +91,22 @@ impl Node {
             ruleset: None,
             records,
             reload_pending: false,
-            asides,
+            kept: None,
+            secrets: BTreeMap::new(),
+            jobs: Jobs::Wait,
         })
+    }
+
+    /// The texts of secrets that changes may ask for, by what objects say of them
+    /// ([`homelab_model::Content::Secret`]).
+    pub fn set_secrets(&mut self, secrets: BTreeMap<String, String>) {
+        self.secrets = secrets;
+    }
+
+    /// From now on, work for units is only queued: at boot, a job waits for the very unit that asks for it. Whether a
+    /// unit starts is then not checked.
+    pub fn at_boot(&mut self) {
+        self.jobs = Jobs::Queue;
     }
 
     /// The node, its surroundings and everything on it that is ours; also links under names of ours that do not have
@@ -136,11 +159,11 @@ impl Node {
         if kinds.sysctls || kinds.files {
             self.records = Records::load(&self.root)?;
         }
-        let (root, asides, kernel) = (&self.root, &self.asides, &mut self.kernel);
+        let (root, kernel) = (&self.root, &mut self.kernel);
         let mut objects = Vec::new();
         let (from_files, from_kernel) = std::thread::scope(|threads| {
             // Digests of binaries take the longest.
-            let files = kinds.files.then(|| threads.spawn(|| look_at_files(root, scope, asides)));
+            let files = kinds.files.then(|| threads.spawn(|| look_at_files(root, scope)));
             let kernel = (kinds.links || kinds.sysctls || surroundings).then(|| {
                 let snapshot = kernel.snapshot(surroundings)?;
                 let specs = if kinds.links { kernel.objects(&snapshot, &names)? } else { Vec::new() };
@@ -277,7 +300,7 @@ fn our_names(scope: &Scope) -> BTreeSet<&str> {
 }
 
 /// Files, symbolic links and binaries of the scope, and all versions of the node binary.
-fn look_at_files(root: &Root, scope: &Scope, asides: &BTreeSet<String>) -> Result<Vec<Spec>, Error> {
+fn look_at_files(root: &Root, scope: &Scope) -> Result<Vec<Spec>, Error> {
     let mut found = Vec::new();
     let mut binaries: BTreeSet<String> = files::binaries(root)?.into_iter().collect();
     for (key, _) in &scope.keys {
@@ -291,10 +314,7 @@ fn look_at_files(root: &Root, scope: &Scope, asides: &BTreeSet<String>) -> Resul
         }
     }
     for path in binaries {
-        let binary = files::binary(root, &path)?;
-        // What this process has set aside is as good as gone.
-        let gone = |b: &homelab_model::Binary| b.sha256 == files::LEFT_BEHIND && asides.contains(&path);
-        found.extend(binary.filter(|b| !gone(b)).map(Spec::Binary));
+        found.extend(files::binary(root, &path)?.map(Spec::Binary));
     }
     Ok(found)
 }

@@ -121,7 +121,7 @@ fn everything_comes_and_goes_with_its_directories_and_nothing_else() {
         let found = observe(&mut node, &wanted);
         apply(&mut node, &diff(&found, &[]));
         assert_eq!(observe(&mut node, &wanted), []);
-        node.settle().unwrap();
+        node.reload_if_needed().unwrap();
         assert_eq!(place.all(), before, "byte for byte");
     });
 }
@@ -251,7 +251,7 @@ fn other_things_in_our_places_are_shown_replaced_and_brought_back() {
         apply(&mut node, &plan);
         assert_eq!(diff(&observe(&mut node, &wanted), &wanted), []);
         apply(&mut node, &invert(&plan));
-        node.settle().unwrap();
+        node.reload_if_needed().unwrap();
         assert_eq!(place.all(), before);
         // And once it is sure, nothing is kept.
         apply(&mut node, &plan);

@@ -10,6 +10,7 @@ use homelab_model::ours;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::aside::remove_temporaries;
 use super::write::write_atomic;
 use crate::error::Error;
 use crate::root::Root;
@@ -136,6 +137,9 @@ impl Records {
         let own: BTreeSet<String> = var.ancestors().map(|p| p.display().to_string()).collect();
         if !self.originals.is_empty() || !self.directories.is_subset(&own) || self.directories.is_empty() {
             return Ok(());
+        }
+        for name in [ORIGINALS, DIRECTORIES] {
+            remove_temporaries(root, &root.path(ours::VAR).join(name));
         }
         let others = |entry: io::Result<fs::DirEntry>| {
             entry.is_ok_and(|e| e.file_name() != ORIGINALS && e.file_name() != DIRECTORIES)
