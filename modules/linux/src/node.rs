@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 
 use homelab_model::{
     Facts, History, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object, Observed, Scope,
@@ -11,7 +12,7 @@ use homelab_model::{
 use crate::asides::Kept;
 use crate::error::{Error, netlink};
 use crate::files::{self, Records};
-use crate::kernel::{Kernel, Snapshot};
+use crate::kernel::{Kernel, Snapshot, is_link_local};
 use crate::netlink::{Socket, nfnetlink, nft_generation, nft_has_table};
 use crate::root::Root;
 use crate::unit::{Jobs, Shown};
@@ -132,6 +133,15 @@ impl Node {
     pub fn our_links(&mut self) -> Result<Vec<u32>, Error> {
         let links = self.kernel.snapshot(false)?.links;
         Ok(links.into_iter().filter(|l| l.alias == ours::LINK_ALIAS).map(|l| l.index).collect())
+    }
+
+    /// Addresses of a link, those of its own scope left out: sources for [`crate::probe`]. Empty if there is no
+    /// such link.
+    pub fn addresses_of(&mut self, link: &str) -> Result<Vec<IpAddr>, Error> {
+        let snapshot = self.kernel.snapshot(false)?;
+        let index = snapshot.links.iter().find(|l| l.name == link).map(|l| l.index);
+        let own = snapshot.addresses.iter().filter(|(at, a)| Some(*at) == index && !is_link_local(a));
+        Ok(own.map(|(_, address)| address.addr()).collect())
     }
 
     /// What the last apply left as [`ours::NODE_SPEC`], if it can be read.
