@@ -175,7 +175,10 @@ impl Records {
                 _ => {}
             }
         }
-        self.directories.clear();
+        for name in std::mem::take(&mut self.directories).iter().rev() {
+            // One that is in use stays.
+            let _ = fs::remove_dir(root.path(name));
+        }
         Ok(())
     }
 }
