@@ -12,6 +12,7 @@ use homelab_model::{Binary, Symlink, ours};
 use crate::clock::boottime_ms;
 use crate::error::Error;
 use crate::files::{Records, copy_self, delete, digest_of_self, make_symlink, sync_parent, write_atomic};
+use crate::process::complaint;
 use crate::root::Root;
 
 const BOOT_UNIT: &str = include_str!("templates/homelab-recovery.service");
@@ -156,7 +157,5 @@ fn run(command: &mut Command, unit: &str) -> Result<(), Error> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let message = if said.is_empty() { output.status.to_string() } else { said };
-    Err(failure(unit, message))
+    Err(failure(unit, complaint(&output)))
 }

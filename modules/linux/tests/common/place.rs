@@ -17,7 +17,16 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Place {
-        let directory = tempfile::tempdir().unwrap();
+        Place::at(tempfile::tempdir().unwrap())
+    }
+
+    /// On the file system of the test binary.
+    pub(crate) fn beside_executable() -> Place {
+        let executable = fs::read_link("/proc/self/exe").unwrap();
+        Place::at(tempfile::tempdir_in(executable.parent().unwrap()).unwrap())
+    }
+
+    fn at(directory: tempfile::TempDir) -> Place {
         for key in ["net/ipv4/ip_forward", "kernel/x"] {
             let path = directory.path().join("proc/sys").join(key);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
