@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use homelab_model::{self as model, Content, Spec};
 
+use super::digest::carry_digest;
 use super::observe::{LEFT_BEHIND, binary_at, file_at, symlink_at};
 use super::write::{beside, delete, sync_parent};
 use crate::error::Error;
@@ -85,7 +86,7 @@ pub(crate) fn keep(root: &Root, before: Option<&Spec>, path: &str) -> Result<(),
             Err(Error::Foreign(format!("a directory is in the place of {path}, and cannot be kept")))
         }
         // The link itself is linked, not what it points to.
-        Ok(_) => fs::hard_link(&real, &kept).map_err(failed),
+        Ok(_) => carry_digest(&real, &real, || fs::hard_link(&real, &kept)).map_err(failed),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(e) => Err(failed(e)),
     }
@@ -115,7 +116,7 @@ pub(crate) fn restore(root: &Root, wanted: &Spec) -> Result<bool, Error> {
         };
     }
     if holds(&kept, wanted)? {
-        fs::rename(&kept, &real).map_err(failed)?;
+        carry_digest(&kept, &real, || fs::rename(&kept, &real)).map_err(failed)?;
     } else if holds(&earlier, wanted)? {
         // It stays where it is: this change may be undone, and made again.
         let temporary = beside(&real);

@@ -11,7 +11,10 @@ use homelab_model::{Binary, Symlink, ours};
 
 use crate::clock::boottime_ms;
 use crate::error::Error;
-use crate::files::{Records, copy_self, delete, digest_of_self, make_symlink, sync_parent, write_atomic};
+use crate::files::{
+    Records, carry_digest, copy_self, delete, digest_of_self, known_digest_of_self, make_symlink,
+    sync_parent, write_atomic,
+};
 use crate::process::complaint;
 use crate::root::Root;
 
@@ -94,8 +97,9 @@ pub fn disarm(root: &Root, id: &str) -> Result<(), Error> {
     let stopped = stop(root, id);
     let (unit, link) = (unit_file(), unit_link());
     let mut records = Records::load(root)?;
+    let installed = known_digest_of_self().map(|own| root.path(&ours::binary_path(own))).unwrap_or_default();
     for path in [link.as_str(), &unit, ours::RECOVERY] {
-        delete(&root.path(path))?;
+        carry_digest(&installed, &installed, || delete(&root.path(path)))?;
         records.remove_empty_parents(root, path)?;
     }
     stopped
@@ -108,7 +112,8 @@ fn install_recovery(root: &Root) -> Result<(), Error> {
     let installed = root.path(&ours::binary_path(&own));
     if same_file(&installed, Path::new("/proc/self/exe")) {
         delete(&path)?;
-        match fs::hard_link(&installed, &path).and_then(|()| sync_parent(&path)) {
+        let linked = carry_digest(&installed, &installed, || fs::hard_link(&installed, &path));
+        match linked.and_then(|()| sync_parent(&path)) {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::StorageFull => return Err(Error::io("writing", path, e)),
             // A file system without hard links: a copy does as well.
