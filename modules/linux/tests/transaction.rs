@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use common::place::{Place, apply, binary, file};
 use common::{OtherNetns, in_new_netns, run};
 use homelab_linux::transaction::{
-    Shelf, arm, can_arm, disarm, has_state, is_open, read_journal, read_record, rearm, remove_record,
-    remove_transaction, reserve, write_journal, write_record,
+    Shelf, arm, can_arm, disarm, has_state, is_open, is_reserved, read_journal, read_record, rearm,
+    remove_record, remove_transaction, reserve, write_journal, write_record,
 };
 use homelab_linux::{
     Node, Root, displace, kill_apply, lock, lock_apply, probe, progress_age, session_holder, session_lock,
@@ -181,7 +181,9 @@ fn a_fresh_node_keeps_no_trace_of_a_transaction() {
                 .collect();
         let mut node = place.node();
         write_journal(&root, b"{}").unwrap();
+        assert!(!is_reserved(&root));
         reserve(&root).unwrap();
+        assert!(is_reserved(&root));
         let reserve = fs::metadata(place.path(&format!("{}/reserve", ours::TRANSACTION))).unwrap();
         assert!(reserve.blocks() * 512 >= 64 << 10, "{} blocks", reserve.blocks());
         node.keep_asides(&plan).unwrap();
@@ -240,6 +242,23 @@ fn a_fresh_node_keeps_no_trace_of_a_transaction() {
         disarm(&root, "0a1b").unwrap();
         calls(&place);
         assert_eq!(place.all(), before, "byte for byte");
+    });
+}
+
+#[test]
+fn a_farewell_takes_along_what_is_armed() {
+    in_new_netns(|| {
+        let place = Place::new();
+        pretend_systemd(&place);
+        let before = place.all();
+        let mut node = place.node();
+        arm(&place.root(), "aa", Duration::from_secs(60)).unwrap();
+        write_journal(&place.root(), b"{}").unwrap();
+        node.farewell().unwrap();
+        node.farewell().unwrap();
+        disarm(&place.root(), "aa").unwrap();
+        calls(&place);
+        assert_eq!(place.all(), before);
     });
 }
 

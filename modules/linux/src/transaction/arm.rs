@@ -13,7 +13,7 @@ use crate::clock::boottime_ms;
 use crate::error::Error;
 use crate::files::{
     Records, carry_digest, copy_self, delete, digest_of_self, known_digest_of_self, make_symlink,
-    sync_parent, write_atomic,
+    remove_temporaries, sync_parent, write_atomic,
 };
 use crate::process::complaint;
 use crate::root::Root;
@@ -95,14 +95,20 @@ pub fn rearm(root: &Root, id: &str, after: Duration) -> Result<(), Error> {
 pub fn disarm(root: &Root, id: &str) -> Result<(), Error> {
     check_id(id)?;
     let stopped = stop(root, id);
-    let (unit, link) = (unit_file(), unit_link());
-    let mut records = Records::load(root)?;
+    remove_files(root, &mut Records::load(root)?)?;
+    stopped
+}
+
+/// Removes the boot unit and the copy of the binary, with directories that were made for them.
+pub(crate) fn remove_files(root: &Root, records: &mut Records) -> Result<(), Error> {
     let installed = known_digest_of_self().map(|own| root.path(&ours::binary_path(own))).unwrap_or_default();
-    for path in [link.as_str(), &unit, ours::RECOVERY] {
-        carry_digest(&installed, &installed, || delete(&root.path(path)))?;
+    for path in [unit_link().as_str(), &unit_file(), ours::RECOVERY] {
+        let real = root.path(path);
+        carry_digest(&installed, &installed, || delete(&real))?;
+        remove_temporaries(root, &real);
         records.remove_empty_parents(root, path)?;
     }
-    stopped
+    Ok(())
 }
 
 /// Puts the running binary at [`ours::RECOVERY`]: as a further name of the installed one if that is the same.
