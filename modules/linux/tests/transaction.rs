@@ -63,6 +63,8 @@ impl Other {
     }
 
     fn has_ended(&mut self) -> bool {
+        // What is left of it may take a moment to go.
+        std::thread::sleep(Duration::from_millis(100));
         self.child.try_wait().unwrap().is_some()
     }
 }
