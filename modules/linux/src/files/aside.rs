@@ -114,19 +114,22 @@ pub(crate) fn restore(root: &Root, wanted: &Spec) -> Result<bool, Error> {
             Err(e) => Err(failed(e)),
         };
     }
-    if holds(&kept, wanted)? {
-        fs::rename(&kept, &real).map_err(failed)?;
+    let Some(source) = (if holds(&kept, wanted)? {
+        Some(kept)
     } else if holds(&earlier, wanted)? {
-        // It stays where it is: this change may be undone, and made again.
-        let temporary = beside(&real);
-        fs::hard_link(&earlier, &temporary).map_err(failed)?;
-        fs::rename(&temporary, &real).map_err(|e| {
-            let _ = fs::remove_file(&temporary);
-            failed(e)
-        })?;
+        Some(earlier)
     } else {
+        None
+    }) else {
         return Ok(false);
-    }
+    };
+    // It stays where it is: this may be undone, or done again after somebody else has written to the place.
+    let temporary = beside(&real);
+    fs::hard_link(&source, &temporary).map_err(failed)?;
+    let placed = fs::rename(&temporary, &real);
+    // Nothing happens if both are the same file already.
+    let _ = fs::remove_file(&temporary);
+    placed.map_err(failed)?;
     sync_parent(&real).map_err(failed)?;
     Ok(true)
 }

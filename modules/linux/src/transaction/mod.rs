@@ -8,6 +8,6 @@ mod store;
 
 pub use arm::{arm, can_arm, disarm, rearm};
 pub use store::{
-    Shelf, free_reserve, has_state, is_open, read_journal, read_record, remove_record, remove_transaction,
-    reserve, write_journal, write_record,
+    Shelf, free_reserve, has_state, is_open, is_reserved, read_journal, read_record, remove_record,
+    remove_transaction, reserve, write_journal, write_record,
 };

@@ -90,6 +90,11 @@ pub fn reserve(root: &Root) -> Result<(), Error> {
     })
 }
 
+/// Whether room is laid aside.
+pub fn is_reserved(root: &Root) -> bool {
+    root.path(&in_transaction(RESERVE)).symlink_metadata().is_ok()
+}
+
 /// Gives the room up that [`reserve`] laid aside. May be called twice.
 pub fn free_reserve(root: &Root) -> Result<(), Error> {
     delete(&root.path(&in_transaction(RESERVE)))
