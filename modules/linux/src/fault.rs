@@ -47,7 +47,19 @@ mod armed {
 
 #[cfg(all(test, feature = "fault-points"))]
 mod tests {
-    use super::armed::matches;
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::armed::{matches, point};
+
+    const RUN: &str = "HOMELAB_TEST_FAULT_RUN";
 
     #[test]
     fn points_are_named_exactly_or_by_their_beginning() {
@@ -56,5 +68,38 @@ mod tests {
         assert!(matches("effect.*", "effect.12.after"));
         assert!(!matches("rollback.*", "effect.12.after"));
         assert!(!matches("", "effect.12.after"));
+    }
+
+    /// Not a test of its own: the process that the next one starts.
+    #[test]
+    fn reaches_points() {
+        if let Some(run) = std::env::var_os(RUN) {
+            for count in 0..5 {
+                point(Path::new(&run), &format!("effect.{count}.before"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_stops_at_its_point_once() {
+        let run = tempfile::tempdir().unwrap();
+        fs::write(run.path().join("homelab-fault"), "effect.3*\n").unwrap();
+        let mut child = Command::new("/proc/self/exe")
+            .args(["--exact", "fault::tests::reaches_points"])
+            .env(RUN, run.path())
+            .spawn()
+            .unwrap();
+        let stat = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let stopped = || stat().rsplit_once(')').unwrap().1.trim().starts_with('T');
+        let start = Instant::now();
+        while !stopped() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{}", stat());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!run.path().join("homelab-fault").exists());
+        let reached = fs::read_to_string(run.path().join("homelab-fault.reached")).unwrap();
+        assert_eq!(reached, format!("{} effect.3.before\n", child.id()));
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGCONT).unwrap();
+        assert!(child.wait().unwrap().success(), "it goes on, and stops nowhere else");
     }
 }

@@ -40,6 +40,9 @@ impl Kinds {
     pub const KERNEL: Kinds = Kinds { links: true, nft: true, sysctls: true, files: false, units: false };
 }
 
+/// How often a listing that fails while rulesets change is tried again.
+const LISTINGS: usize = 5;
+
 /// Our nftables table at one generation of the rulesets; None if there is no table.
 type Ruleset = (u32, Option<Vec<NftChain>>);
 
@@ -269,9 +272,21 @@ impl Node {
         &mut self,
         started: Option<(u32, Option<nft::Listing>)>,
     ) -> Result<Option<Vec<NftChain>>, Error> {
-        if let Some((generation, listing)) = started {
-            let chains = listing.map_or(Ok(None), nft::Listing::finish)?;
-            self.ruleset = Some((generation, chains));
+        let mut started = started;
+        let mut failures = 0;
+        while let Some((generation, listing)) = started.take() {
+            match listing.map_or(Ok(None), nft::Listing::finish) {
+                Ok(chains) => self.ruleset = Some((generation, chains)),
+                Err(error) => {
+                    failures += 1;
+                    started = self.start_listing()?;
+                    // A table that changes, or goes, while nft lists it may be more than nft can bear.
+                    let changed = started.as_ref().is_none_or(|(now, _)| *now != generation);
+                    if !changed || failures > LISTINGS {
+                        return Err(error);
+                    }
+                }
+            }
         }
         Ok(self.ruleset.as_ref().and_then(|(_, chains)| chains.clone()))
     }

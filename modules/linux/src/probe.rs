@@ -13,31 +13,28 @@ const PORT: u16 = 9;
 /// A kernel answers a host about six times in a row and then once a second (`icmp_ratelimit`).
 const TRIES: u32 = 3;
 
-/// A target and its socket, while there is no answer.
+/// A target and its socket, while there is no answer. There is no socket as long as there is no route.
 struct Waiting {
     place: usize,
-    socket: UdpSocket,
+    target: IpAddr,
+    socket: Option<UdpSocket>,
 }
 
 /// Which of `targets` answer within `limit`, in their order. Packets leave from the first of `sources` that has the
 /// target's family; the kernel chooses if none has.
 pub fn probe(targets: &[IpAddr], sources: &[IpAddr], limit: Duration) -> Vec<bool> {
     let mut reached = vec![false; targets.len()];
-    let mut waiting: Vec<Waiting> = targets
-        .iter()
-        .enumerate()
-        .filter_map(|(place, &target)| Some(Waiting { place, socket: open(target, sources)? }))
-        .collect();
+    let mut waiting: Vec<Waiting> =
+        targets.iter().enumerate().map(|(place, &target)| Waiting { place, target, socket: None }).collect();
     let start = Instant::now();
     for round in 1..=TRIES {
-        waiting.retain(|w| match w.socket.send(&[0]) {
+        waiting.retain_mut(|w| {
+            w.socket = w.socket.take().or_else(|| open(w.target, sources));
+            let sent = w.socket.as_ref().map(|socket| socket.send(&[0]));
             // The answer to the packet before comes with the next call.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                reached[w.place] = true;
-                false
-            }
+            reached[w.place] = matches!(sent, Some(Err(e)) if e.kind() == ErrorKind::ConnectionRefused);
             // A neighbour that is not known yet may be so the next time.
-            _ => true,
+            !reached[w.place]
         });
         let end = start + limit * round / TRIES;
         while !waiting.is_empty() {
@@ -45,12 +42,10 @@ pub fn probe(targets: &[IpAddr], sources: &[IpAddr], limit: Duration) -> Vec<boo
             if left.is_zero() || !wait(&waiting, left) {
                 break;
             }
-            waiting.retain(|w| match w.socket.take_error() {
-                Ok(Some(error)) if error.kind() == ErrorKind::ConnectionRefused => {
-                    reached[w.place] = true;
-                    false
-                }
-                _ => true,
+            waiting.retain(|w| {
+                let error = w.socket.as_ref().and_then(|socket| socket.take_error().ok().flatten());
+                reached[w.place] = error.is_some_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+                !reached[w.place]
             });
         }
     }
@@ -60,8 +55,8 @@ pub fn probe(targets: &[IpAddr], sources: &[IpAddr], limit: Duration) -> Vec<boo
 /// Waits until a socket has an error to tell. False if the time is over.
 fn wait(waiting: &[Waiting], limit: Duration) -> bool {
     // Errors are told without being asked for.
-    let mut fds: Vec<PollFd<'_>> =
-        waiting.iter().map(|w| PollFd::new(w.socket.as_fd(), PollFlags::empty())).collect();
+    let sockets = waiting.iter().filter_map(|w| w.socket.as_ref());
+    let mut fds: Vec<PollFd<'_>> = sockets.map(|s| PollFd::new(s.as_fd(), PollFlags::empty())).collect();
     // Rounded up, so that the last fraction of a millisecond is not spent spinning.
     let timeout = PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
     match poll(&mut fds, timeout) {

@@ -9,7 +9,7 @@ use homelab_model::{AgentFact, Unit, ours};
 
 use crate::error::Error;
 use crate::files::is_digest;
-use crate::process::Running;
+use crate::process::{Running, complaint};
 use crate::root::Root;
 
 const PROPERTIES: &str = "--property=Id,LoadState,FragmentPath,ActiveState,NeedDaemonReload,MainPID";
@@ -63,8 +63,7 @@ impl Shown {
         let Some(running) = self.running else { return Ok(Vec::new()) };
         let output = running.finish().map_err(|e| failure("", e))?;
         if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(Error::Unit { name: String::new(), message });
+            return Err(Error::Unit { name: String::new(), message: complaint(&output) });
         }
         let text = String::from_utf8_lossy(&output.stdout);
         Ok(text.split("\n\n").filter_map(parse_show).filter_map(|shown| shown.unit(root)).collect())
@@ -174,7 +173,7 @@ fn systemctl(arguments: &[&str]) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    Err(complaint(&output))
 }
 
 fn must_run(root: &Root, name: &str) -> Result<(), Error> {

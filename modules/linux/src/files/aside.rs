@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use homelab_model::{self as model, Content, Spec};
 
+use super::digest::carry_digest;
 use super::observe::{LEFT_BEHIND, binary_at, file_at, symlink_at};
 use super::write::{beside, delete, sync_parent};
 use crate::error::Error;
@@ -85,7 +86,7 @@ pub(crate) fn keep(root: &Root, before: Option<&Spec>, path: &str) -> Result<(),
             Err(Error::Foreign(format!("a directory is in the place of {path}, and cannot be kept")))
         }
         // The link itself is linked, not what it points to.
-        Ok(_) => fs::hard_link(&real, &kept).map_err(failed),
+        Ok(_) => carry_digest(&real, &real, || fs::hard_link(&real, &kept)).map_err(failed),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(e) => Err(failed(e)),
     }
@@ -114,22 +115,23 @@ pub(crate) fn restore(root: &Root, wanted: &Spec) -> Result<bool, Error> {
             Err(e) => Err(failed(e)),
         };
     }
-    let Some(source) = (if holds(&kept, wanted)? {
-        Some(kept)
+    let source = if holds(&kept, wanted)? {
+        kept
     } else if holds(&earlier, wanted)? {
-        Some(earlier)
+        earlier
     } else {
-        None
-    }) else {
         return Ok(false);
     };
     // It stays where it is: this may be undone, or done again after somebody else has written to the place.
     let temporary = beside(&real);
-    fs::hard_link(&source, &temporary).map_err(failed)?;
-    let placed = fs::rename(&temporary, &real);
-    // Nothing happens if both are the same file already.
-    let _ = fs::remove_file(&temporary);
-    placed.map_err(failed)?;
+    let place = || {
+        fs::hard_link(&source, &temporary)?;
+        let placed = fs::rename(&temporary, &real);
+        // Where both were names of one file, the rename did nothing.
+        let _ = fs::remove_file(&temporary);
+        placed
+    };
+    carry_digest(&source, &real, place).map_err(failed)?;
     sync_parent(&real).map_err(failed)?;
     Ok(true)
 }

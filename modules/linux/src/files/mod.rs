@@ -9,9 +9,10 @@ mod write;
 pub(crate) use aside::{
     is_stray, is_wordless, keep, path_of, previous, remove_stray, remove_temporaries, restore, undo,
 };
+pub(crate) use digest::{carry_digest, known_digest_of_self};
 pub use digest::{digest_of_self, file_digest};
 pub(crate) use observe::{binaries, binary, file, is_digest, symlink};
-pub(crate) use records::{Original, Records};
+pub(crate) use records::{JOURNAL, Original, Records};
 pub(crate) use write::{
     copy_self, delete, make_symlink, remove_digest_directory, sync_parent, write_atomic, write_file,
 };

@@ -11,10 +11,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::aside::remove_temporaries;
-use super::write::write_atomic;
+use super::write::{delete, write_atomic};
 use crate::error::Error;
 use crate::root::Root;
 
+/// The journal of a transaction, in [`ours::TRANSACTION`].
+pub(crate) const JOURNAL: &str = "journal.json";
 const ORIGINALS: &str = "originals.json";
 const DIRECTORIES: &str = "directories.json";
 
@@ -168,6 +170,9 @@ impl Records {
         for name in self.directories.clone().iter().rev() {
             self.remove_empty_parents(root, &format!("{name}/x"))?;
         }
+        // The journal goes before what says that its transaction is confirmed: or, killed between the two, the next
+        // process would undo it.
+        delete(&root.path(ours::TRANSACTION).join(JOURNAL))?;
         for directory in [ours::VAR, ours::RUN] {
             let path = root.path(directory);
             match fs::remove_dir_all(&path) {
@@ -175,7 +180,10 @@ impl Records {
                 _ => {}
             }
         }
-        self.directories.clear();
+        for name in std::mem::take(&mut self.directories).iter().rev() {
+            // One that is in use stays.
+            let _ = fs::remove_dir(root.path(name));
+        }
         Ok(())
     }
 }

@@ -11,7 +11,11 @@ use homelab_model::{Binary, Symlink, ours};
 
 use crate::clock::boottime_ms;
 use crate::error::Error;
-use crate::files::{Records, copy_self, delete, digest_of_self, make_symlink, sync_parent, write_atomic};
+use crate::files::{
+    Records, carry_digest, copy_self, delete, digest_of_self, known_digest_of_self, make_symlink,
+    sync_parent, write_atomic,
+};
+use crate::process::complaint;
 use crate::root::Root;
 
 const BOOT_UNIT: &str = include_str!("templates/homelab-recovery.service");
@@ -90,12 +94,21 @@ pub fn rearm(root: &Root, id: &str, after: Duration) -> Result<(), Error> {
 /// unless it is this very process. May be called twice.
 pub fn disarm(root: &Root, id: &str) -> Result<(), Error> {
     check_id(id)?;
-    let stopped = stop(root, id);
-    let (unit, link) = (unit_file(), unit_link());
     let mut records = Records::load(root)?;
-    for path in [link.as_str(), &unit, ours::RECOVERY] {
-        delete(&root.path(path))?;
-        records.remove_empty_parents(root, path)?;
+    let installed = known_digest_of_self().map(|own| root.path(&ours::binary_path(own))).unwrap_or_default();
+    // The timer after the unit, and the binary that both run last: who is killed in between is followed by one that
+    // finds the rest.
+    let mut stopped = Ok(());
+    for path in [unit_link(), unit_file(), ours::RECOVERY.to_owned()] {
+        if path == ours::RECOVERY {
+            stopped = stop(root, id);
+        }
+        carry_digest(&installed, &installed, || delete(&root.path(&path)))?;
+        records.remove_empty_parents(root, &path)?;
+    }
+    // After a farewell there are no records: these directories are for nothing else.
+    for directory in Path::new(ours::RECOVERY).ancestors().skip(1).take_while(|d| d.starts_with(ours::LIB)) {
+        let _ = fs::remove_dir(root.path(&directory.display().to_string()));
     }
     stopped
 }
@@ -107,7 +120,8 @@ fn install_recovery(root: &Root) -> Result<(), Error> {
     let installed = root.path(&ours::binary_path(&own));
     if same_file(&installed, Path::new("/proc/self/exe")) {
         delete(&path)?;
-        match fs::hard_link(&installed, &path).and_then(|()| sync_parent(&path)) {
+        let linked = carry_digest(&installed, &installed, || fs::hard_link(&installed, &path));
+        match linked.and_then(|()| sync_parent(&path)) {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::StorageFull => return Err(Error::io("writing", path, e)),
             // A file system without hard links: a copy does as well.
@@ -133,6 +147,9 @@ fn start_timer(root: &Root, unit: &str, id: &str, after: Duration) -> Result<(),
             .arg("--timer-property=AccuracySec=100ms")
             // What is to save the node is the last to go when memory is short.
             .arg("--property=OOMScoreAdjust=-900")
+            // Killed, or at a node that could not be looked at: once more. Not without the binary.
+            .args(["--property=Restart=on-failure", "--property=RestartSec=1"])
+            .args(["--property=StartLimitIntervalSec=0", "--property=RestartPreventExitStatus=203"])
             .args(["--", ours::RECOVERY, "revert", "--id", id]),
         unit,
     )
@@ -156,7 +173,5 @@ fn run(command: &mut Command, unit: &str) -> Result<(), Error> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let message = if said.is_empty() { output.status.to_string() } else { said };
-    Err(failure(unit, message))
+    Err(failure(unit, complaint(&output)))
 }

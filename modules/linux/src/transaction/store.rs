@@ -10,10 +10,9 @@ use nix::errno::Errno;
 use nix::fcntl::posix_fallocate;
 
 use crate::error::Error;
-use crate::files::{Records, delete, sync_parent, write_atomic};
+use crate::files::{JOURNAL, Records, delete, sync_parent, write_atomic};
 use crate::root::Root;
 
-const JOURNAL: &str = "journal.json";
 const RESERVE: &str = "reserve";
 /// Room for the records that a rollback or a confirmation writes, bytes.
 const RESERVED: usize = 64 << 10;
