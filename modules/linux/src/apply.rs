@@ -7,7 +7,7 @@ use homelab_model::{Backend, Change, Key, NodeObject, Spec, ours};
 use crate::error::{ApplyError, Error};
 use crate::files::{self, Records};
 use crate::node::Node;
-use crate::{fault, nft, sysctl, transaction, unit};
+use crate::{fault, nft, sysctl, unit};
 
 impl Node {
     /// Carries out changes in order, and says after each how many are done.
@@ -188,8 +188,8 @@ impl Node {
     }
 
     /// After the last object is deleted: takes away what is left of running pods' network (their bridge is gone),
-    /// what was kept of replaced files, the files that arming made (its timer is left to
-    /// [`crate::transaction::disarm`]), and homelab's own state and records, journal included. May be called twice.
+    /// what was kept of replaced files, and homelab's own state and records, journal included. What is armed is left
+    /// to [`crate::transaction::disarm`]. May be called twice.
     pub fn farewell(&mut self) -> Result<(), Error> {
         self.drop_asides()?;
         self.drop_previous()?;
@@ -197,7 +197,6 @@ impl Node {
         // Pods that still run have lost their network with the bridge; their runtime cannot call the plugin any more.
         self.kernel.delete_pods()?;
         self.records = Records::load(&self.root)?;
-        transaction::remove_files(&self.root, &mut self.records)?;
         self.records.farewell(&self.root)
     }
 }

@@ -1,5 +1,5 @@
-//! What a change replaces or removes stays beside its place under another name: to bring it back is a rename, which
-//! needs no room on the disk and keeps inode, mode, owner and times.
+//! What a change replaces or removes stays beside its place under another name: to bring it back is a link and
+//! a rename, which need no room on the disk and keep inode, mode, owner and times.
 //!
 //! A hard link `.NAME.homelab-undo` is the state before the open transaction; `.NAME.homelab-previous` the state before
 //! the last confirmed one, for what no plan has words for. `.NAME.homelab-aside` was left by an older version whose
@@ -115,19 +115,23 @@ pub(crate) fn restore(root: &Root, wanted: &Spec) -> Result<bool, Error> {
             Err(e) => Err(failed(e)),
         };
     }
-    if holds(&kept, wanted)? {
-        carry_digest(&kept, &real, || fs::rename(&kept, &real)).map_err(failed)?;
+    let source = if holds(&kept, wanted)? {
+        kept
     } else if holds(&earlier, wanted)? {
-        // It stays where it is: this change may be undone, and made again.
-        let temporary = beside(&real);
-        fs::hard_link(&earlier, &temporary).map_err(failed)?;
-        fs::rename(&temporary, &real).map_err(|e| {
-            let _ = fs::remove_file(&temporary);
-            failed(e)
-        })?;
+        earlier
     } else {
         return Ok(false);
-    }
+    };
+    // It stays where it is: this may be undone, or done again after somebody else has written to the place.
+    let temporary = beside(&real);
+    let place = || {
+        fs::hard_link(&source, &temporary)?;
+        let placed = fs::rename(&temporary, &real);
+        // Where both were names of one file, the rename did nothing.
+        let _ = fs::remove_file(&temporary);
+        placed
+    };
+    carry_digest(&source, &real, place).map_err(failed)?;
     sync_parent(&real).map_err(failed)?;
     Ok(true)
 }

@@ -94,21 +94,25 @@ pub fn rearm(root: &Root, id: &str, after: Duration) -> Result<(), Error> {
 /// unless it is this very process. May be called twice.
 pub fn disarm(root: &Root, id: &str) -> Result<(), Error> {
     check_id(id)?;
-    let stopped = stop(root, id);
-    remove_files(root, &mut Records::load(root)?)?;
-    stopped
-}
-
-/// Removes the boot unit and the copy of the binary, with directories that were made for them.
-pub(crate) fn remove_files(root: &Root, records: &mut Records) -> Result<(), Error> {
+    let mut records = Records::load(root)?;
     let installed = known_digest_of_self().map(|own| root.path(&ours::binary_path(own))).unwrap_or_default();
-    for path in [unit_link().as_str(), &unit_file(), ours::RECOVERY] {
-        let real = root.path(path);
+    // The timer after the unit, and the binary that both run last: who is killed in between is followed by one that
+    // finds the rest.
+    let mut stopped = Ok(());
+    for path in [unit_link(), unit_file(), ours::RECOVERY.to_owned()] {
+        if path == ours::RECOVERY {
+            stopped = stop(root, id);
+        }
+        let real = root.path(&path);
         carry_digest(&installed, &installed, || delete(&real))?;
         remove_temporaries(root, &real);
-        records.remove_empty_parents(root, path)?;
+        records.remove_empty_parents(root, &path)?;
     }
-    Ok(())
+    // After a farewell there are no records: these directories are for nothing else.
+    for directory in Path::new(ours::RECOVERY).ancestors().skip(1).take_while(|d| d.starts_with(ours::LIB)) {
+        let _ = fs::remove_dir(root.path(&directory.display().to_string()));
+    }
+    stopped
 }
 
 /// Puts the running binary at [`ours::RECOVERY`]: as a further name of the installed one if that is the same.
@@ -145,6 +149,9 @@ fn start_timer(root: &Root, unit: &str, id: &str, after: Duration) -> Result<(),
             .arg("--timer-property=AccuracySec=100ms")
             // What is to save the node is the last to go when memory is short.
             .arg("--property=OOMScoreAdjust=-900")
+            // Killed, or at a node that could not be looked at: once more. Not without the binary.
+            .args(["--property=Restart=on-failure", "--property=RestartSec=1"])
+            .args(["--property=StartLimitIntervalSec=0", "--property=RestartPreventExitStatus=203"])
             .args(["--", ours::RECOVERY, "revert", "--id", id]),
         unit,
     )

@@ -6,7 +6,6 @@
 mod arm;
 mod store;
 
-pub(crate) use arm::remove_files;
 pub use arm::{arm, can_arm, disarm, rearm};
 pub use store::{
     Shelf, free_reserve, has_state, is_open, is_reserved, read_journal, read_record, remove_record,
