@@ -161,9 +161,14 @@ fn pretend_systemd(place: &Place) {
         let path = place.path(&format!("/usr/bin/{name}"));
         let log = place.proc("calls").display().to_string();
         let script = format!("#!/bin/sh\nprintf '%s ' {name} \"$@\" >> {log}\necho >> {log}\n");
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&path, &script);
     }
+}
+
+/// Writes a script, from a process of its own for the reason given at [`Other::start_with`].
+fn executable(path: &Path, script: &str) {
+    let write = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
+    assert!(Command::new("sh").args(["-c", write, "sh", script]).arg(path).status().unwrap().success());
 }
 
 fn calls(place: &Place) -> Vec<String> {
@@ -304,10 +309,10 @@ fn what_cannot_be_armed_is_said_before() {
     }
     assert_eq!(calls(&place), [] as [&str; 0]);
     // A failure is told in systemd's words.
-    fs::write(place.path("/usr/bin/systemd-run"), "#!/bin/sh\necho no timers today >&2\nexit 1\n").unwrap();
+    executable(&place.path("/usr/bin/systemd-run"), "#!/bin/sh\necho no timers today >&2\nexit 1\n");
     let error = arm(&root, "aa", Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("no timers today"), "{error}");
-    fs::write(place.path("/usr/bin/systemd-run"), "#!/bin/sh\nexit 3\n").unwrap();
+    executable(&place.path("/usr/bin/systemd-run"), "#!/bin/sh\nexit 3\n");
     let error = arm(&root, "aa", Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("exit status: 3"), "{error}");
 }
