@@ -303,7 +303,7 @@ fn newer_format(observed: &Observed) -> Option<u64> {
     let text = observed.objects.iter().find_map(|o| match &o.spec {
         Spec::File(f) if f.path == ours::NODE_SPEC => match &f.content {
             Content::Text(text) => Some(text),
-            Content::Opaque(_) => None,
+            Content::Opaque(_) | Content::Secret(_) => None,
         },
         _ => None,
     })?;

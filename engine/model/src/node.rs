@@ -147,8 +147,11 @@ pub struct File {
 pub enum Content {
     /// UTF-8 text, shown in plans.
     Text(String),
-    /// Something else (a secret, binary data, over 256 KiB, or no regular file): what is known of it.
+    /// Something else (binary data, over 256 KiB, or no regular file): what is known of it.
     Opaque(String),
+    /// A secret: what tells it from others without giving it away (generation and fingerprints). The text itself
+    /// travels apart from plans and journals.
+    Secret(String),
 }
 
 /// A kernel parameter.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::node::{Key, Link, Module, NodeObject, Spec};
 use crate::spec::NodeSpec;
+use crate::transaction::History;
 use crate::{Cluster, ours};
 
 /// Where to look on a node for objects that cannot be found by a mark of ours: paths, sysctls, units.
@@ -27,7 +28,7 @@ impl Scope {
 }
 
 /// The answer to an observation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observed {
     /// The node and its surroundings.
@@ -36,6 +37,9 @@ pub struct Observed {
     pub objects: Vec<NodeObject>,
     /// What the last apply left as [`ours::NODE_SPEC`], if it can be read.
     pub spec: Option<NodeSpec>,
+    /// Locks and transactions.
+    #[serde(default)]
+    pub history: History,
 }
 
 /// The node and its surroundings, as far as plans and diagnoses need them.

@@ -44,7 +44,7 @@ fn clean() -> Facts {
 }
 
 fn messages(facts: &Facts) -> Vec<String> {
-    let observed = Observed { facts: facts.clone(), objects: Vec::new(), spec: None };
+    let observed = Observed { facts: facts.clone(), ..Observed::default() };
     let address = "192.168.50.11".parse().expect("address");
     conflicts(&cluster(&[]), address, facts, &observed.our_links(&[]), None)
         .into_iter()
@@ -104,7 +104,8 @@ fn a_link_that_lost_its_mark_is_still_ours_while_it_is_what_the_record_says() {
     };
     let mut facts = clean();
     facts.links[2].alias.clear();
-    let observed = |mac: &str| Observed { facts: facts.clone(), objects: vec![object(mac, "")], spec: None };
+    let observed =
+        |mac: &str| Observed { facts: facts.clone(), objects: vec![object(mac, "")], ..Observed::default() };
     let recorded = [object("02:00:00:00:00:01", ours::LINK_ALIAS)];
     let blocked = |observed: &Observed, recorded: &[NodeObject]| {
         let address = "192.168.50.11".parse().expect("address");

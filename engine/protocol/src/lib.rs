@@ -8,4 +8,6 @@ mod frame;
 mod message;
 
 pub use frame::{FrameError, MAX_FRAME, read_frame, write_frame};
-pub use message::{Applied, Failure, Hello, PROTOCOL, Request, Response};
+pub use message::{
+    Applied, Failure, Fault, Hello, LOCK_PATIENCE, PROTOCOL, Request, Response, Secret, Transaction,
+};

@@ -61,7 +61,7 @@ fn conflist_is_json_whatever_the_names_are() {
         .find_map(|object| match &object.spec {
             Spec::File(file) => match &file.content {
                 Content::Text(text) => Some(text.clone()),
-                Content::Opaque(_) => None,
+                Content::Opaque(_) | Content::Secret(_) => None,
             },
             _ => None,
         })

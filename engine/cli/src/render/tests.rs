@@ -270,7 +270,7 @@ fn human_status() {
             ..Facts::default()
         },
         objects: vec![link(1450, 1)],
-        spec: None,
+        ..Observed::default()
     };
     let nodes = [node_status(&plan.nodes[0], Some(&observed), None), node_status(&plan.nodes[1], None, None)];
     insta::assert_snapshot!(status_human(&nodes, &[], Paint(false)));

@@ -84,7 +84,7 @@ impl Machine {
         match &self.objects.get(&Key::File(ours::NODE_SPEC.to_owned()))?.spec {
             Spec::File(f) => match &f.content {
                 Content::Text(text) => serde_json::from_str(text).ok(),
-                Content::Opaque(_) => None,
+                Content::Opaque(_) | Content::Secret(_) => None,
             },
             _ => None,
         }
@@ -132,6 +132,7 @@ impl Machine {
             },
             objects,
             spec: self.spec(),
+            ..Observed::default()
         }
     }
 

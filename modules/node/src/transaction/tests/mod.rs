@@ -1,0 +1,4 @@
+//! The state machine against the fake machine.
+
+mod kill_anywhere;
+mod scenarios;
