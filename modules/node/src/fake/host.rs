@@ -16,6 +16,8 @@ pub(crate) struct Process {
     secrets: BTreeMap<String, String>,
     kept: Option<BTreeSet<Key>>,
     boot: bool,
+    /// Happens whenever it sleeps.
+    pub(crate) on_sleep: Option<Box<dyn FnMut()>>,
 }
 
 struct Held(World, fn(&mut super::State));
@@ -30,7 +32,7 @@ const FULL: &str = "no space left on device";
 
 impl Process {
     pub(super) fn new(world: World) -> Process {
-        Process { world, secrets: BTreeMap::new(), kept: None, boot: false }
+        Process { world, secrets: BTreeMap::new(), kept: None, boot: false, on_sleep: None }
     }
 
     fn one(&mut self, change: &Change<NodeObject>) -> Result<(), String> {
@@ -357,6 +359,9 @@ impl Host for Process {
     fn sleep(&mut self, time: Duration) {
         self.world.0.borrow_mut().time += time.as_millis() as u64;
         self.world.agent();
+        if let Some(happens) = &mut self.on_sleep {
+            happens();
+        }
     }
 
     fn marker(&self) -> Marker {

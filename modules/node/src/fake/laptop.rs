@@ -24,6 +24,8 @@ pub(crate) enum Step<'a> {
     Then(Then<'a>),
     /// Nothing is said for as long as the node has patience.
     Silence,
+    /// Something that no node of today understands.
+    Garbled,
 }
 
 /// One connection: what the node reads, and where it writes.
@@ -67,6 +69,10 @@ impl Input for Connection<'_> {
                     let patience = patience.expect("silence is noticed");
                     self.world.0.borrow_mut().time += patience.as_millis() as u64;
                     return Ok(None);
+                }
+                Some(Step::Garbled) => {
+                    let error = serde_json::from_str::<Request>(r#"{"request": "teleport"}"#);
+                    return Err(FrameError::Decode(error.expect_err("no request")));
                 }
                 None => return Err(FrameError::Closed),
             }
@@ -181,7 +187,9 @@ pub(crate) fn apply(world: &World, transaction: &Transaction) -> Known {
     if let Some(known) = known.take() {
         return known;
     }
-    match heard.last() {
+    // What follows a failure only fails because of it.
+    let failed = heard.iter().find(|r| matches!(r, Response::Failed(_)));
+    match failed.or(heard.last()) {
         Some(Response::Failed(failure)) if failure.fault != Fault::Error => Known::Refused(failure.fault),
         Some(Response::Failed(failure)) if failure.undone => Known::Undone,
         Some(Response::Applied(_)) => confirm(world, transaction),

@@ -13,6 +13,8 @@ use std::rc::Rc;
 
 use homelab_model::{Content, File, Holder, Key, NodeObject, NodeSpec, Spec, ours};
 
+pub(crate) use host::Process;
+
 use crate::transaction::{expire, recover};
 
 /// What goes wrong.

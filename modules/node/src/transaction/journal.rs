@@ -1,7 +1,7 @@
 //! What is on the disk about a transaction. Private to this binary: the one that undoes is the one that wrote.
 
 use homelab_model::{
-    Change, Content, Holder, NodeObject, NodeSpec, Object, Phase, Previous, Reverted, Scope, Spec, ours,
+    Change, Content, File, Holder, NodeObject, NodeSpec, Object, Phase, Previous, Reverted, Scope, Spec, ours,
 };
 use homelab_protocol::Transaction;
 use serde::de::DeserializeOwned;
@@ -79,26 +79,18 @@ impl Journal {
 
     /// What the transaction tells the node to be, if it does.
     pub(super) fn spec(&self) -> Option<NodeSpec> {
-        let text = self.changes.iter().rev().find_map(|change| match &change.after()?.spec {
-            Spec::File(file) if file.path == ours::NODE_SPEC => match &file.content {
-                Content::Text(text) => Some(text),
-                _ => None,
-            },
-            _ => None,
-        })?;
+        let text = self.changes.iter().rev().find_map(|change| text_of_spec(change.after()?))?;
         serde_json::from_str(text).ok()
+    }
+
+    /// What the node was told to be before, as text.
+    pub(super) fn spec_text_before(&self) -> Option<&str> {
+        self.before.iter().find_map(text_of_spec)
     }
 
     /// What the node was told to be before.
     pub(super) fn spec_before(&self) -> Option<NodeSpec> {
-        let text = self.before.iter().find_map(|object| match &object.spec {
-            Spec::File(file) if file.path == ours::NODE_SPEC => match &file.content {
-                Content::Text(text) => Some(text),
-                _ => None,
-            },
-            _ => None,
-        })?;
-        serde_json::from_str(text).ok()
+        serde_json::from_str(self.spec_text_before()?).ok()
     }
 
     /// Writes the journal down.
@@ -110,6 +102,13 @@ impl Journal {
     /// The journal of the open transaction.
     pub(super) fn read<H: Host>(host: &mut H) -> Result<Option<Journal>, String> {
         host.read_journal()?.map(|bytes| parse("the journal", &bytes)).transpose()
+    }
+}
+
+fn text_of_spec(object: &NodeObject) -> Option<&str> {
+    match &object.spec {
+        Spec::File(File { path, content: Content::Text(text), .. }) if path == ours::NODE_SPEC => Some(text),
+        _ => None,
     }
 }
 

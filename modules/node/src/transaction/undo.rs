@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use homelab_model::{Change, Key, Module, NodeObject, Phase, Reverted, Spec, diff, ours};
+use homelab_model::{Change, Key, Module, NodeObject, Phase, Reverted, Spec, diff, ours, sha256_hex};
 use homelab_protocol::Fault;
 
 use super::journal::{Journal, read_reverted, write_reverted};
@@ -133,8 +133,17 @@ fn differences(now: &[NodeObject], journal: &Journal, loosely: bool, boot: bool)
     let mut now = now.to_vec();
     let mut before = journal.before.clone();
     if loosely || boot {
-        for object in now.iter_mut().chain(&mut before) {
-            settle_for(object, boot);
+        for object in &mut before {
+            settle_for(object, journal, boot);
+        }
+        for object in &mut now {
+            if let Spec::Unit(unit) = &mut object.spec {
+                unit.state = simple_state(&unit.state, boot);
+                unit.reload_needed = false;
+                if boot {
+                    (unit.running, unit.config) = Default::default();
+                }
+            }
         }
     }
     let mut changes = diff(&now, &before);
@@ -163,13 +172,26 @@ fn wanted_before(journal: &Journal) -> Vec<NodeObject> {
     wanted
 }
 
-/// A process cannot be brought back, only a unit that runs; and while the machine starts not even that.
-fn settle_for(object: &mut NodeObject, boot: bool) {
-    if let Spec::Unit(unit) = &mut object.spec {
-        let active = unit.state == "active" && !boot;
-        unit.state = if active { "active" } else { "inactive" }.to_owned();
-        unit.reload_needed = false;
-        unit.running = String::new();
-        unit.config = String::new();
+fn simple_state(state: &str, boot: bool) -> String {
+    if state == "active" && !boot { "active" } else { "inactive" }.to_owned()
+}
+
+/// A process cannot be brought back, only a unit that runs what the files say; and while the machine starts not even
+/// that.
+fn settle_for(object: &mut NodeObject, journal: &Journal, boot: bool) {
+    let Spec::Unit(unit) = &mut object.spec else { return };
+    unit.state = simple_state(&unit.state, boot);
+    unit.reload_needed = false;
+    if boot || unit.state != "active" {
+        (unit.running, unit.config) = Default::default();
+    } else if unit.name == ours::UNIT {
+        let link = journal.before.iter().find_map(|o| match &o.spec {
+            Spec::Symlink(link) if link.path == ours::BINARY => link.target.split_once('/'),
+            _ => None,
+        });
+        if let (Some((digest, _)), Some(text)) = (link, journal.spec_text_before()) {
+            unit.running = digest.to_owned();
+            unit.config = sha256_hex(text.as_bytes());
+        }
     }
 }
