@@ -56,7 +56,7 @@ pub enum Outcome {
         /// Why, as a part of a sentence.
         reason: String,
         /// What failed on this node, if that was the reason.
-        error: Option<NodeError>,
+        error: Option<Box<NodeError>>,
         /// Objects, as plans name them, that are not as before; empty if the node was verified to be as before.
         left: Vec<String>,
     },

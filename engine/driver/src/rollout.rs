@@ -44,6 +44,11 @@ fn next_batch(disrupted: &[bool], size: usize, room: Option<usize>) -> usize {
     disrupted.len().min(size.max(1))
 }
 
+/// Nodes to be changed, each with its place among the chosen ones.
+type Jobs = Vec<(usize, Job)>;
+/// The same, with what went wrong.
+type Stopped = Vec<(usize, Job, Option<Outcome>)>;
+
 /// How it went on a node.
 struct Done {
     index: usize,
@@ -157,7 +162,7 @@ impl Engine<'_> {
 
     fn rolling(
         &self,
-        mut jobs: Vec<(usize, Job)>,
+        mut jobs: Jobs,
         heart: &Heart,
         reach: &Reach,
         room: Option<usize>,
@@ -214,7 +219,7 @@ impl Engine<'_> {
     }
 
     /// All nodes at once: armed everywhere, then carried out everywhere, then confirmed everywhere; or taken back.
-    fn together(&self, jobs: Vec<(usize, Job)>, heart: &Heart, reach: &Reach) -> Vec<Done> {
+    fn together(&self, jobs: Jobs, heart: &Heart, reach: &Reach) -> Vec<Done> {
         let jobs = self.step(jobs, |job| self.start(job, heart, false));
         let jobs = match jobs {
             Ok(jobs) if !self.cancelled() => jobs,
@@ -242,9 +247,9 @@ impl Engine<'_> {
     /// Does something on all nodes at once; all of them, with what went wrong, if it went wrong on any.
     fn step(
         &self,
-        jobs: Vec<(usize, Job)>,
+        jobs: Jobs,
         work: impl Fn(&mut Job) -> Result<(), Outcome> + Sync,
-    ) -> Result<Vec<(usize, Job)>, Vec<(usize, Job, Option<Outcome>)>> {
+    ) -> Result<Jobs, Stopped> {
         let done = parallel::map(jobs, self.options.parallel, |(index, mut job)| {
             let result = work(&mut job);
             (index, job, result.err())
@@ -256,7 +261,7 @@ impl Engine<'_> {
     }
 
     /// Takes everything back, because one node failed.
-    fn all_back(&self, jobs: Vec<(usize, Job, Option<Outcome>)>, only_armed: bool) -> Vec<Done> {
+    fn all_back(&self, jobs: Stopped, only_armed: bool) -> Vec<Done> {
         let failed: Vec<String> =
             jobs.iter().filter(|(_, _, o)| o.is_some()).map(|(_, job, _)| job.name().to_owned()).collect();
         let reason = if failed.is_empty() {

@@ -135,6 +135,10 @@ impl Job {
     }
 }
 
+fn rolled_back(reason: &str, error: Option<NodeError>, left: Vec<String>) -> Outcome {
+    Outcome::RolledBack { reason: reason.to_owned(), error: error.map(Box::new), left }
+}
+
 fn refusal(failure: Failure) -> NodeError {
     match failure.fault {
         Fault::Stale => NodeError::Stale(failure.left),
@@ -265,7 +269,7 @@ impl Engine<'_> {
                     let (reason, left) = (failure.message.clone(), failure.left.clone());
                     let error = refusal(failure);
                     if undone {
-                        return Err(Outcome::RolledBack { reason, error: Some(error), left });
+                        return Err(rolled_back(&reason, Some(error), left));
                     }
                     return Err(self.take_back(job, &reason, Some(error)));
                 }
@@ -292,7 +296,7 @@ impl Engine<'_> {
             match self.reopen(&job.target, &job.live.scope, ANSWER) {
                 Ok(fresh) => match fate(&fresh.observed.history, &job.id) {
                     Fate::Reverted { reason, left } => {
-                        return Err(Outcome::RolledBack { reason, error: None, left });
+                        return Err(rolled_back(&reason, None, left));
                     }
                     _ => job.fresh = Some(fresh),
                 },
@@ -355,15 +359,13 @@ impl Engine<'_> {
                     };
                     return match fate(&observed.history, &job.id) {
                         Fate::Confirmed => Ok(good),
-                        Fate::Reverted { reason, left } => {
-                            Err(Outcome::RolledBack { reason, error: None, left })
-                        }
+                        Fate::Reverted { reason, left } => Err(rolled_back(&reason, None, left)),
                         Fate::Open(_) => Err(self.take_back(job, "the node cannot confirm it", Some(error))),
                         Fate::Gone if told && self.is_clean(job, &observed) => Ok(good),
                         Fate::Gone => {
                             let left = job.not_as_before(&observed);
-                            let reason = "the node no longer knew of the change".to_owned();
-                            Err(Outcome::RolledBack { reason, error: Some(error), left })
+                            let reason = "the node no longer knew of the change";
+                            Err(rolled_back(reason, Some(error), left))
                         }
                     };
                 }
@@ -439,9 +441,7 @@ impl Engine<'_> {
                 let reason = error.to_string();
                 (Found::End(self.take_back(job, &reason, Some(error))), gone())
             }
-            Fate::Reverted { reason, left } => {
-                (Found::End(Outcome::RolledBack { reason, error: Some(error), left }), gone())
-            }
+            Fate::Reverted { reason, left } => (Found::End(rolled_back(&reason, Some(error), left)), gone()),
             Fate::Confirmed => {
                 job.confirmed = true;
                 job.drop_fresh();
@@ -455,8 +455,7 @@ impl Engine<'_> {
             }
             Fate::Gone if job.armed => {
                 let left = job.not_as_before(&fresh.observed);
-                let reason = error.to_string();
-                (Found::End(Outcome::RolledBack { reason, error: Some(error), left }), gone())
+                (Found::End(rolled_back(&error.to_string(), Some(error), left)), gone())
             }
             Fate::Gone => (Found::End(Outcome::Failed(error)), gone()),
         }
@@ -474,7 +473,7 @@ impl Engine<'_> {
         }
         for line in lines {
             if let Ok(Response::RolledBack { left }) = line.get().ask(&request, limit) {
-                return Outcome::RolledBack { reason: reason.to_owned(), error, left };
+                return rolled_back(reason, error, left);
             }
         }
         job.sound = false;
@@ -490,14 +489,14 @@ impl Engine<'_> {
                         let answer = fresh.line.get().ask(&request, limit);
                         fresh.line.close();
                         if let Ok(Response::RolledBack { left }) = answer {
-                            return Outcome::RolledBack { reason: reason.to_owned(), error, left };
+                            return rolled_back(reason, error, left);
                         }
                     }
-                    Fate::Reverted { reason, left } => return Outcome::RolledBack { reason, error, left },
+                    Fate::Reverted { reason, left } => return rolled_back(&reason, error, left),
                     Fate::Confirmed => return Outcome::Failed(error_(error)),
                     Fate::Gone if job.armed => {
                         let left = job.not_as_before(&fresh.observed);
-                        return Outcome::RolledBack { reason: reason.to_owned(), error, left };
+                        return rolled_back(reason, error, left);
                     }
                     Fate::Gone => return Outcome::Failed(error_(error)),
                 }
