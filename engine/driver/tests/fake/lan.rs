@@ -47,6 +47,19 @@ impl Lan {
         Lan { machines: Arc::clone(&self.machines), ..Lan::default() }
     }
 
+    /// Waits until no node is locked: a session that was ended takes a moment to notice.
+    pub(crate) fn unlocked(&self) {
+        let end = Instant::now() + Duration::from_secs(5);
+        let locked = || {
+            let machines: Vec<_> = self.machines.lock().unwrap().values().cloned().collect();
+            machines.iter().any(|m| m.lock().unwrap().lock.is_some())
+        };
+        while locked() {
+            assert!(Instant::now() < end, "a lock was left");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     pub(crate) fn add(&self, machine: Machine) {
         self.machines.lock().unwrap().insert(machine.address, Arc::new(Mutex::new(machine)));
     }
