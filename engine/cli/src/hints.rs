@@ -1,6 +1,7 @@
 //! What to do about errors of the layers below, which only say what is wrong.
 
-use homelab_driver::{BinariesError, NodeError, TransportError};
+use homelab_driver::{ApplyError, BinariesError, NodeError, RotateError, TransportError};
+use homelab_protocol::{Failure, Fault};
 
 /// What to do next about a node's error.
 pub(crate) fn hints(error: &NodeError) -> Vec<String> {

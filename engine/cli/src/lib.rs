@@ -4,13 +4,18 @@
 //! What is printed is made by pure functions in [`render`]; what is asked and drawn lives in `terminal` and
 //! `progress`; `commands` puts both together.
 
+mod amounts;
 mod args;
 mod commands;
 mod error;
 mod hints;
 mod input;
+mod planfile;
 mod progress;
+mod random;
 pub mod render;
+mod signals;
+mod stream;
 mod terminal;
 
 use std::process::ExitCode;
@@ -34,6 +39,7 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             terminal.error(&error);
+            commands::report_error(&cli, &terminal, &error);
             ExitCode::from(1)
         }
     }

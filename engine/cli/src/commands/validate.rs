@@ -4,11 +4,12 @@ use homelab_config::Problem;
 use homelab_model::Cluster;
 use serde_json::json;
 
-use super::{DONE, FAILED};
+use super::{DONE, FAILED, output};
 use crate::args::{Format, Global};
 use crate::error::CliError;
 use crate::input;
-use crate::render::count;
+use crate::render::page::{Page, line};
+use crate::render::{Shown, count};
 use crate::terminal::Terminal;
 
 pub(crate) fn run(global: &Global, terminal: &Terminal) -> Result<u8, CliError> {
@@ -21,19 +22,23 @@ pub(crate) fn run(global: &Global, terminal: &Terminal) -> Result<u8, CliError> 
                 "problems": list(&loaded.warnings),
                 "cluster": loaded.cluster,
             });
-            terminal.out(&format!("{value:#}\n"))?;
+            output::into(global, &value)?;
+            terminal.out(&Shown::json(&value))?;
             Ok(DONE)
         }
         (Err(CliError::Config(problems)), Format::Json) => {
             let value = json!({"valid": false, "problems": list(&problems.0)});
-            terminal.out(&format!("{value:#}\n"))?;
+            output::into(global, &value)?;
+            terminal.out(&Shown::json(&value))?;
             Ok(FAILED)
         }
         (Ok(loaded), _) => {
             for warning in &loaded.warnings {
                 terminal.problem(warning);
             }
-            terminal.out(&format!("{} is valid: {}\n", global.files.join(" + "), words(&loaded.cluster)))?;
+            let mut page = Page::new(terminal.paint);
+            line!(page, format!("{} is valid: {}", global.files.join(" + "), words(&loaded.cluster)));
+            terminal.out(&page.end())?;
             Ok(DONE)
         }
         (Err(error), _) => Err(error),
