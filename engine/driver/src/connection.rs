@@ -1,7 +1,9 @@
 //! One session with a node: the script that starts the node binary, then messages.
 
 use std::fmt::Write as _;
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use homelab_model::{Observed, Scope, ours};
 use homelab_protocol::{FrameError, Hello, PROTOCOL, Request, Response, read_frame, write_frame};
@@ -12,6 +14,12 @@ use crate::{Event, NodeBinaries, NodeError, Session, Target, Transport};
 const MAX_NOISE: usize = 64 << 10;
 /// Upload progress is told in steps of this size, bytes.
 const CHUNK: usize = 64 << 10;
+
+/// Longest time for an answer that takes a node a moment: nothing of ours takes longer, and a node that drips its
+/// answer byte by byte is not waited for.
+pub(crate) const ANSWER: Duration = Duration::from_secs(60);
+/// Longest time for a word without an answer.
+const WORD: Duration = Duration::from_secs(1);
 
 /// How the script finds its places on the node.
 #[derive(Debug, Clone)]
@@ -67,9 +75,75 @@ impl Marker {
     }
 }
 
+/// A session with an end: no read or write lasts beyond it, however slowly the peer drips.
+struct Timed {
+    session: Box<dyn Session>,
+    end: Option<Instant>,
+}
+
+impl Timed {
+    fn hurry(&mut self) -> io::Result<()> {
+        let Some(end) = self.end else { return Ok(()) };
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(ErrorKind::TimedOut, "the node did not answer in time"));
+        }
+        self.session.patience(left);
+        Ok(())
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.hurry()?;
+        self.session.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hurry()?;
+        self.session.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.hurry()?;
+        self.session.flush()
+    }
+}
+
 /// A node binary that listens.
 pub(crate) struct Connection {
-    io: BufReader<Box<dyn Session>>,
+    io: BufReader<Timed>,
+}
+
+/// A connection that the heartbeat shares.
+#[derive(Clone)]
+pub(crate) struct Line(Arc<Mutex<Connection>>);
+
+impl Line {
+    pub(crate) fn new(connection: Connection) -> Line {
+        Line(Arc::new(Mutex::new(connection)))
+    }
+
+    /// The connection, once nobody else uses it.
+    pub(crate) fn get(&self) -> MutexGuard<'_, Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the laptop is still there, unless the connection is in use.
+    pub(crate) fn beat(&self) {
+        if let Ok(mut connection) = self.0.try_lock() {
+            connection.within(WORD);
+            // Whoever uses it next hears of a loss.
+            let _ = connection.send(&Request::Beat);
+        }
+    }
+
+    /// Says goodbye. The node's process ends by itself, and nobody waits for that.
+    pub(crate) fn close(&self) {
+        self.get().bye();
+    }
 }
 
 /// How a node is opened.
@@ -78,6 +152,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) binaries: &'a NodeBinaries,
     pub(crate) places: &'a Places,
     pub(crate) scope: &'a Scope,
+    /// Longest time for the node to answer, once it is connected and has its binary.
+    pub(crate) limit: Duration,
 }
 
 impl Opening<'_> {
@@ -109,13 +185,17 @@ impl Opening<'_> {
         let first = self.first_messages(&guess.unwrap_or_default())?;
         let command = script(self.binaries, self.places, first.len(), forced);
         let session = self.transport.open(target, &command).map_err(NodeError::from)?;
-        let mut connection = Connection { io: BufReader::new(session) };
+        let end = Some(Instant::now() + self.limit);
+        let mut connection = Connection { io: BufReader::new(Timed { session, end }) };
         // What a script or a binary that has ended already said explains more than the broken pipe.
         let _ = connection.write(&first);
         let (arch, installed) = match connection.marker()? {
             Marker::Serve { arch, installed } => (arch, installed),
             Marker::Need { arch } => {
+                // A slow link may take as long as the transport's own patience lasts.
+                connection.io.get_mut().end = None;
                 connection.upload(self.binaries, &arch, event)?;
+                connection.within(self.limit);
                 match connection.marker()? {
                     Marker::Serve { arch, installed } => {
                         let hello = self.first_messages(digests.get(&arch).map_or("", String::as_str))?;
@@ -187,6 +267,18 @@ impl From<NodeError> for Attempt {
 }
 
 impl Connection {
+    /// From now on everything ends after `limit`.
+    pub(crate) fn within(&mut self, limit: Duration) {
+        self.io.get_mut().end = Some(Instant::now() + limit);
+    }
+
+    /// Sends a request and receives its answer within `limit`.
+    pub(crate) fn ask(&mut self, request: &Request, limit: Duration) -> Result<Response, NodeError> {
+        self.within(limit);
+        self.send(request)?;
+        self.receive()
+    }
+
     /// Sends a request.
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), NodeError> {
         write_frame(self.io.get_mut(), request).map_err(|e| self.broken(e))
@@ -208,17 +300,19 @@ impl Connection {
 
     /// Looks at the node again.
     pub(crate) fn observe(&mut self, scope: &Scope) -> Result<Observed, NodeError> {
+        self.within(ANSWER);
         self.send(&Request::Observe { scope: scope.clone() })?;
         self.observed()
     }
 
     /// Bytes sent and received.
     pub(crate) fn traffic(&self) -> (u64, u64) {
-        self.io.get_ref().traffic()
+        self.io.get_ref().session.traffic()
     }
 
-    /// Says goodbye. The node's process ends by itself, and nobody waits for that.
-    pub(crate) fn close(mut self) {
+    /// Says goodbye.
+    pub(crate) fn bye(&mut self) {
+        self.within(WORD);
         // The work is done: what fails now changes nothing.
         let _ = self.send(&Request::Bye);
     }
@@ -230,7 +324,7 @@ impl Connection {
     }
 
     fn broken(&mut self, error: FrameError) -> NodeError {
-        let stderr = self.io.get_mut().stderr();
+        let stderr = self.io.get_mut().session.stderr();
         NodeError::broken(error, &stderr)
     }
 
@@ -261,7 +355,7 @@ impl Connection {
             }
         }
         noise.append(&mut line);
-        let session = self.io.get_mut();
+        let session = &mut self.io.get_mut().session;
         let status = session.finish();
         let mut output = session.stderr().trim().to_owned();
         let said = String::from_utf8_lossy(&noise);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use homelab_model::{
-    AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Mtu, Node, NodeSpec, Observed,
-    PeerSpec, Problem, Scope, Spec, VtepSpec, allocate, conflicts, ours,
+    AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Module, Mtu, Node, NodeSpec,
+    Observed, PeerSpec, Problem, Scope, Spec, VtepSpec, allocate, conflicts, ours,
 };
 use ipnet::IpNet;
 
@@ -82,7 +82,8 @@ pub(crate) fn searched_for(key: &Key) -> bool {
 
 /// Where to look on a node of which nothing is known yet.
 pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>) -> Scope {
-    let mut scope = Scope { keys: Vec::new(), device: cluster.network.vxlan.device.clone() };
+    let keys = vec![(Key::File(ours::KEYS.to_owned()), Module::Agent)];
+    let mut scope = Scope { keys, device: cluster.network.vxlan.device.clone() };
     // Debian's containerd looks for plugins in /usr/lib/cni, podman in /usr/libexec/cni.
     let runtime = CniRuntime {
         name: String::new(),

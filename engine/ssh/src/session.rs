@@ -316,6 +316,10 @@ impl Session for Exec {
         }
     }
 
+    fn patience(&mut self, idle: Duration) {
+        self.patience.idle = idle;
+    }
+
     fn traffic(&self) -> (u64, u64) {
         (self.sent, self.received)
     }
