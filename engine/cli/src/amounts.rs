@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn times_in_words() {
-        for (seconds, text) in [(0, "0 s"), (45, "45 s"), (600, "10 min"), (3661, "1 h 1 min"), (61, "1 min 1 s")]
+        for (seconds, text) in
+            [(0, "0 s"), (45, "45 s"), (600, "10 min"), (3661, "1 h 1 min"), (61, "1 min 1 s")]
         {
             assert_eq!(words(seconds), text);
         }

@@ -251,9 +251,16 @@ mod tests {
                 other => Err(format!("{other:?}")),
             }
         };
-        let (good, trial, file) =
-            rollout(&["p.json", "--try", "10m", "--batch=25%", "--max-unavailable", "1", "--lock-timeout=1h"])
-                .unwrap();
+        let (good, trial, file) = rollout(&[
+            "p.json",
+            "--try",
+            "10m",
+            "--batch=25%",
+            "--max-unavailable",
+            "1",
+            "--lock-timeout=1h",
+        ])
+        .unwrap();
         assert_eq!(file, Some("p.json".into()));
         assert_eq!(trial.hold, Some(Duration::from_secs(600)));
         assert_eq!(good.confirm_timeout, Duration::from_secs(60));

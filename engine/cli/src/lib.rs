@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             terminal.error(&error);
             commands::report_error(&cli, &terminal, &error);
-            ExitCode::from(1)
+            ExitCode::from(error.code())
         }
     }
 }

@@ -108,7 +108,9 @@ pub(crate) fn compare(path: &str, file: &Value, fresh: &Value) -> Result<(), Cli
     let same = |name: &str| file.get(name) == fresh.get(name);
     if !same("cluster") {
         let (theirs, ours) = (text(file, "cluster"), text(fresh, "cluster"));
-        return Err(stale(format!("it is a plan for the cluster {theirs:?}, and the cluster file says {ours:?}")));
+        return Err(stale(format!(
+            "it is a plan for the cluster {theirs:?}, and the cluster file says {ours:?}"
+        )));
     }
     let (theirs, ours) = (by_name(file), by_name(fresh));
     if let Some(only) = theirs.keys().find(|n| !ours.contains_key(*n)) {

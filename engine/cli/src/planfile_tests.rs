@@ -94,7 +94,7 @@ fn verdict(then: &World, alter: impl FnOnce(&mut Value), now: &World) -> Result<
     alter(&mut file);
     let text = format!("{file:#}");
     let said = |error: CliError| match error {
-        CliError::Message { text, hints } => format!("{text}\n{}", hints.join("\n")),
+        CliError::Message { text, hints, .. } => format!("{text}\n{}", hints.join("\n")),
         other => panic!("{other:?}"),
     };
     let file = read("plan.json", text.as_bytes()).map_err(said)?;
@@ -132,7 +132,10 @@ fn what_is_no_plan_file_is_refused() {
         (b"{\"format_version\": 2}", "written by a newer homelab: its format is 2, this version knows 1"),
     ] {
         let error = read("plan.json", bytes).unwrap_err();
-        assert!(matches!(&error, CliError::Message { text, hints } if text.contains(words) && !hints.is_empty()), "{error:?}");
+        assert!(
+            matches!(&error, CliError::Message { text, hints, .. } if text.contains(words) && !hints.is_empty()),
+            "{error:?}"
+        );
     }
     let world = world();
     let reading = |file: &mut Value| drop(file.as_object_mut().unwrap().remove("config_digest"));
@@ -198,7 +201,10 @@ fn a_tampered_plan_is_refused_by_its_first_difference() {
         let i = at(file, "10.244.1.0/24");
         file["nodes"][0]["changes"][i]["after"]["via"] = json!("6.6.6.6");
     };
-    let words = ["was altered", "node1: route 10.244.1.0/24: after.via is \"6.6.6.6\" in the file and \"10.244.1.1\" in truth"];
+    let words = [
+        "was altered",
+        "node1: route 10.244.1.0/24: after.via is \"6.6.6.6\" in the file and \"10.244.1.1\" in truth",
+    ];
     refused(&world, via, &world, &words);
     let less = |file: &mut Value| drop(file["nodes"][1]["changes"].as_array_mut().unwrap().pop());
     refused(&world, less, &world, &["node2: a change of", "is missing in the file"]);
@@ -233,7 +239,8 @@ fn any_alteration_of_what_is_carried_out_is_refused() {
     collect("", &whole, &mut places);
     let free = ["/created_at", "/created_by", "/warnings"];
     // Texts that describe a node and are not carried out.
-    let told = |place: &str| place.contains("/error") || place.contains("/history") || place.contains("/by_hand");
+    let told =
+        |place: &str| place.contains("/error") || place.contains("/history") || place.contains("/by_hand");
     let mut tried = 0;
     for place in places.iter().filter(|p| !free.iter().any(|f| p.starts_with(f)) && !told(p)) {
         tried += 1;

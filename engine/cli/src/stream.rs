@@ -73,9 +73,7 @@ fn step(node: &str, event: &Event<'_>) -> Option<(&'static str, Value)> {
         Event::Locking => ("locking", bare),
         Event::Waiting(holder) => ("waiting", json!({"node": node, "holder": holder})),
         Event::Arming => ("arming", bare),
-        Event::Applying { done, total } => {
-            ("applying", json!({"node": node, "done": done, "total": total}))
-        }
+        Event::Applying { done, total } => ("applying", json!({"node": node, "done": done, "total": total})),
         Event::Verifying => ("verifying", bare),
         Event::Confirming => ("confirming", bare),
         Event::Reconnecting => ("reconnecting", bare),
@@ -84,6 +82,12 @@ fn step(node: &str, event: &Event<'_>) -> Option<(&'static str, Value)> {
         Event::Failed(e) => ("failed", failed(e)),
         Event::RolledBack(reason) => ("rolled_back", json!({"node": node, "reason": reason})),
     })
+}
+
+/// The line of a step; for tests.
+#[cfg(test)]
+pub(crate) fn line(node: &str, step_event: &Event<'_>) -> Option<Shown> {
+    step(node, step_event).map(|(name, fields)| Shown::json_line(&event(name, fields, "")))
 }
 
 /// Tells two observers.

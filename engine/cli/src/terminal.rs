@@ -92,7 +92,7 @@ impl Terminal {
                     problems.iter().filter(|p| p.severity == homelab_config::Severity::Error).count();
                 line!(page, red("error:"), format!(" {} in the cluster file", count(errors, "problem")));
             }
-            CliError::Message { text, hints } => {
+            CliError::Message { text, hints, .. } => {
                 page.paragraph(&[red("error:"), " ".into()], text);
                 for hint in hints {
                     page.paragraph(&[bold("hint:"), " ".into()], hint);

@@ -65,7 +65,9 @@ pub(crate) fn run_in(
     prepared: Option<Prepared>,
 ) -> Result<u8, CliError> {
     let stream = (global.format == Format::Json).then(|| Stream::new(terminal));
-    Run { global, terminal, task, session, stream: stream.as_ref(), file }.run(prepared)
+    Run { global, terminal, task, session, stream: stream.as_ref(), file }
+        .run(prepared)
+        .map_err(|e| e.stopped_by(session.signals.exit_code()))
 }
 
 fn read(path: &Path) -> Result<(String, Value), CliError> {
@@ -78,6 +80,10 @@ fn read(path: &Path) -> Result<(String, Value), CliError> {
 impl Run<'_> {
     fn run(&self, prepared: Option<Prepared>) -> Result<u8, CliError> {
         let mut prepared = prepared.map_or_else(|| self.prepare(), Ok)?;
+        if self.session.stopped() {
+            prepared.close(self.session.parallel());
+            return Err(CliError::new("stopped before anything was changed"));
+        }
         self.check(&prepared)?;
         self.show(&prepared.plan)?;
         if prepared.plan.is_empty() {
@@ -86,12 +92,10 @@ impl Run<'_> {
         self.agree(&prepared.plan)?;
         // Peers forget a departed node with this apply, so now is the time to ask about it.
         let mut cleaning = self.departed(&prepared.plan)?;
-        let shown = plan_json(&prepared.plan);
-        let outcome = self
-            .session
-            .with(self.terminal, self.stream, |engine| self.lock(engine, &mut prepared))?;
-        let now = plan_json(&prepared.plan);
-        if (&shown["nodes"], &shown["departed"]) != (&now["nodes"], &now["departed"]) {
+        let shown = essence(&prepared.plan);
+        let outcome =
+            self.session.with(self.terminal, self.stream, |engine| self.lock(engine, &mut prepared))?;
+        if shown != essence(&prepared.plan) {
             let why = if outcome == LockOutcome::Waited { "while we waited for a lock" } else { "meanwhile" };
             self.terminal.say(&format!("the nodes have changed {why}; this is the plan now:"));
             self.check(&prepared)?;
@@ -237,7 +241,8 @@ impl Run<'_> {
     ) -> Result<(Report, Vec<Goodbye>), CliError> {
         let report = engine.apply(prepared).map_err(|e| self.refused(&e))?;
         let goodbyes = cleaning.into_iter().map(|(gone, clean)| {
-            let farewell = (clean && !self.session.stopped()).then(|| engine.farewell(&self.session.cluster, &gone));
+            let farewell =
+                (clean && !self.session.stopped()).then(|| engine.farewell(&self.session.cluster, &gone));
             (gone, farewell)
         });
         Ok((report, goodbyes.collect()))
@@ -266,7 +271,13 @@ impl Run<'_> {
     }
 
     /// The result for programs.
-    fn result(&self, report: &Report, goodbyes: &[Goodbye], total: Duration, code: u8) -> Result<(), CliError> {
+    fn result(
+        &self,
+        report: &Report,
+        goodbyes: &[Goodbye],
+        total: Duration,
+        code: u8,
+    ) -> Result<(), CliError> {
         let mut value = report_json(report, goodbyes, total);
         value["exit_code"] = json!(code);
         if let Some(stream) = self.stream {
@@ -274,6 +285,16 @@ impl Run<'_> {
         }
         output::into(self.global, &value)
     }
+}
+
+/// What the user agreed to in a plan; times and warnings are no part of it.
+fn essence(plan: &Plan) -> Value {
+    let mut value = plan_json(plan);
+    for node in value["nodes"].as_array_mut().into_iter().flatten() {
+        let failed = !node["error"].is_null();
+        *node = json!([node["name"], node["changes"], failed]);
+    }
+    json!([value["nodes"], value["departed"]])
 }
 
 /// Exit code of a run. The signal that stopped it comes first, then a rollback, then any other failure.

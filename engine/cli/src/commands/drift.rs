@@ -17,7 +17,9 @@ pub(crate) fn run(global: &Global, terminal: &Terminal, detailed_exitcode: bool)
     let warnings = &prepared.plan.warnings;
     let json = drift_json(&session.cluster.name, &nodes, warnings);
     let human = |paint| drift_human(&nodes, warnings, paint, global.verbose);
-    output::deliver(global, terminal, &json, human, || drift_markdown(&session.cluster.name, &nodes, warnings))?;
+    output::deliver(global, terminal, &json, human, || {
+        drift_markdown(&session.cluster.name, &nodes, warnings)
+    })?;
     let drifted = nodes.iter().any(NodeDrift::drifted);
     let failed = nodes.iter().any(|n| n.error.is_some());
     prepared.close(session.parallel());

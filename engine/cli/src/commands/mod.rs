@@ -89,17 +89,15 @@ pub(crate) fn report_error(cli: &Cli, terminal: &Terminal, error: &CliError) {
     let (message, hints) = match error {
         CliError::Reported => return,
         CliError::Config(_) => ("problems in the cluster file", &[][..]),
-        CliError::Message { text, hints } => (text.as_str(), hints.as_slice()),
+        CliError::Message { text, hints, .. } => (text.as_str(), hints.as_slice()),
     };
     let value = json!({
         "format_version": stream::FORMAT,
         "error": {"message": message, "hints": hints},
-        "exit_code": FAILED,
+        "exit_code": error.code(),
     });
-    let streams = matches!(
-        cli.command,
-        Command::Apply { .. } | Command::Destroy { .. } | Command::Rollback { .. }
-    );
+    let streams =
+        matches!(cli.command, Command::Apply { .. } | Command::Destroy { .. } | Command::Rollback { .. });
     if streams && cli.global.format == Format::Json {
         stream::Stream::new(terminal).send("error", value.clone());
     }

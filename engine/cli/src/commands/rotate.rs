@@ -14,7 +14,12 @@ use crate::render::words::{Named, Words, list_human, list_markdown};
 use crate::render::{report_human, report_json, report_markdown};
 use crate::terminal::Terminal;
 
-pub(crate) fn run(global: &Global, terminal: &Terminal, yes: bool, rollout: &Rollout) -> Result<u8, CliError> {
+pub(crate) fn run(
+    global: &Global,
+    terminal: &Terminal,
+    yes: bool,
+    rollout: &Rollout,
+) -> Result<u8, CliError> {
     if !global.nodes.is_empty() {
         return Err(CliError::new("the key is the same on all nodes: rotate-key takes no --nodes"));
     }
@@ -24,7 +29,8 @@ pub(crate) fn run(global: &Global, terminal: &Terminal, yes: bool, rollout: &Rol
     let rotation = session
         .signals
         .changing(|| session.with(terminal, None, |engine| engine.rotate_keys(&session.cluster)))
-        .map_err(|e| hints::rotate(&e).into_iter().fold(CliError::new(e.to_string()), CliError::hint))?;
+        .map_err(|e| hints::rotate(&e).into_iter().fold(CliError::new(e.to_string()), CliError::hint))
+        .map_err(|e| e.stopped_by(session.signals.exit_code()))?;
     let total = start.elapsed();
     let back = rotation.steps.iter().any(|(_, r)| r.rolled_back());
     let code = match session.signals.exit_code() {
@@ -61,7 +67,8 @@ fn word(step: RotationStep) -> (&'static str, &'static str) {
 fn steps(rotation: &Rotation) -> Named {
     let step = |(i, (step, report)): (usize, &(RotationStep, homelab_driver::Report))| {
         let text = word(*step).1;
-        let words = if report.succeeded() { Words::good(text) } else { Words::bad(format!("not yet: {text}")) };
+        let words =
+            if report.succeeded() { Words::good(text) } else { Words::bad(format!("not yet: {text}")) };
         (format!("step {}", i + 1), words)
     };
     rotation.steps.iter().enumerate().map(step).collect()

@@ -11,10 +11,10 @@ use tokio::runtime::Runtime;
 use crate::args::{Global, Rollout};
 use crate::error::CliError;
 use crate::planfile::Basis;
+use crate::random::Random;
 use crate::signals::Signals;
 use crate::stream::{Both, Stream};
 use crate::terminal::{AskSecret, Terminal};
-use crate::random::Random;
 use crate::{hints, input, progress};
 
 /// A checked cluster file, the way to its nodes, and the signals.

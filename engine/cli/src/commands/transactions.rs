@@ -28,7 +28,8 @@ pub(crate) fn confirm(global: &Global, terminal: &Terminal) -> Result<u8, CliErr
     let mut sentence = format!("{} confirmed.", count(kept, "node"));
     if kept == 0 {
         // A script that tries, tests and confirms must not take a change that has lapsed for a good one.
-        sentence.push_str(" What was on trial was confirmed or taken back before; homelab status says which.");
+        sentence
+            .push_str(" What was on trial was confirmed or taken back before; homelab status says which.");
     }
     let code = if kept > 0 && results.iter().all(|(_, r)| r.is_ok()) { DONE } else { FAILED };
     give(global, terminal, &results, words, &sentence, stopped(&session, code))
@@ -58,7 +59,10 @@ pub(crate) fn rollback(global: &Global, terminal: &Terminal, task: &Task<'_>) ->
         }
         RollbackOutcome::RolledBack { open, left } => {
             let text = format!("taken back: {}; not as before: {}", of(open), left.join(", "));
-            ("rolled_back", Words::bad(text).hint("homelab plan shows what these need; homelab apply mends them"))
+            (
+                "rolled_back",
+                Words::bad(text).hint("homelab plan shows what these need; homelab apply mends them"),
+            )
         }
         RollbackOutcome::Nothing => ("nothing", Words::good("no open change")),
     };
@@ -85,7 +89,11 @@ pub(crate) fn unlock(global: &Global, terminal: &Terminal, force: bool) -> Resul
         if !force {
             let words = |holder: &Option<Holder>| held(holder, false);
             terminal.show(&list_human(&named(&results, words), &locked(holders), terminal.stderr_paint));
-            super::ask(terminal, false, "Take these locks away? Whoever holds them loses the nodes at once.")?;
+            super::ask(
+                terminal,
+                false,
+                "Take these locks away? Whoever holds them loses the nodes at once.",
+            )?;
         }
         results = ask(true);
         taken = true;
@@ -94,7 +102,10 @@ pub(crate) fn unlock(global: &Global, terminal: &Terminal, force: bool) -> Resul
         (0, _) => "No node is locked.".to_owned(),
         (_, true) => {
             let number = results.iter().filter(|(_, r)| matches!(r, Ok(Some(_)))).count();
-            format!("{} taken away. A change that was under way is taken back by its node.", count(number, "lock"))
+            format!(
+                "{} taken away. A change that was under way is taken back by its node.",
+                count(number, "lock")
+            )
         }
         (_, false) => format!("{} homelab unlock --force takes the locks away.", locked(holders)),
     };

@@ -2,21 +2,17 @@
 
 use std::time::Duration;
 
-use homelab_driver::{Departed, Farewell, NodeError, NodeReport, Outcome, Report};
+use homelab_driver::{Departed, Farewell, NodeReport, Outcome, Report};
 use serde_json::{Value, json};
 
 use super::markdown::{code, prose};
 use super::page::{Page, Paint, Shown, bold, line, yellow};
 use super::words::{Named, Words, words_human, words_markdown};
-use crate::amounts::words;
 use super::{ErrorText, bytes, count, duration, parts};
+use crate::amounts::words;
 
 /// A node that left the file, and what became of it (None: the user said no).
 pub type Goodbye = (Departed, Option<Farewell>);
-
-fn text(error: &NodeError) -> Option<ErrorText> {
-    Some(ErrorText::of(error))
-}
 
 fn node_words(node: &NodeReport) -> Words {
     match &node.outcome {
@@ -24,8 +20,8 @@ fn node_words(node: &NodeReport) -> Words {
             Words::good(format!("{}, confirmed in {}", parts(summary, false), duration(node.elapsed)))
         }
         Outcome::Unchanged => Words::good("nothing to do"),
-        Outcome::Unplanned(error) => Words::bad("not changed").error(text(error)),
-        Outcome::Failed(error) => Words::bad("failed").error(text(error)),
+        Outcome::Unplanned(error) => Words::bad("not changed").error(Some(ErrorText::of(error))),
+        Outcome::Failed(error) => Words::bad("failed").error(Some(ErrorText::of(error))),
         Outcome::NotStarted => Words::bad("not started"),
         Outcome::Held { summary, seconds } => {
             let text = format!("{}, on trial: taken back in {}", parts(summary, false), words(*seconds));
@@ -33,18 +29,16 @@ fn node_words(node: &NodeReport) -> Words {
         }
         Outcome::RolledBack { reason, error, left } if left.is_empty() => {
             Words::bad(format!("rolled back, verified to be as before: {reason}"))
-                .error(error.as_ref().and_then(text))
+                .error(error.as_deref().map(ErrorText::of))
         }
         Outcome::RolledBack { reason, error, left } => {
             Words::bad(format!("rolled back: {reason}; not as before: {}", left.join(", ")))
-                .error(error.as_ref().and_then(text))
+                .error(error.as_deref().map(ErrorText::of))
                 .hint("run homelab plan: it shows what these need; homelab apply mends them")
         }
-        Outcome::Unsure(error) => {
-            Words::bad("not reached after the change: it takes it back by itself").error(text(error)).hint(
-                "when it answers again, homelab status says whether the change was taken back or stayed",
-            )
-        }
+        Outcome::Unsure(error) => Words::bad("not reached after the change: it takes it back by itself")
+            .error(Some(ErrorText::of(error)))
+            .hint("when it answers again, homelab status says whether the change was taken back or stayed"),
     }
 }
 
@@ -57,9 +51,9 @@ fn goodbye_words(gone: &Goodbye) -> Words {
     match &gone.1 {
         Some(Farewell::Cleaned(summary)) => Words::good(format!("left the file; {}", parts(summary, false))),
         Some(Farewell::Clean) => Words::good("left the file; nothing of homelab is there"),
-        Some(Farewell::Failed(error)) => {
-            Words::bad("left the file; homelab may still be there").error(text(error)).hint(clean_later(&gone.0))
-        }
+        Some(Farewell::Failed(error)) => Words::bad("left the file; homelab may still be there")
+            .error(Some(ErrorText::of(error)))
+            .hint(clean_later(&gone.0)),
         Some(Farewell::RolledBack { reason, left }) => {
             Words::bad(back(reason, left)).hint(clean_later(&gone.0))
         }
@@ -116,14 +110,9 @@ fn sentence(report: &Report, total: Duration, destroy: bool) -> String {
     let mut text = if held.is_empty() {
         format!("{} {verb}", count(changed.len(), "node"))
     } else {
-        format!("{} changed on trial, not confirmed", count(held.len(), "node"))
+        format!("{} changed on trial", count(held.len(), "node"))
     };
-    text.push_str(&format!(
-        " in {} ({} sent, {} received).",
-        duration(total),
-        bytes(sent),
-        bytes(received)
-    ));
+    text.push_str(&format!(" in {} ({} sent, {} received).", duration(total), bytes(sent), bytes(received)));
     for (group, verb) in [(&back, "rolled back"), (&unsure, "not reached any more")] {
         if !group.is_empty() {
             text.push_str(&format!(" {} {verb}: {}.", count(group.len(), "node"), group.join(", ")));
@@ -164,7 +153,7 @@ pub fn report_json(report: &Report, departed: &[Goodbye], total: Duration) -> Va
             Outcome::Failed(error) => ("failed", None, Some(error)),
             Outcome::NotStarted => ("not_started", None, None),
             Outcome::Held { summary, .. } => ("held", Some(*summary), None),
-            Outcome::RolledBack { error, .. } => ("rolled_back", None, error.as_ref()),
+            Outcome::RolledBack { error, .. } => ("rolled_back", None, error.as_deref()),
             Outcome::Unsure(error) => ("unsure", None, Some(error)),
         };
         let mut value = json!({
@@ -193,7 +182,8 @@ pub fn report_json(report: &Report, departed: &[Goodbye], total: Duration) -> Va
             None => ("left", None),
         };
         let error = error.map(ErrorText::of);
-        let mut value = json!({"name": node.name, "address": node.address, "outcome": outcome, "error": error});
+        let mut value =
+            json!({"name": node.name, "address": node.address, "outcome": outcome, "error": error});
         if let Some(Farewell::RolledBack { reason, left }) = farewell {
             value["rollback"] = json!({"reason": reason, "verified": left.is_empty(), "left": left});
         }

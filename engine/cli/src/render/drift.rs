@@ -51,7 +51,8 @@ pub fn node_drift(node: &PlannedNode, undo: Option<NodePlan>) -> NodeDrift {
     let shown = node.outcome.as_ref().map(NodePlan::shown).unwrap_or_default();
     let back: Vec<PlannedChange> = undo.as_ref().map(NodePlan::shown).unwrap_or_default();
     // What taking the hand's work back leads to already is no change of the file.
-    let same = |c: &PlannedChange| back.iter().any(|b| b.object == c.object && b.change.after() == c.change.after());
+    let same =
+        |c: &PlannedChange| back.iter().any(|b| b.object == c.object && b.change.after() == c.change.after());
     let by_file = if undo.is_some() {
         shown.iter().filter(|c| !same(c)).map(|c| c.object.clone()).collect()
     } else {
@@ -80,7 +81,9 @@ fn done(undo: &PlannedChange) -> PlannedChange {
 
 fn words(node: &NodeDrift) -> String {
     match &node.by_hand {
-        Some(plan) if plan.changes.is_empty() => "nothing was changed by hand since the last apply".to_owned(),
+        Some(plan) if plan.changes.is_empty() => {
+            "nothing was changed by hand since the last apply".to_owned()
+        }
         Some(plan) => {
             let done = parts(&plan.summary(), false);
             format!("changed by hand since the last apply: {done}")
@@ -157,7 +160,7 @@ pub fn drift_markdown(cluster: &str, nodes: &[NodeDrift], warnings: &[String]) -
     fit(&mut page, notes, MARKDOWN_LIMIT / 2);
     for node in nodes {
         let Some(plan) = node.by_hand.as_ref().filter(|p| !p.changes.is_empty()) else { continue };
-        let title = format!("{} ({}): {}", prose(&node.name), node.address, parts(&plan.summary(), false));
+        let title = format!("{} ({}): {}", node.name, node.address, parts(&plan.summary(), false));
         let body = details(&title, plan);
         if page.len() + body.len() + 400 <= MARKDOWN_LIMIT {
             page.append(&body);

@@ -17,7 +17,13 @@ pub(crate) fn history_json(history: &History) -> Value {
             "remaining": open.remaining,
             "changes": open.changes,
         })),
-        "reverted": history.reverted,
+        "reverted": history.reverted.as_ref().map(|back| json!({
+            "id": back.id,
+            "by": back.by,
+            "at": utc(back.at),
+            "reason": back.reason,
+            "left": back.left,
+        })),
         "confirmed": history.confirmed.as_ref().map(|done| json!({
             "id": done.id,
             "by": done.by,
@@ -49,8 +55,12 @@ pub(super) fn history_lines(history: &History) -> Vec<(&'static str, bool, Strin
         lines.push(("open", false, format!("{changes} of {} {state}{end}", open.by)));
     }
     if let Some(reverted) = &history.reverted {
-        let mut text =
-            format!("the change of {} was taken back at {}: {}", reverted.by, utc(reverted.at), reverted.reason);
+        let mut text = format!(
+            "the change of {} was taken back at {}: {}",
+            reverted.by,
+            utc(reverted.at),
+            reverted.reason
+        );
         if !reverted.left.is_empty() {
             text.push_str(&format!("; not as before: {}", reverted.left.join(", ")));
         }
@@ -58,7 +68,7 @@ pub(super) fn history_lines(history: &History) -> Vec<(&'static str, bool, Strin
     }
     if let Some(done) = &history.confirmed {
         let back = if done.revertible { "; homelab rollback takes it back" } else { "" };
-        lines.push(("last apply", true, format!("by {} at {}{back}", done.by.who, utc(done.at))));
+        lines.push(("applied", true, format!("by {} at {}{back}", done.by.who, utc(done.at))));
     }
     lines
 }

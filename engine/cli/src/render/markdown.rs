@@ -50,7 +50,10 @@ pub fn plan_markdown(plan: &Plan) -> Shown {
     if !left_out.is_empty() {
         let names: String = left_out.join(", ").chars().take(NOTE / 4).collect();
         let names = prose(&names);
-        line!(page, format!("_Too long for a comment; left out here: {names}. Run `homelab plan` to see all._"));
+        line!(
+            page,
+            format!("_Too long for a comment; left out here: {names}. Run `homelab plan` to see all._")
+        );
     }
     page.end()
 }
@@ -108,25 +111,30 @@ pub(super) fn cell(text: &str) -> String {
     code(text).replace('|', "\\|")
 }
 
-/// A name in running text or HTML. Mentions and references are broken by an entity that shows nothing.
+/// A name or a sentence in running text: as it is if all its letters mean nothing to Markdown, else a code span.
 pub(super) fn prose(text: &str) -> String {
-    let mut out = String::new();
-    for letter in clean(text).chars() {
-        match letter {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '@' | '#' => out.extend([letter.to_string().as_str(), "&#8203;"]),
-            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '!' => out.extend(['\\', letter]),
-            other => out.push(other),
-        }
+    let plain = |c: char| c.is_alphanumeric() || " -.,;:()/%'\"+=…".contains(c);
+    if text.chars().all(plain) && !text.contains("://") && !text.contains("www.") {
+        return clean(text);
     }
-    out
+    code(text)
+}
+
+/// A name within HTML, where Markdown means nothing. An entity that shows nothing breaks mentions.
+fn html(text: &str) -> String {
+    let entity = |c: char| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        '@' => "@&#8203;".to_owned(),
+        other => other.to_string(),
+    };
+    clean(text).chars().map(entity).collect()
 }
 
 fn node_markdown(node: &PlannedNode) -> Option<Page> {
     let plan = node.outcome.as_ref().ok().filter(|p| !p.changes.is_empty())?;
-    let title = format!("{} ({}): {}", prose(&node.name), node.address, parts(&plan.summary(), true));
+    let title = format!("{} ({}): {}", node.name, node.address, parts(&plan.summary(), true));
     Some(details(&title, plan))
 }
 
@@ -154,7 +162,7 @@ pub(super) fn details(title: &str, plan: &NodePlan) -> Page {
     }
     let fence = fence(&body);
     let mut page = Page::new(Paint(false));
-    line!(page, format!("<details><summary>{title}</summary>"));
+    line!(page, format!("<details><summary>{}</summary>", html(title)));
     page.blank();
     line!(page, format!("{fence}diff"));
     for text in body {

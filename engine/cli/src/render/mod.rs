@@ -4,6 +4,8 @@ mod apply;
 mod drift;
 mod fields;
 mod history;
+#[cfg(test)]
+mod hostile;
 mod human;
 mod json;
 mod markdown;
@@ -20,10 +22,10 @@ use homelab_model::{Impact, Module, Summary};
 
 use page::{Page, Span, bold, red};
 
-pub use drift::{NodeDrift, drift_human, drift_json, drift_markdown, node_drift};
 pub use apply::{Goodbye, report_human, report_json, report_markdown};
-pub(crate) use history::history_json;
+pub use drift::{NodeDrift, drift_human, drift_json, drift_markdown, node_drift};
 pub use fields::{Field, Line, Sign, fields, short};
+pub(crate) use history::history_json;
 pub use human::plan_human;
 pub use json::plan_json;
 pub use markdown::{MARKDOWN_LIMIT, plan_markdown};

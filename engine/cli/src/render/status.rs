@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::history::{history_json, history_lines};
-use super::markdown::{cell, code};
+use super::markdown::{cell, code, prose};
 use super::page::{Page, Paint, Shown, Span, bold, green, line, red, yellow};
 use super::{ErrorText, count};
 
@@ -243,7 +243,7 @@ pub fn status_human(nodes: &[NodeStatus], warnings: &[String], paint: Paint) -> 
             error.show(&mut page, 2);
         }
         for (label, good, text) in lines(node) {
-            line!(page, format!("  {label:<10}  "), if good { Span::from(text) } else { yellow(text) });
+            line!(page, format!("  {label:<9}  "), if good { Span::from(text) } else { yellow(text) });
         }
         page.blank();
     }
@@ -264,7 +264,7 @@ pub fn status_markdown(nodes: &[NodeStatus], warnings: &[String]) -> Shown {
         let mut details: Vec<String> = node.error.iter().map(|e| cell(&e.message)).collect();
         details.extend(lines(node).into_iter().map(|(label, _, text)| format!("{label}: {}", cell(&text))));
         let details = details.join("<br>");
-        line!(page, format!("| {} | {} | {} | {details} |", cell(&node.name), node.address, state(node)));
+        line!(page, format!("| {} | {} | {} | {details} |", prose(&node.name), node.address, state(node)));
     }
     for warning in warnings {
         page.blank();

@@ -1,8 +1,8 @@
 //! What is said of single nodes, one after another.
 
+use super::ErrorText;
 use super::markdown::{cell, prose};
 use super::page::{Page, Paint, Shown, bold, green, line, red};
-use super::ErrorText;
 
 /// What is said of a node.
 #[derive(Debug)]
@@ -56,11 +56,11 @@ pub(super) fn words_markdown(page: &mut Page, nodes: &Named) {
     line!(page, "| node | result |");
     line!(page, "|---|---|");
     for (name, words) in nodes {
-        let mut text = cell(&words.text);
+        let mut text = prose(&words.text).replace('|', "\\|");
         if !words.error.message.is_empty() {
             text.push_str(&format!(": {}", cell(&words.error.message)));
         }
-        line!(page, format!("| {} | {text} |", prose(name)));
+        line!(page, format!("| {} | {text} |", prose(name).replace('|', "\\|")));
     }
 }
 
