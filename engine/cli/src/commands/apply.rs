@@ -85,6 +85,12 @@ impl Run<'_> {
             return Err(CliError::new("stopped before anything was changed"));
         }
         self.check(&prepared)?;
+        let plan = &prepared.plan;
+        if self.task.goal == Goal::Previous && plan.is_empty() && plan.failed_nodes() == 0 {
+            let nothing =
+                CliError::new("there is no apply that could be taken back, and nothing was changed");
+            return Err(plan.warnings.iter().fold(nothing, |error, why| error.hint(why)));
+        }
         self.show(&prepared.plan)?;
         if prepared.plan.is_empty() {
             return self.nothing_to_do(prepared);
@@ -207,12 +213,15 @@ impl Run<'_> {
     }
 
     /// The nodes that left the file, and whether they are to be cleaned. With --nodes the others still know them,
-    /// and a later run asks. What is only tried is not worth a clean.
+    /// and a later run asks. What is only tried takes nothing from a node that it could not give back.
     fn departed(&self, plan: &Plan) -> Result<Vec<(Departed, bool)>, CliError> {
-        if !self.session.chosen.is_empty() || self.task.hold.is_some() {
+        if !self.session.chosen.is_empty() {
             return Ok(Vec::new());
         }
         let ask = |gone: &Departed| {
+            if self.task.hold.is_some() {
+                return Ok(false);
+            }
             if self.task.consent.yes {
                 return Ok(true);
             }
