@@ -74,7 +74,17 @@ proptest! {
                         laptop.lan.with(address, |m| m.fault.down = false);
                     }
                 }
-                Step::Wipe(i) => laptop.lan.with(&file[pick(i)].1, |m| m.objects.clear()),
+                Step::Wipe(i) => {
+                    let address = file[pick(i)].1.clone();
+                    laptop.lan.with(&address, |m| {
+                        m.objects.clear();
+                        m.previous = None;
+                    });
+                    // Its range was known to its peers only, and one that is down cannot be asked.
+                    if file.iter().any(|(_, a)| laptop.lan.with(a, |m| m.fault.down)) {
+                        known.remove(&address);
+                    }
+                }
                 Step::Drift(i, n) => laptop.lan.with(&file[pick(i)].1, |m| {
                     let keys: Vec<_> = m.objects.keys().cloned().collect();
                     for key in keys.iter().skip(usize::from(n) % 7).step_by(5) {

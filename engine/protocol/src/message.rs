@@ -148,7 +148,7 @@ pub enum Response {
         left: Vec<String>,
     },
     /// Answer to [`Request::Previous`].
-    Previous(Option<Box<Previous>>),
+    Previous(#[serde(with = "optional")] Option<Box<Previous>>),
     /// Answer to [`Request::Probe`], in the order of the targets.
     Reached {
         /// Whether each answers.
@@ -158,6 +158,31 @@ pub enum Response {
     Secret(Secret),
     /// A request failed.
     Failed(Failure),
+}
+
+/// A message has its name among its fields: what may be absent has to be a field, too.
+mod optional {
+    use homelab_model::Previous;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize)]
+    struct Said<'a> {
+        previous: Option<&'a Previous>,
+    }
+
+    #[derive(Deserialize)]
+    struct Heard {
+        previous: Option<Box<Previous>>,
+    }
+
+    #[allow(clippy::ref_option)] // serde's signature
+    pub(super) fn serialize<S: Serializer>(value: &Option<Box<Previous>>, to: S) -> Result<S::Ok, S::Error> {
+        Said { previous: value.as_deref() }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<Previous>>, D::Error> {
+        Heard::deserialize(from).map(|heard| heard.previous)
+    }
 }
 
 /// Who speaks.
@@ -231,4 +256,48 @@ pub struct Failure {
     pub undone: bool,
     /// What could not be undone.
     pub left: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use homelab_model::Confirmed;
+
+    use super::*;
+
+    #[test]
+    fn every_response_survives_the_wire() {
+        let holder = Holder { who: "me@laptop".into(), pid: 7, command: "apply".into(), since: 9 };
+        let confirmed =
+            Confirmed { id: "0a".into(), by: holder.clone(), at: 9, spec: None, revertible: true };
+        let failure = Failure {
+            fault: Fault::Stale,
+            object: "link a".into(),
+            message: "gone".into(),
+            undone: false,
+            left: vec!["link a".into()],
+        };
+        let hello = Hello { protocol: PROTOCOL, version: "1".into(), sha256: "00".into() };
+        let all = [
+            Response::Hello(hello),
+            Response::Observed(Box::default()),
+            Response::Locked { waited: true },
+            Response::Busy(holder.clone()),
+            Response::Unlocked { holder: Some(holder) },
+            Response::Unlocked { holder: None },
+            Response::Armed,
+            Response::Progress { done: 3 },
+            Response::Applied(Box::new(Applied { observed: Observed::default() })),
+            Response::Confirmed,
+            Response::RolledBack { left: vec!["link a".into()] },
+            Response::Previous(None),
+            Response::Previous(Some(Box::new(Previous { confirmed, before: Vec::new() }))),
+            Response::Reached { reached: vec![true, false] },
+            Response::Secret(Secret { summary: "s".into(), text: "t".into() }),
+            Response::Failed(failure),
+        ];
+        for response in all {
+            let text = serde_json::to_string(&response).unwrap();
+            assert_eq!(serde_json::from_str::<Response>(&text).unwrap(), response, "{text}");
+        }
+    }
 }

@@ -1,0 +1,538 @@
+//! Roll-out with armed rollback, with in-process nodes.
+#![cfg(test)]
+
+#[allow(dead_code)]
+mod fake;
+
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use fake::{Evil, Lan, Laptop, THREE, Trick, cluster};
+use homelab_driver::{
+    ApplyError, Batch, ConfirmOutcome, Event, Goal, LockOutcome, NodeError, Observer, Outcome,
+    RollbackOutcome,
+};
+use homelab_model::{Cluster, Content, Impact, Key, Phase, Spec, ours};
+use homelab_protocol::Request;
+
+const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"];
+
+/// Hears the order of events.
+#[derive(Default)]
+struct Ear(Mutex<Vec<String>>);
+
+impl Ear {
+    fn heard(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Observer for Ear {
+    fn event(&self, node: &str, event: Event<'_>) {
+        let text = format!("{event:?}");
+        let word = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        self.0.lock().unwrap().push(format!("{node} {word}"));
+    }
+}
+
+fn moved(home: &Cluster) -> Cluster {
+    let mut moved = home.clone();
+    moved.network.vxlan.vni = 77;
+    moved
+}
+
+/// A change that pods do not notice.
+fn calm(home: &Cluster) -> Cluster {
+    let mut calm = home.clone();
+    calm.network.service_cidrs = vec!["10.112.0.0/12".parse().unwrap()];
+    calm
+}
+
+#[test]
+fn the_first_node_is_confirmed_before_the_others_are_begun() {
+    let laptop = Laptop::new(Lan::three());
+    let ear = Ear::default();
+    let engine = laptop.watched(&ear);
+    let home = cluster(&THREE);
+    let report = engine.apply(engine.prepare_apply(&home, Goal::Desired, &[]).unwrap()).unwrap();
+    assert!(report.succeeded(), "{report:?}");
+    let heard = ear.heard();
+    let at = |text: &str| heard.iter().position(|h| h == text).unwrap_or_else(|| panic!("{text}: {heard:?}"));
+    assert!(at("node1 Locking") < at("node2 Locking") && at("node2 Locking") < at("node3 Locking"));
+    assert!(at("node3 Locking") < at("node1 Arming"));
+    for pair in ["Arming", "Applying", "Verifying", "Confirming"].windows(2) {
+        assert!(at(&format!("node1 {}", pair[0])) < at(&format!("node1 {}", pair[1])));
+    }
+    for other in ["node2", "node3"] {
+        assert!(at("node1 Confirming") < at(&format!("{other} Arming")), "{heard:?}");
+    }
+    laptop.lan.unlocked();
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| assert_eq!((m.confirms, m.lock.is_some()), (1, false)));
+    }
+}
+
+#[test]
+fn a_confirmation_has_a_session_of_its_own_and_no_message_is_wasted() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.apply(&home).succeeded());
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| m.log.clear());
+    }
+    assert!(laptop.apply(&calm(&home)).succeeded());
+    laptop.lan.with(ADDRESSES[1], |m| {
+        let session = |name: &str| m.log.iter().find(|(_, n)| n == name).unwrap().0;
+        assert_eq!(session("Lock"), session("Run"));
+        assert_ne!(session("Run"), session("Confirm"));
+        let names: Vec<&str> = m.log.iter().map(|(_, n)| n.as_str()).filter(|n| *n != "Bye").collect();
+        let all =
+            ["Hello", "Observe", "Lock", "Probe", "Begin", "Run", "Hello", "Observe", "Probe", "Confirm"];
+        assert_eq!(names, all);
+    });
+}
+
+#[test]
+fn a_failure_stops_the_roll_out_and_confirmed_nodes_stay() {
+    let mut laptop = Laptop::new(Lan::three());
+    laptop.options.batch = Some(Batch::Nodes(1));
+    let home = cluster(&THREE);
+    laptop.lan.with(ADDRESSES[1], |m| m.fault.fail_at = Some(9));
+    let report = laptop.apply(&home);
+    assert!(report.rolled_back() && !report.succeeded());
+    assert!(matches!(report.nodes[0].outcome, Outcome::Changed(_)));
+    assert!(matches!(&report.nodes[1].outcome, Outcome::RolledBack { left, .. } if left.is_empty()));
+    assert!(matches!(report.nodes[2].outcome, Outcome::NotStarted));
+    laptop.lan.with(ADDRESSES[0], |m| assert_eq!(m.confirms, 1));
+    laptop.lan.unlocked();
+    for address in &ADDRESSES[1..] {
+        laptop.lan.with(address, |m| assert!(m.is_bare() && m.lock.is_none()));
+    }
+    laptop.lan.with(ADDRESSES[1], |m| m.fault.fail_at = None);
+    let plan = laptop.plan(&home);
+    assert!(
+        plan.warnings
+            .iter()
+            .any(|w| w.contains("node2: the last change (by me@laptop, 60 s ago) was taken back"))
+    );
+    assert!(laptop.apply(&home).succeeded());
+    assert!(laptop.plan(&home).is_empty());
+}
+
+#[test]
+fn a_lost_confirmation_is_said_again() {
+    let laptop = Laptop::new(Lan::three());
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| m.fault.lost_confirmations = 2);
+    }
+    let home = cluster(&THREE);
+    let report = laptop.apply(&home);
+    assert!(report.succeeded(), "{report:?}");
+    // Of a farewell the node keeps no record at all.
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| m.fault.lost_confirmations = 1);
+    }
+    let report = laptop.destroy(&home);
+    assert!(report.succeeded(), "{report:?}");
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| assert!(m.is_bare()));
+    }
+}
+
+#[test]
+fn a_confirmation_that_never_arrived_is_said_again() {
+    let laptop = Laptop::new(Lan::three());
+    fn deaf(request: &Request) -> Option<Trick> {
+        use std::sync::atomic::AtomicUsize;
+        static TIMES: AtomicUsize = AtomicUsize::new(0);
+        (matches!(request, Request::Confirm { .. }) && TIMES.fetch_add(1, Ordering::SeqCst) < 2)
+            .then_some(Trick::HangUp)
+    }
+    laptop.lan.with(ADDRESSES[0], |m| m.fault.evil = Some(Evil(deaf)));
+    let report = laptop.apply(&cluster(&THREE));
+    assert!(report.succeeded(), "{report:?}");
+}
+
+#[test]
+fn a_node_that_is_lost_after_its_changes_and_found_in_time_is_confirmed() {
+    let laptop = Laptop::new(Lan::three());
+    laptop.lan.with(ADDRESSES[0], |m| m.fault.lost_after_run = Some(Duration::from_millis(150)));
+    let report = laptop.apply(&cluster(&THREE));
+    assert!(report.succeeded(), "{report:?}");
+}
+
+#[test]
+fn a_node_that_is_lost_too_long_takes_the_change_back_and_the_report_says_so() {
+    let mut laptop = Laptop::new(Lan::three());
+    laptop.options.confirm_timeout = Duration::from_secs(1);
+    let home = cluster(&THREE);
+    laptop.lan.with(ADDRESSES[0], |m| {
+        m.second = Duration::from_millis(100);
+        m.fault.lost_after_run = Some(Duration::from_millis(250));
+    });
+    let start = Instant::now();
+    let report = laptop.apply(&home);
+    assert!(start.elapsed() < Duration::from_secs(11));
+    let Outcome::RolledBack { reason, error: Some(_), left } = &report.nodes[0].outcome else {
+        panic!("{report:?}")
+    };
+    assert_eq!((reason.as_str(), left.len()), ("nobody confirmed it in time", 0));
+    assert!(matches!(report.nodes[1].outcome, Outcome::NotStarted));
+    laptop.lan.with(ADDRESSES[0], |m| assert!(m.is_bare()));
+    assert!(laptop.apply(&home).succeeded());
+}
+
+#[test]
+fn a_node_that_never_comes_back_is_not_waited_for_for_ever_and_ctrl_c_ends_the_waiting() {
+    let mut laptop = Laptop::new(Lan::three());
+    laptop.options.confirm_timeout = Duration::from_secs(5);
+    laptop.lan.with(ADDRESSES[0], |m| m.fault.lost_after_run = Some(Duration::from_secs(3600)));
+    let start = Instant::now();
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            laptop.cancel.store(true, Ordering::Relaxed);
+        });
+        laptop.apply(&cluster(&THREE))
+    });
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(matches!(report.nodes[0].outcome, Outcome::Unsure(NodeError::Broken { .. })), "{report:?}");
+    assert!(matches!(report.nodes[1].outcome, Outcome::NotStarted));
+}
+
+#[test]
+fn ctrl_c_finishes_the_node_in_hand_and_begins_no_other() {
+    let laptop = Laptop::new(Lan::three());
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| m.fault.slow = Duration::from_millis(2));
+    }
+    struct Stop<'a>(&'a Laptop);
+    impl Observer for Stop<'_> {
+        fn event(&self, _: &str, event: Event<'_>) {
+            if matches!(event, Event::Applying { done: 5, .. }) {
+                self.0.cancel.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+    let stop = Stop(&laptop);
+    let engine = laptop.watched(&stop);
+    let home = cluster(&THREE);
+    let report = engine.apply(engine.prepare_apply(&home, Goal::Desired, &[]).unwrap()).unwrap();
+    assert!(matches!(report.nodes[0].outcome, Outcome::Changed(_)), "{report:?}");
+    for node in &report.nodes[1..] {
+        assert!(matches!(node.outcome, Outcome::NotStarted));
+    }
+    laptop.lan.unlocked();
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| assert!(m.lock.is_none() && m.open.is_none()));
+    }
+}
+
+#[test]
+fn a_plan_that_is_out_of_date_changes_nothing() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    let engine = laptop.engine();
+    let prepared = engine.prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    let other = Laptop::new(laptop.lan.another_laptop());
+    assert!(other.apply(&calm(&home)).succeeded());
+    let report = engine.apply(prepared).unwrap();
+    let Outcome::Failed(NodeError::Stale(left)) = &report.nodes[0].outcome else { panic!("{report:?}") };
+    assert!(left.iter().any(|l| l.contains(ours::NODE_SPEC)), "{left:?}");
+    assert!(other.plan(&calm(&home)).is_empty());
+}
+
+#[test]
+fn what_all_nodes_must_do_at_once_is_done_together_or_not_at_all() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.apply(&home).succeeded());
+    let before: Vec<_> = ADDRESSES.iter().map(|a| laptop.lan.with(a, |m| m.state())).collect();
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.fail_at = Some(3));
+    let report = laptop.apply(&moved(&home));
+    assert!(report.rolled_back());
+    laptop.lan.unlocked();
+    for (node, before) in report.nodes.iter().zip(&before) {
+        assert!(matches!(node.outcome, Outcome::RolledBack { .. }), "{report:?}");
+        laptop.lan.with(&node.address.to_string(), |m| {
+            assert!(m.state() == *before && m.open.is_none() && m.lock.is_none());
+        });
+    }
+    let Outcome::RolledBack { reason, error: None, .. } = &report.nodes[0].outcome else {
+        panic!("{report:?}")
+    };
+    assert_eq!(reason, "node3 failed, and only all nodes together can be changed");
+    // A node that cannot even begin: nothing is changed anywhere.
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.fail_at = None);
+    fn full(request: &Request) -> Option<Trick> {
+        matches!(request, Request::Begin(_)).then_some(Trick::HangUp)
+    }
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.evil = Some(Evil(full)));
+    let report = laptop.apply(&moved(&home));
+    assert!(matches!(report.nodes[0].outcome, Outcome::NotStarted), "{report:?}");
+    assert!(matches!(report.nodes[2].outcome, Outcome::Failed(_)), "{report:?}");
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.evil = None);
+    let ear = Ear::default();
+    let engine = laptop.watched(&ear);
+    let report = engine.apply(engine.prepare_apply(&moved(&home), Goal::Desired, &[]).unwrap()).unwrap();
+    assert!(report.succeeded() && report.warnings.is_empty(), "{report:?}");
+    let heard = ear.heard();
+    let last_armed = heard.iter().rposition(|h| h.ends_with("Arming")).unwrap();
+    assert!(heard.iter().position(|h| h.ends_with("Applying")).unwrap() > last_armed);
+    let last_seen = heard.iter().rposition(|h| h.ends_with("Verifying")).unwrap();
+    assert!(heard.iter().position(|h| h.ends_with("Confirming")).unwrap() > last_seen);
+    assert!(laptop.plan(&moved(&home)).is_empty());
+}
+
+#[test]
+fn a_change_that_cuts_the_tunnel_is_taken_back_and_one_that_never_worked_is_only_said() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    // node3's provider blocks the tunnel from the first day.
+    laptop.lan.with(ADDRESSES[2], |m| assert!(m.walls.insert(ADDRESSES[0].parse().unwrap())));
+    let report = laptop.apply(&home);
+    assert!(report.succeeded());
+    assert_eq!(report.warnings.len(), 1, "{report:?}");
+    assert!(report.warnings[0].starts_with("pods of node3 do not reach node1: is UDP 8472 open"));
+    // The change closes the way between node1 and node2.
+    struct Wall<'a>(&'a Lan);
+    impl Observer for Wall<'_> {
+        fn event(&self, node: &str, event: Event<'_>) {
+            if node == "node2" && matches!(event, Event::Verifying) {
+                self.0.with(ADDRESSES[1], |m| assert!(m.walls.insert(ADDRESSES[0].parse().unwrap())));
+            }
+        }
+    }
+    let wall = Wall(&laptop.lan);
+    let engine = laptop.watched(&wall);
+    let report = engine.apply(engine.prepare_apply(&calm(&home), Goal::Desired, &[]).unwrap()).unwrap();
+    let Outcome::RolledBack { reason, error: Some(error), .. } = &report.nodes[1].outcome else {
+        panic!("{report:?}")
+    };
+    assert_eq!(reason, "pods of node2 no longer reached node1");
+    assert!(matches!(&**error, NodeError::CutOff(peers) if *peers == ["node1"]));
+    assert!(matches!(report.nodes[0].outcome, Outcome::Changed(_)));
+}
+
+#[test]
+fn at_most_so_many_nodes_are_out_of_service() {
+    let mut laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.apply(&home).succeeded());
+    let mut larger = home.clone();
+    larger.network.vxlan.mtu = homelab_model::Mtu::Bytes(1400);
+    larger.network.vxlan.device = "other.1".into();
+    assert_eq!(laptop.plan(&larger).impact(), Impact::Disruptive);
+    laptop.options.max_unavailable = Some(Batch::Nodes(1));
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.down = true);
+    let engine = laptop.engine();
+    let prepared = engine.prepare_apply(&larger, Goal::Desired, &[]).unwrap();
+    let error = engine.apply(prepared).unwrap_err();
+    assert!(
+        matches!(&error, ApplyError::TooManyUnavailable { unavailable, allowed: 1 } if *unavailable == ["node3"]),
+        "{error}"
+    );
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.down = false);
+    // One at a time, though a batch could hold all.
+    struct Most(Mutex<(usize, usize)>);
+    impl Observer for Most {
+        fn event(&self, _: &str, event: Event<'_>) {
+            let mut count = self.0.lock().unwrap();
+            match event {
+                Event::Arming => count.0 += 1,
+                Event::Confirming => count.0 -= 1,
+                _ => {}
+            }
+            count.1 = count.1.max(count.0);
+        }
+    }
+    let most = Most(Mutex::default());
+    let engine = laptop.watched(&most);
+    let report = engine.apply(engine.prepare_apply(&larger, Goal::Desired, &[]).unwrap()).unwrap();
+    assert!(report.succeeded(), "{report:?}");
+    assert_eq!(most.0.lock().unwrap().1, 1);
+}
+
+#[test]
+fn a_trial_is_held_confirmed_or_taken_back() {
+    let mut laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.apply(&home).succeeded());
+    laptop.options.hold = Some(Duration::from_secs(600));
+    let report = laptop.apply(&calm(&home));
+    assert!(matches!(report.nodes[2].outcome, Outcome::Held { seconds: 600, .. }), "{report:?}");
+    assert!(report.succeeded());
+    laptop.options.hold = None;
+    let plan = laptop.plan(&home);
+    assert!(
+        plan.warnings.iter().any(|w| w.starts_with("node1: me@laptop tries out a change")),
+        "{:?}",
+        plan.warnings
+    );
+    assert!(matches!(plan.nodes[0].history.open, Some(ref o) if o.phase == Phase::Held));
+    let prepared = laptop.engine().prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    assert!(prepared.plan.nodes.iter().all(|n| matches!(n.outcome, Err(NodeError::Held { .. }))));
+    prepared.close(3);
+    let one = vec!["node1".to_owned()];
+    let said = laptop.engine().confirm(&home, &one);
+    assert!(matches!(&said[..], [(name, Ok(ConfirmOutcome::Confirmed(_)))] if name == "node1"), "{said:?}");
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.down = true);
+    let said = laptop.engine().rollback_open(&home, &[]);
+    assert!(matches!(said[0].1, Ok(RollbackOutcome::Nothing)));
+    assert!(matches!(&said[1].1, Ok(RollbackOutcome::RolledBack { left, .. }) if left.is_empty()));
+    assert!(matches!(said[2].1, Err(NodeError::Transport(_))));
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.down = false);
+    laptop.engine().rollback_open(&home, &[]);
+    let plan = laptop.plan(&home);
+    assert_eq!(plan.changed_nodes(), 1, "{plan:?}");
+}
+
+#[test]
+fn the_last_confirmed_change_is_taken_back() {
+    let mut laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.apply(&home).succeeded());
+    let before: Vec<_> = ADDRESSES.iter().map(|a| laptop.lan.with(a, |m| m.state())).collect();
+    assert!(laptop.apply(&moved(&home)).succeeded());
+    laptop.options.command = "rollback".into();
+    let report = laptop.reach(&home, Goal::Previous);
+    assert!(report.succeeded(), "{report:?}");
+    for (address, before) in ADDRESSES.iter().zip(&before) {
+        laptop.lan.with(address, |m| assert!(m.state() == *before));
+    }
+    let again = laptop.prepare(&home, Goal::Previous);
+    assert!(again.plan.is_empty());
+    assert!(
+        again.plan.warnings.iter().any(|w| w == "node1 has no confirmed change that could be taken back")
+    );
+    // Before the first change there was nothing.
+    let laptop = Laptop::new(Lan::three());
+    assert!(laptop.apply(&home).succeeded());
+    assert!(laptop.reach(&home, Goal::Previous).succeeded());
+    laptop.lan.with(ADDRESSES[1], |m| assert!(m.is_bare()));
+}
+
+#[test]
+fn a_change_of_a_dead_laptop_is_taken_back_before_the_next() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    laptop.lan.with(ADDRESSES[0], |m| m.fault.slow = Duration::from_millis(1));
+    // It dies when everything is made on the first node.
+    struct Die<'a>(&'a Laptop);
+    impl Observer for Die<'_> {
+        fn event(&self, _: &str, event: Event<'_>) {
+            if matches!(event, Event::Verifying) {
+                self.0.lan.dead.store(true, Ordering::SeqCst);
+                self.0.cancel.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+    let die = Die(&laptop);
+    let engine = laptop.watched(&die);
+    let report = engine.apply(engine.prepare_apply(&home, Goal::Desired, &[]).unwrap()).unwrap();
+    assert!(matches!(report.nodes[0].outcome, Outcome::Unsure(_)), "{report:?}");
+    laptop.lan.unlocked();
+    let other = Laptop::new(laptop.lan.another_laptop());
+    let plan = other.plan(&home);
+    let warning =
+        plan.warnings.iter().find(|w| w.starts_with("node1 still has a change by me@laptop")).unwrap();
+    assert!(warning.ends_with("apply takes it back at once"), "{warning}");
+    let prepared = other.engine().prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    laptop.lan.with(ADDRESSES[0], |m| assert!(m.is_bare()));
+    let notes = &prepared.plan.warnings;
+    assert!(notes.iter().any(|w| w == "node1: a change by me@laptop that nobody confirmed was taken back"));
+    assert!(other.engine().apply(prepared).unwrap().succeeded());
+}
+
+#[test]
+fn locks_name_their_holder_are_waited_for_and_can_be_broken() {
+    let mut laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    let engine = laptop.engine();
+    let mut first = engine.prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    assert_eq!(engine.lock(&mut first).unwrap(), LockOutcome::Held);
+    let mut other = Laptop::new(laptop.lan.another_laptop());
+    other.options.by = "you@desk".into();
+    let mut second = other.engine().prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    assert!(
+        second.plan.warnings.iter().any(|w| w == "node2 is locked by me@laptop (homelab apply, process 7)")
+    );
+    match other.engine().lock(&mut second) {
+        Err(ApplyError::Busy { node, holder }) => assert_eq!((node.as_str(), holder.pid), ("node1", 7)),
+        result => panic!("{result:?}"),
+    }
+    // It waits until the first one is through, and then plans anew.
+    other.options.lock_wait = Duration::from_secs(10);
+    let mut second = other.engine().prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(400));
+            assert!(engine.apply(first).unwrap().succeeded());
+        });
+        let engine = other.engine();
+        assert_eq!(engine.lock(&mut second).unwrap(), LockOutcome::Waited);
+        assert!(!second.plan.is_empty());
+        engine.refresh(&mut second).unwrap();
+        assert!(second.plan.is_empty(), "{:?}", second.plan);
+    });
+    laptop.options.by = "third@pc".into();
+    let names = |force| {
+        let said = laptop.engine().unlock(&home, &[], force);
+        said.into_iter().map(|(_, h)| h.unwrap().map(|h| h.who)).collect::<Vec<_>>()
+    };
+    assert_eq!(names(false), vec![Some("you@desk".to_owned()); 3]);
+    assert_eq!(names(true), vec![Some("you@desk".to_owned()); 3]);
+    assert_eq!(names(true), vec![None; 3]);
+    second.close(3);
+}
+
+#[test]
+fn ctrl_c_ends_the_wait_for_a_lock() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    let engine = laptop.engine();
+    let mut first = engine.prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    engine.lock(&mut first).unwrap();
+    let mut other = Laptop::new(laptop.lan.another_laptop());
+    other.options.lock_wait = Duration::from_secs(3600);
+    let mut second = other.engine().prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            other.cancel.store(true, Ordering::Relaxed);
+        });
+        let start = Instant::now();
+        assert!(matches!(other.engine().lock(&mut second), Err(ApplyError::Cancelled)));
+        assert!(start.elapsed() < Duration::from_secs(3));
+    });
+    first.close(3);
+}
+
+#[test]
+fn drift_is_what_was_changed_by_hand_and_not_what_the_file_asks_for() {
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.prepare(&home, Goal::Desired).drift("node1").is_none());
+    assert!(laptop.apply(&home).succeeded());
+    let prepared = laptop.prepare(&calm(&home), Goal::Desired);
+    assert!(!prepared.plan.is_empty());
+    assert!(prepared.drift("node2").unwrap().changes.is_empty());
+    // By hand: the node's own record, and an object.
+    laptop.lan.with(ADDRESSES[1], |m| {
+        let file = m.objects.get_mut(&Key::File(ours::NODE_SPEC.to_owned())).unwrap();
+        if let Spec::File(file) = &mut file.spec
+            && let Content::Text(text) = &mut file.content
+        {
+            *text = text.replace("8472", "4789");
+        }
+        let neighbour = m.objects.keys().find(|k| matches!(k, Key::Neighbour(..))).cloned().unwrap();
+        m.objects.remove(&neighbour);
+    });
+    let prepared = laptop.prepare(&calm(&home), Goal::Desired);
+    let drift = prepared.drift("node2").unwrap();
+    let objects: Vec<&str> = drift.changes.iter().map(|c| c.object.as_str()).collect();
+    assert_eq!(objects.len(), 2, "{objects:?}");
+    assert!(objects[0].contains(ours::NODE_SPEC) && objects[1].contains("neighbour"), "{objects:?}");
+    assert!(prepared.drift("node1").unwrap().changes.is_empty());
+}
