@@ -102,6 +102,7 @@ pub(crate) enum Command {
     /// Check the cluster file
     Validate,
     /// Show what an apply would change; changes nothing
+    #[command(after_help = EXIT_CODES)]
     Plan {
         /// Exit with 2 if changes are pending
         #[arg(long)]
@@ -111,6 +112,7 @@ pub(crate) enum Command {
         out: Option<PathBuf>,
     },
     /// Make the nodes as the cluster file says
+    #[command(after_help = EXIT_CODES)]
     Apply {
         /// Carry out exactly this plan (of homelab plan --out), and refuse it if anything has changed since
         #[arg(value_name = "PLANFILE")]
@@ -126,8 +128,10 @@ pub(crate) enum Command {
         trial: Trial,
     },
     /// Keep the changes that nodes hold on trial (apply --try)
+    #[command(after_help = EXIT_CODES)]
     Confirm,
     /// Take changes back: those on trial or left open, else the last apply of each node
+    #[command(after_help = EXIT_CODES)]
     Rollback {
         /// What is agreed to.
         #[command(flatten)]
@@ -140,6 +144,7 @@ pub(crate) enum Command {
         trial: Trial,
     },
     /// Take everything of homelab away from the nodes
+    #[command(after_help = EXIT_CODES)]
     Destroy {
         /// What is agreed to.
         #[command(flatten)]
@@ -152,6 +157,7 @@ pub(crate) enum Command {
         trial: Trial,
     },
     /// Show what was changed on the nodes by hand, apart from what changed in the cluster file
+    #[command(after_help = EXIT_CODES)]
     Drift {
         /// Exit with 2 if something was changed by hand
         #[arg(long)]
@@ -164,6 +170,7 @@ pub(crate) enum Command {
         force: bool,
     },
     /// Replace the key of the agents' membership traffic, in steps and without an outage
+    #[command(after_help = EXIT_CODES)]
     RotateKey {
         /// Do not ask
         #[arg(short, long)]

@@ -80,6 +80,10 @@ fn read(path: &Path) -> Result<(String, Value), CliError> {
 impl Run<'_> {
     fn run(&self, prepared: Option<Prepared>) -> Result<u8, CliError> {
         let mut prepared = prepared.map_or_else(|| self.prepare(), Ok)?;
+        if self.task.goal == Goal::Desired {
+            let by_hand = super::drift::by_hand(self.session, &prepared);
+            prepared.plan.warnings.extend(by_hand);
+        }
         if self.session.stopped() {
             prepared.close(self.session.parallel());
             return Err(CliError::new("stopped before anything was changed"));

@@ -1,6 +1,6 @@
 //! `homelab drift`
 
-use homelab_driver::{Goal, Prepared};
+use homelab_driver::{Goal, PlannedNode, Prepared};
 
 use super::output;
 use super::session::Session;
@@ -13,7 +13,7 @@ use crate::terminal::Terminal;
 pub(crate) fn run(global: &Global, terminal: &Terminal, detailed_exitcode: bool) -> Result<u8, CliError> {
     let session = Session::new(global, terminal, "drift")?;
     let prepared = session.prepare(terminal, Goal::Desired)?;
-    let nodes = of(&prepared);
+    let nodes = of(&session, &prepared);
     let warnings = &prepared.plan.warnings;
     let json = drift_json(&session.cluster.name, &nodes, warnings);
     let human = |paint| drift_human(&nodes, warnings, paint, global.verbose);
@@ -30,11 +30,18 @@ pub(crate) fn run(global: &Global, terminal: &Terminal, detailed_exitcode: bool)
     })
 }
 
-fn of(prepared: &Prepared) -> Vec<NodeDrift> {
-    prepared.plan.nodes.iter().map(|n| node_drift(n, prepared.drift(&n.name))).collect()
+fn of(session: &Session, prepared: &Prepared) -> Vec<NodeDrift> {
+    let builds = session.basis(prepared).binaries;
+    let other = |name: &str| {
+        let observed = prepared.observed(name);
+        let told = observed.and_then(|o| o.history.confirmed.as_ref()?.spec.as_ref().or(o.spec.as_ref()));
+        told.is_some_and(|spec| !builds.values().any(|digest| *digest == spec.binary_sha256))
+    };
+    let node = |n: &PlannedNode| node_drift(n, prepared.drift(&n.name), other(&n.name));
+    prepared.plan.nodes.iter().map(node).collect()
 }
 
 /// A warning for each node of the plan whose changes take back what somebody did by hand.
-pub(crate) fn by_hand(prepared: &Prepared) -> Vec<String> {
-    of(prepared).iter().filter_map(NodeDrift::sentence).collect()
+pub(crate) fn by_hand(session: &Session, prepared: &Prepared) -> Vec<String> {
+    of(session, prepared).iter().filter_map(NodeDrift::sentence).collect()
 }

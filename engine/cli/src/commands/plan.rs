@@ -21,7 +21,7 @@ pub(crate) fn run(
 ) -> Result<u8, CliError> {
     let session = Session::new(global, terminal, "plan")?;
     let mut prepared = session.prepare(terminal, Goal::Desired)?;
-    let by_hand = super::drift::by_hand(&prepared);
+    let by_hand = super::drift::by_hand(&session, &prepared);
     prepared.plan.warnings.extend(by_hand);
     let plan = &prepared.plan;
     let json = plan_json(plan);

@@ -8,11 +8,12 @@ use super::apply::{self, Task};
 use super::output;
 use super::session::Session;
 use super::{DONE, FAILED};
-use crate::args::Global;
+use crate::args::{Format, Global};
 use crate::error::CliError;
 use crate::planfile::utc;
 use crate::render::words::{Named, Words, list_human, list_markdown};
 use crate::render::{ErrorText, count};
+use crate::stream::Stream;
 use crate::terminal::Terminal;
 
 pub(crate) fn confirm(global: &Global, terminal: &Terminal) -> Result<u8, CliError> {
@@ -32,7 +33,7 @@ pub(crate) fn confirm(global: &Global, terminal: &Terminal) -> Result<u8, CliErr
             .push_str(" What was on trial was confirmed or taken back before; homelab status says which.");
     }
     let code = if kept > 0 && results.iter().all(|(_, r)| r.is_ok()) { DONE } else { FAILED };
-    give(global, terminal, &results, words, &sentence, stopped(&session, code))
+    give(global, terminal, None, &results, words, &sentence, stopped(&session, code))
 }
 
 pub(crate) fn rollback(global: &Global, terminal: &Terminal, task: &Task<'_>) -> Result<u8, CliError> {
@@ -50,8 +51,10 @@ pub(crate) fn rollback(global: &Global, terminal: &Terminal, task: &Task<'_>) ->
         terminal.say(&format!("{name} has an open change: {}", of(open)));
     }
     super::ask(terminal, task.consent.yes, "Take these open changes back now?")?;
+    let stream = (global.format == Format::Json).then(|| Stream::new(terminal));
     let results = session.signals.changing(|| {
-        session.with(terminal, None, |engine| engine.rollback_open(&session.cluster, &session.chosen))
+        session
+            .with(terminal, stream.as_ref(), |engine| engine.rollback_open(&session.cluster, &session.chosen))
     });
     let words = |outcome: &RollbackOutcome| match outcome {
         RollbackOutcome::RolledBack { open, left } if left.is_empty() => {
@@ -74,7 +77,7 @@ pub(crate) fn rollback(global: &Global, terminal: &Terminal, task: &Task<'_>) ->
     let number = results.iter().filter(|(_, r)| back(r)).count();
     let sentence = format!("{} taken back.", count(number, "open change"));
     let code = if results.iter().all(|(_, r)| whole(r)) { DONE } else { FAILED };
-    give(global, terminal, &results, words, &sentence, stopped(&session, code))
+    give(global, terminal, stream.as_ref(), &results, words, &sentence, stopped(&session, code))
 }
 
 pub(crate) fn unlock(global: &Global, terminal: &Terminal, force: bool) -> Result<u8, CliError> {
@@ -110,7 +113,7 @@ pub(crate) fn unlock(global: &Global, terminal: &Terminal, force: bool) -> Resul
         (_, false) => format!("{} homelab unlock --force takes the locks away.", locked(holders)),
     };
     let good = results.iter().all(|(_, r)| r.is_ok()) && (holders == 0 || taken);
-    give(global, terminal, &results, |h| held(h, taken), &sentence, if good { DONE } else { FAILED })
+    give(global, terminal, None, &results, |h| held(h, taken), &sentence, if good { DONE } else { FAILED })
 }
 
 fn held(holder: &Option<Holder>, taken: bool) -> (&'static str, Words) {
@@ -148,6 +151,7 @@ fn named<T>(results: &ByNode<T>, words: impl Fn(&T) -> (&'static str, Words)) ->
 fn give<T>(
     global: &Global,
     terminal: &Terminal,
+    stream: Option<&Stream<'_>>,
     results: &ByNode<T>,
     words: impl Fn(&T) -> (&'static str, Words),
     sentence: &str,
@@ -166,6 +170,11 @@ fn give<T>(
         })
         .collect();
     let json = json!({"format_version": 1, "nodes": nodes, "exit_code": code});
+    if let Some(stream) = stream {
+        stream.send("result", json.clone());
+        output::into(global, &json)?;
+        return Ok(code);
+    }
     let nodes = named(results, words);
     output::deliver(
         global,

@@ -23,6 +23,8 @@ pub struct NodeDrift {
     pub error: Option<ErrorText>,
     /// What somebody did since the last apply; None: not asked, or there was no apply yet.
     pub by_hand: Option<NodePlan>,
+    /// Whether the last apply was by another build of homelab, which may make some objects otherwise.
+    pub other_build: bool,
     /// Objects that an apply would change because the file, or homelab, changed.
     pub by_file: Vec<String>,
 }
@@ -36,7 +38,8 @@ impl NodeDrift {
     /// A plan's warning that it takes back what somebody did.
     pub(crate) fn sentence(&self) -> Option<String> {
         const NAMES: usize = 5;
-        let shown = self.by_hand.as_ref().filter(|p| !p.changes.is_empty())?.shown();
+        // Another build's objects are no work of a hand, and nobody can tell them apart.
+        let shown = self.by_hand.as_ref().filter(|p| !p.changes.is_empty() && !self.other_build)?.shown();
         let names: Vec<&str> = shown.iter().take(NAMES).map(|c| c.object.as_str()).collect();
         let more = match shown.len().saturating_sub(NAMES) {
             0 => String::new(),
@@ -47,7 +50,7 @@ impl NodeDrift {
 }
 
 /// Tells apart what `undo` takes back (None: nobody knows what the last apply made) and what else the plan changes.
-pub fn node_drift(node: &PlannedNode, undo: Option<NodePlan>) -> NodeDrift {
+pub fn node_drift(node: &PlannedNode, undo: Option<NodePlan>, other_build: bool) -> NodeDrift {
     let shown = node.outcome.as_ref().map(NodePlan::shown).unwrap_or_default();
     let back: Vec<PlannedChange> = undo.as_ref().map(NodePlan::shown).unwrap_or_default();
     // What taking the hand's work back leads to already is no change of the file.
@@ -63,6 +66,7 @@ pub fn node_drift(node: &PlannedNode, undo: Option<NodePlan>) -> NodeDrift {
         address: node.address,
         error: node.outcome.as_ref().err().map(ErrorText::of),
         by_hand: undo.map(|plan| NodePlan { node: plan.node, changes: back.iter().map(done).collect() }),
+        other_build,
         by_file,
     }
 }
@@ -99,6 +103,13 @@ fn file_words(node: &NodeDrift) -> Option<String> {
         .then(|| format!("the cluster file changed since: {objects} to change; homelab plan shows them"))
 }
 
+fn build_words(node: &NodeDrift) -> Option<String> {
+    (node.other_build && node.drifted()).then(|| {
+        "the last apply was by another build of homelab: what this one makes otherwise shows here, too"
+            .to_owned()
+    })
+}
+
 fn sentence(nodes: &[NodeDrift]) -> String {
     let names = |is: &dyn Fn(&NodeDrift) -> bool| -> Vec<&str> {
         nodes.iter().filter(|n| is(n)).map(|n| n.name.as_str()).collect()
@@ -132,7 +143,7 @@ pub fn drift_human(nodes: &[NodeDrift], warnings: &[String], paint: Paint, verbo
         if let Some(plan) = &node.by_hand {
             changes_human(&mut page, plan, verbose);
         }
-        if let Some(text) = file_words(node) {
+        for text in build_words(node).into_iter().chain(file_words(node)) {
             line!(page, format!("  {text}"));
         }
         page.blank();
@@ -155,7 +166,8 @@ pub fn drift_markdown(cluster: &str, nodes: &[NodeDrift], warnings: &[String]) -
     for node in nodes {
         let error = node.error.as_ref().map(|e| format!("> **{}**: {}", prose(&node.name), code(&e.message)));
         notes.extend(error);
-        notes.extend(file_words(node).map(|text| format!("{}: {text}.", prose(&node.name))));
+        let words = build_words(node).into_iter().chain(file_words(node));
+        notes.extend(words.map(|text| format!("{}: {text}.", prose(&node.name))));
     }
     fit(&mut page, notes, MARKDOWN_LIMIT / 2);
     for node in nodes {
@@ -182,6 +194,7 @@ pub fn drift_json(cluster: &str, nodes: &[NodeDrift], warnings: &[String]) -> Va
                 "error": node.error,
                 "by_hand": node.by_hand.as_ref().map(|p| p.shown().iter().map(change_json).collect::<Vec<_>>()),
                 "by_file": node.by_file,
+                "other_build": node.other_build,
             })
         })
         .collect();

@@ -180,7 +180,7 @@ fn statuses(said: &str) -> Vec<NodeStatus> {
 
 fn drifts(said: &str) -> Vec<NodeDrift> {
     let undo = || plan_node("node1", &[file("/etc/a", said)], &[file("/etc/b", said)]);
-    plan(said).nodes.iter().map(|n| node_drift(n, Some(undo()))).collect()
+    plan(said).nodes.iter().map(|n| node_drift(n, Some(undo()), true)).collect()
 }
 
 fn humans(said: &str, paint: Paint) -> Vec<Shown> {
@@ -286,6 +286,9 @@ fn read_as_markdown(text: &str) -> String {
 }
 
 proptest! {
+    // Each case renders everything there is.
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
     #[test]
     fn nothing_that_steers_gets_out(said in foreign()) {
         for text in humans(&said, Paint(false)).iter().chain(&comments(&said)).chain(&values(&said)) {

@@ -323,8 +323,8 @@ fn drift_tells_hands_from_the_file() {
     plan.nodes[2].outcome = Ok(plan_node("node3", &[], &wanted));
     plan.nodes.swap(2, 3);
     let undo = [Some(plan_node("node1", &now, &base)), Some(plan_node("node2", &base, &base)), None, None];
-    let nodes: Vec<NodeDrift> =
-        plan.nodes.iter().zip(undo).map(|(node, undo)| node_drift(node, undo)).collect();
+    let mut nodes: Vec<NodeDrift> =
+        plan.nodes.iter().zip(undo).map(|(node, undo)| node_drift(node, undo, false)).collect();
     assert_eq!(nodes.iter().map(NodeDrift::drifted).collect::<Vec<_>>(), [true, false, false, false]);
     assert_eq!(nodes[0].by_file, ["file /etc/cni/net.d/05-homelab.conflist", "link homelab.1"]);
     insta::assert_snapshot!(drift_human(&nodes, &[], Paint(false), false).to_string());
@@ -338,6 +338,9 @@ fn drift_tells_hands_from_the_file() {
         "node1: changed by hand since the last apply: nft chain inet homelab vtep-postrouting, file \
          /etc/sysctl.d/90-homelab.conf, link homelab.1, route 10.244.2.0/24"
     );
+    nodes[0].other_build = true;
+    assert_eq!(nodes[0].sentence(), None);
+    assert!(drift_human(&nodes, &[], Paint(false), false).contains("by another build of homelab"));
 }
 
 #[test]
