@@ -15,9 +15,6 @@ const MAX_NOISE: usize = 64 << 10;
 /// Upload progress is told in steps of this size, bytes.
 const CHUNK: usize = 64 << 10;
 
-/// Longest time for an answer that takes a node a moment: nothing of ours takes longer, and a node that drips its
-/// answer byte by byte is not waited for.
-pub(crate) const ANSWER: Duration = Duration::from_secs(60);
 /// Longest time for a word without an answer.
 const WORD: Duration = Duration::from_secs(1);
 
@@ -114,7 +111,13 @@ impl Write for Timed {
 
 /// A node binary that listens.
 pub(crate) struct Connection {
-    io: BufReader<Timed>,
+    /// None once something failed: a late answer to one request is never taken for that to another, and the node
+    /// hears at once that nobody listens, and frees its lock.
+    io: Option<BufReader<Timed>>,
+    /// Bytes sent and received when it ended.
+    spent: (u64, u64),
+    /// Longest time for an observation.
+    limit: Duration,
 }
 
 /// A connection that the heartbeat shares.
@@ -186,14 +189,15 @@ impl Opening<'_> {
         let command = script(self.binaries, self.places, first.len(), forced);
         let session = self.transport.open(target, &command).map_err(NodeError::from)?;
         let end = Some(Instant::now() + self.limit);
-        let mut connection = Connection { io: BufReader::new(Timed { session, end }) };
+        let mut connection =
+            Connection { io: Some(BufReader::new(Timed { session, end })), spent: (0, 0), limit: self.limit };
         // What a script or a binary that has ended already said explains more than the broken pipe.
         let _ = connection.write(&first);
         let (arch, installed) = match connection.marker()? {
             Marker::Serve { arch, installed } => (arch, installed),
             Marker::Need { arch } => {
                 // A slow link may take as long as the transport's own patience lasts.
-                connection.io.get_mut().end = None;
+                connection.without_end();
                 connection.upload(self.binaries, &arch, event)?;
                 connection.within(self.limit);
                 match connection.marker()? {
@@ -269,7 +273,15 @@ impl From<NodeError> for Attempt {
 impl Connection {
     /// From now on everything ends after `limit`.
     pub(crate) fn within(&mut self, limit: Duration) {
-        self.io.get_mut().end = Some(Instant::now() + limit);
+        if let Some(io) = &mut self.io {
+            io.get_mut().end = Some(Instant::now() + limit);
+        }
+    }
+
+    fn without_end(&mut self) {
+        if let Some(io) = &mut self.io {
+            io.get_mut().end = None;
+        }
     }
 
     /// Sends a request and receives its answer within `limit`.
@@ -281,12 +293,20 @@ impl Connection {
 
     /// Sends a request.
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), NodeError> {
-        write_frame(self.io.get_mut(), request).map_err(|e| self.broken(e))
+        let sent = match &mut self.io {
+            Some(io) => write_frame(io.get_mut(), request),
+            None => Err(FrameError::Closed),
+        };
+        sent.map_err(|e| self.broken(e))
     }
 
     /// Receives a response.
     pub(crate) fn receive(&mut self) -> Result<Response, NodeError> {
-        read_frame(&mut self.io).map_err(|e| self.broken(e))
+        let received = match &mut self.io {
+            Some(io) => read_frame(io),
+            None => Err(FrameError::Closed),
+        };
+        received.map_err(|e| self.broken(e))
     }
 
     /// Receives the answer to an observation that was asked for.
@@ -300,14 +320,14 @@ impl Connection {
 
     /// Looks at the node again.
     pub(crate) fn observe(&mut self, scope: &Scope) -> Result<Observed, NodeError> {
-        self.within(ANSWER);
+        self.within(self.limit);
         self.send(&Request::Observe { scope: scope.clone() })?;
         self.observed()
     }
 
     /// Bytes sent and received.
     pub(crate) fn traffic(&self) -> (u64, u64) {
-        self.io.get_ref().session.traffic()
+        self.io.as_ref().map_or(self.spent, |io| io.get_ref().session.traffic())
     }
 
     /// Says goodbye.
@@ -318,13 +338,14 @@ impl Connection {
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        let session = self.io.get_mut();
-        session.write_all(bytes)?;
-        session.flush()
+        let Some(io) = &mut self.io else { return Err(ErrorKind::NotConnected.into()) };
+        io.get_mut().write_all(bytes)?;
+        io.get_mut().flush()
     }
 
     fn broken(&mut self, error: FrameError) -> NodeError {
-        let stderr = self.io.get_mut().session.stderr();
+        self.spent = self.traffic();
+        let stderr = self.io.take().map(|mut io| io.get_mut().session.stderr()).unwrap_or_default();
         NodeError::broken(error, &stderr)
     }
 
@@ -334,7 +355,8 @@ impl Connection {
         let mut line = Vec::new();
         loop {
             let mut byte = [0_u8];
-            match self.io.read(&mut byte) {
+            let Some(io) = &mut self.io else { return Err(self.broken(FrameError::Closed)) };
+            match io.read(&mut byte) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
@@ -355,9 +377,10 @@ impl Connection {
             }
         }
         noise.append(&mut line);
-        let session = &mut self.io.get_mut().session;
-        let status = session.finish();
-        let mut output = session.stderr().trim().to_owned();
+        let mut io = self.io.take();
+        let session = io.as_mut().map(|io| &mut io.get_mut().session);
+        let (status, errors) = session.map_or((None, String::new()), |s| (s.finish(), s.stderr()));
+        let mut output = errors.trim().to_owned();
         let said = String::from_utf8_lossy(&noise);
         if output.is_empty() {
             output = said.trim().chars().take(2000).collect();

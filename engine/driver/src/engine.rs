@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use homelab_model::{Cluster, History, KeyRing, NodeObject, NodePlan, NodeSpec, Observed, Scope, plan_node};
 
-use crate::connection::{ANSWER, Line, Opening};
+use crate::connection::{Line, Opening};
 use crate::keys::{self, Ring};
 use crate::lock::Heart;
 use crate::plan::{directories_in_the_way, owned};
@@ -248,7 +248,7 @@ impl Engine<'_> {
         if self.cancelled() {
             return Err(NodeError::Cancelled);
         }
-        self.reopen(target, scope, ANSWER)
+        self.reopen(target, scope, self.options.answer)
     }
 
     /// Opens a session for what must be brought to an end, though the user wants to stop.

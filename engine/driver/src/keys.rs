@@ -7,7 +7,6 @@ use homelab_model::{
 };
 use homelab_protocol::{Request, Response};
 
-use crate::connection::ANSWER;
 use crate::engine::{Engine, Live, Prepared};
 use crate::{ApplyError, NodeError};
 
@@ -143,7 +142,7 @@ impl Engine<'_> {
         for name in holders {
             let Some(live) = prepared.live.get(name) else { continue };
             let request = Request::Secret { path: ours::KEYS.to_owned() };
-            let error = match live.line.get().ask(&request, ANSWER) {
+            let error = match live.line.get().ask(&request, self.options.answer) {
                 Ok(Response::Secret(secret)) => match KeyRing::parse(&secret.text) {
                     Ok(ring) if ring.summary() == *summary => return Ok(ring),
                     _ => NodeError::WrongKey,

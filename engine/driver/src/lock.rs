@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use homelab_model::Holder;
 use homelab_protocol::{Request, Response};
 
-use crate::connection::{ANSWER, Line};
+use crate::connection::Line;
 use crate::engine::{Engine, Live, Prepared};
 use crate::{ApplyError, Event, NodeError, Target};
 
@@ -123,7 +123,7 @@ impl Engine<'_> {
         self.observer.event(&target.name, Event::Locking);
         match self.take_lock(target, &live.line, self.options.lock_wait) {
             Err(Unlocked::Lost(NodeError::Broken { .. })) => {
-                let fresh = self.reopen(target, &live.scope, ANSWER).map_err(Unlocked::Lost)?;
+                let fresh = self.reopen(target, &live.scope, self.options.answer).map_err(Unlocked::Lost)?;
                 live.line = fresh.line;
                 let changed = fresh.observed != live.observed;
                 live.observed = fresh.observed;
@@ -144,7 +144,7 @@ impl Engine<'_> {
             let slice = if said { left.min(SLICE) } else { left.min(GRACE) };
             let wait_ms = u64::try_from(slice.as_millis()).unwrap_or(u64::MAX);
             let request = Request::Lock { holder: self.options.holder(), wait_ms };
-            match line.get().ask(&request, slice + ANSWER).map_err(Unlocked::Lost)? {
+            match line.get().ask(&request, slice + self.options.answer).map_err(Unlocked::Lost)? {
                 Response::Locked { waited: there } => return Ok(waited || there),
                 Response::Busy(holder) => {
                     waited = true;

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use homelab_model::{Cluster, Holder, OpenTransaction, Phase};
 use homelab_protocol::{Request, Response};
 
-use crate::connection::ANSWER;
 use crate::engine::{Engine, Live, is_chosen, targets};
 use crate::resolve::first_scope;
 use crate::{Event, NodeError, Target, history, parallel};
@@ -43,7 +42,7 @@ impl Engine<'_> {
         self.on_each(cluster, chosen, |name, live| {
             let Some(open) = idle(live)? else { return Ok(ConfirmOutcome::Nothing) };
             self.observer.event(name, Event::Confirming);
-            match live.line.get().ask(&Request::Confirm { id: open.id.clone() }, ANSWER)? {
+            match live.line.get().ask(&Request::Confirm { id: open.id.clone() }, self.options.answer)? {
                 Response::Confirmed => Ok(ConfirmOutcome::Confirmed(open)),
                 Response::Failed(failure) => Err(NodeError::Failed(failure)),
                 _ => Err(NodeError::OutOfTurn),
@@ -67,7 +66,7 @@ impl Engine<'_> {
             if !force {
                 return Ok(live.observed.history.holder.clone());
             }
-            match live.line.get().ask(&Request::Unlock, ANSWER)? {
+            match live.line.get().ask(&Request::Unlock, self.options.answer)? {
                 Response::Unlocked { holder } => Ok(holder),
                 Response::Failed(failure) => Err(NodeError::Failed(failure)),
                 _ => Err(NodeError::OutOfTurn),
@@ -106,7 +105,7 @@ impl Engine<'_> {
     ) -> Result<Vec<String>, NodeError> {
         self.observer.event(name, Event::RollingBack(reason));
         let request = Request::Rollback { id: open.id.clone(), reason: reason.to_owned() };
-        match live.line.get().ask(&request, ANSWER + self.options.confirm_timeout)? {
+        match live.line.get().ask(&request, self.options.answer + self.options.confirm_timeout)? {
             Response::RolledBack { left } => Ok(left),
             Response::Failed(failure) => Err(NodeError::Failed(failure)),
             _ => Err(NodeError::OutOfTurn),

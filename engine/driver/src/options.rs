@@ -40,6 +40,8 @@ pub struct Options {
     pub now: u64,
     /// How long a node may take to settle after its changes are made.
     pub settle: Duration,
+    /// Longest time for an answer that takes a node a moment; a node that drips it byte by byte is not waited for.
+    pub answer: Duration,
     /// Pause between two looks at a node that settles, and between two tries to reach one that was lost.
     pub pause: Duration,
     /// A node takes a change back that it hears nothing about for so long. Whole seconds count, at least one.
@@ -65,6 +67,7 @@ impl Default for Options {
             command: "apply".to_owned(),
             now: 0,
             settle: Duration::from_secs(3),
+            answer: Duration::from_secs(60),
             pause: Duration::from_millis(200),
             confirm_timeout: Duration::from_secs(60),
             hold: None,

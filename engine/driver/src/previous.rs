@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use homelab_model::{Content, File, NodeObject, Object, Spec, ours, sha256_hex};
 use homelab_protocol::{Request, Response};
 
-use crate::connection::{ANSWER, Line};
+use crate::connection::Line;
 use crate::engine::{Engine, Live, Resolved, is_chosen};
 use crate::keys::Ring;
 use crate::plan::owned;
@@ -26,7 +26,7 @@ impl Engine<'_> {
             .map(|(name, l)| (name.clone(), l.line.clone()))
             .collect();
         let answers = parallel::map(asked, self.options.parallel, |(name, line)| {
-            let answer = match line.get().ask(&Request::Previous, ANSWER) {
+            let answer = match line.get().ask(&Request::Previous, self.options.answer) {
                 Ok(Response::Previous(previous)) => Ok(previous),
                 Ok(Response::Failed(failure)) => Err(NodeError::Failed(failure)),
                 Ok(_) => Err(NodeError::OutOfTurn),

@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::parallel;
 
 /// Longest time for a probe: the node itself takes a second at most.
-const PROBE: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(3);
 
 /// Addresses of a node's tunnel.
 pub(crate) fn tunnel(objects: &[NodeObject]) -> Vec<IpAddr> {
@@ -73,12 +73,12 @@ impl Reach {
 }
 
 /// Which of `peers` answer; all addresses of a peer must.
-fn probe(line: &Line, peers: &BTreeMap<String, Vec<IpAddr>>) -> BTreeSet<String> {
+fn probe(line: &Line, peers: &BTreeMap<String, Vec<IpAddr>>, limit: Duration) -> BTreeSet<String> {
     let targets: Vec<IpAddr> = peers.values().flatten().copied().collect();
     if targets.is_empty() {
         return BTreeSet::new();
     }
-    let answer = line.get().ask(&Request::Probe { targets: targets.clone() }, PROBE);
+    let answer = line.get().ask(&Request::Probe { targets: targets.clone() }, limit.min(PROBE));
     let Ok(Response::Reached { reached }) = answer else { return BTreeSet::new() };
     let good: BTreeSet<IpAddr> =
         targets.into_iter().zip(reached).filter(|(_, reached)| *reached).map(|(target, _)| target).collect();
@@ -99,7 +99,7 @@ impl Engine<'_> {
         let probed = parallel::map(nodes, self.options.parallel, |(name, line)| {
             let mut peers = addresses.clone();
             peers.remove(&name);
-            let reached = probe(&line, &peers);
+            let reached = probe(&line, &peers, self.options.answer);
             (name, reached)
         });
         let mut worked = BTreeSet::new();
@@ -125,7 +125,7 @@ impl Engine<'_> {
         let end = Instant::now() + self.options.settle;
         let mut missing: BTreeMap<String, Vec<IpAddr>> = peers;
         loop {
-            for peer in probe(line, &missing) {
+            for peer in probe(line, &missing, self.options.answer) {
                 missing.remove(&peer);
             }
             let (lost, never): (Vec<String>, Vec<String>) =

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use homelab_model::{History, NodePlan, Observed, Phase, diff, plan_node};
 use homelab_protocol::{Failure, Fault, LOCK_PATIENCE, Request, Response, Transaction};
 
-use crate::connection::ANSWER;
 use crate::engine::{Engine, Live};
 use crate::lock::{Heart, Unlocked};
 use crate::plan::owned;
@@ -154,7 +153,7 @@ impl Engine<'_> {
             Err(Outcome::Failed(error @ NodeError::Broken { .. })) if !job.armed => {
                 // A session may die while the user reads the plan. As long as nothing was begun a new one will do,
                 // if the node is still the one that was planned for.
-                let fresh = match self.reopen(&job.target, &job.live.scope, ANSWER) {
+                let fresh = match self.reopen(&job.target, &job.live.scope, self.options.answer) {
                     Ok(fresh) => fresh,
                     Err(_) => return self.seek(job, error),
                 };
@@ -199,7 +198,7 @@ impl Engine<'_> {
         let begin = Request::Begin(Box::new(job.transaction(self)));
         let line = job.live.line.clone();
         let mut connection = line.get();
-        connection.within(ANSWER + self.options.confirm_timeout);
+        connection.within(self.options.answer + self.options.confirm_timeout);
         let sent =
             connection.send(&begin).and_then(|()| if run { connection.send(&Request::Run) } else { Ok(()) });
         let answer = sent.and_then(|()| connection.receive());
@@ -230,7 +229,7 @@ impl Engine<'_> {
     pub(crate) fn run(&self, job: &mut Job) -> Result<(), Outcome> {
         let sent = {
             let mut connection = job.live.line.get();
-            connection.within(ANSWER);
+            connection.within(self.options.answer);
             connection.send(&Request::Run)
         };
         match sent {
@@ -293,7 +292,7 @@ impl Engine<'_> {
     pub(crate) fn verify(&self, job: &mut Job) -> Result<(), Outcome> {
         self.observer.event(job.name(), Event::Verifying);
         if job.fresh.is_none() {
-            match self.reopen(&job.target, &job.live.scope, ANSWER) {
+            match self.reopen(&job.target, &job.live.scope, self.options.answer) {
                 Ok(fresh) => match fate(&fresh.observed.history, &job.id) {
                     Fate::Reverted { reason, left } => {
                         return Err(rolled_back(&reason, None, left));
@@ -346,7 +345,7 @@ impl Engine<'_> {
                 return Ok(good);
             }
             let Some(fresh) = &mut job.fresh else { return Err(Outcome::Failed(NodeError::OutOfTurn)) };
-            let answer = fresh.line.get().ask(&request, ANSWER);
+            let answer = fresh.line.get().ask(&request, self.options.answer);
             let told = std::mem::replace(&mut job.told, true);
             match answer {
                 Ok(Response::Confirmed) => return Ok(good),
@@ -355,7 +354,11 @@ impl Engine<'_> {
                     let error = NodeError::Failed(failure);
                     let observed = match looked {
                         Ok(observed) => observed,
-                        Err(_) => return Err(Outcome::Unsure(error)),
+                        Err(_) => {
+                            job.drop_fresh();
+                            self.seek(job, error)?;
+                            continue;
+                        }
                     };
                     return match fate(&observed.history, &job.id) {
                         Fate::Confirmed => Ok(good),
@@ -407,7 +410,7 @@ impl Engine<'_> {
             if left.is_zero() {
                 return Err(Outcome::Unsure(error));
             }
-            if let Ok(fresh) = self.reopen(&job.target, &job.live.scope, left.min(ANSWER)) {
+            if let Ok(fresh) = self.reopen(&job.target, &job.live.scope, left.min(self.options.answer)) {
                 match self.found(job, fresh, error) {
                     (Found::Go, _) => return Ok(()),
                     (Found::End(outcome), _) => return Err(outcome),
@@ -480,9 +483,11 @@ impl Engine<'_> {
         job.drop_fresh();
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            if let Ok(fresh) =
-                self.reopen(&job.target, &job.live.scope, left.clamp(Duration::from_secs(1), ANSWER))
-            {
+            if let Ok(fresh) = self.reopen(
+                &job.target,
+                &job.live.scope,
+                left.max(Duration::from_secs(1)).min(self.options.answer),
+            ) {
                 let error_ = |error: Option<NodeError>| error.unwrap_or(NodeError::OutOfTurn);
                 match fate(&fresh.observed.history, &job.id) {
                     Fate::Open(_) => {

@@ -21,11 +21,25 @@ pub(crate) struct Lan {
     pub(crate) breath: Arc<AtomicI64>,
     /// The laptop is dead.
     pub(crate) dead: Arc<AtomicBool>,
+    /// What happens with the message that is one too many.
+    pub(crate) cut: Cut,
+}
+
+/// What happens with the message that is one too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The laptop dies before it is sent.
+    Death,
+    /// Its session ends before it is sent.
+    Before,
+    /// Its session ends after it was sent.
+    After,
 }
 
 impl Default for Lan {
     fn default() -> Lan {
-        Lan { machines: Arc::default(), breath: Arc::new(AtomicI64::new(i64::MAX)), dead: Arc::default() }
+        let breath = Arc::new(AtomicI64::new(i64::MAX));
+        Lan { machines: Arc::default(), breath, dead: Arc::default(), cut: Cut::Death }
     }
 }
 
@@ -40,6 +54,29 @@ impl Lan {
 
     pub(crate) fn three() -> Lan {
         Lan::of((1..=3).map(|i| Machine::new(&format!("node{i}"), &format!("192.168.50.1{i}"))))
+    }
+
+    /// Copies of the machines as they are now.
+    pub(crate) fn copy(&self) -> Lan {
+        let machines: Vec<_> = self.machines.lock().unwrap().values().cloned().collect();
+        Lan::of(machines.iter().map(|m| m.lock().unwrap().clone()))
+    }
+
+    /// Waits until no transaction is open.
+    pub(crate) fn closed(&self) {
+        let end = Instant::now() + Duration::from_secs(5);
+        let open = || {
+            let machines: Vec<_> = self.machines.lock().unwrap().values().cloned().collect();
+            machines.iter().any(|m| {
+                let mut machine = m.lock().unwrap();
+                machine.tick();
+                machine.open.is_some()
+            })
+        };
+        while open() {
+            assert!(Instant::now() < end, "a transaction stays open");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// The same machines, reached by another laptop.
@@ -74,6 +111,7 @@ impl Lan {
 
 struct Pipe {
     stream: UnixStream,
+    cut: Cut,
     breath: Arc<AtomicI64>,
     dead: Arc<AtomicBool>,
     sent: u64,
@@ -102,11 +140,22 @@ impl Read for Pipe {
 impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.alive()?;
-        if self.breath.fetch_sub(1, Ordering::SeqCst) <= 0 {
-            self.dead.store(true, Ordering::SeqCst);
-            return self.alive().map(|()| 0);
+        let left = self.breath.fetch_sub(1, Ordering::SeqCst);
+        match self.cut {
+            Cut::Death if left <= 0 => {
+                self.dead.store(true, Ordering::SeqCst);
+                return self.alive().map(|()| 0);
+            }
+            Cut::Before if left == 0 => {
+                let _ = self.stream.shutdown(Shutdown::Both);
+                return Err(std::io::ErrorKind::ConnectionAborted.into());
+            }
+            _ => {}
         }
         self.stream.write_all(bytes)?;
+        if self.cut == Cut::After && left == 0 {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
         self.sent += bytes.len() as u64;
         Ok(bytes.len())
     }
@@ -166,6 +215,7 @@ impl Transport for Lan {
         });
         Ok(Box::new(Pipe {
             stream: ours,
+            cut: self.cut,
             breath: Arc::clone(&self.breath),
             dead: Arc::clone(&self.dead),
             sent: 0,

@@ -1,5 +1,7 @@
 //! In-process nodes: threads that speak the real protocol over socket pairs, with a map of objects for a kernel.
 
+#![allow(dead_code, unused_imports)] // Each test crate uses a part of it.
+
 mod lan;
 mod machine;
 mod serve;
@@ -16,8 +18,8 @@ use homelab_driver::{
 };
 use homelab_model::{Cluster, LoadBalancer, Mtu, Network, Node, SshSettings, Vxlan, sha256_hex};
 
-pub(crate) use lan::Lan;
-pub(crate) use machine::{Evil, Machine, Trick};
+pub(crate) use lan::{Cut, Lan};
+pub(crate) use machine::{Evil, Machine, State, Trick};
 
 /// Content of the node "binary" of these tests.
 pub(crate) const PROGRAM: &[u8] = b"#!/bin/sh\nprintf 'it runs: %s %s' \"$1\" \"$2\"\n";

@@ -43,7 +43,7 @@ pub(super) fn shell(
         stream.write_all(b"\nhomelab-need x86_64\n")?;
         let mut line = String::new();
         reader.read_line(&mut line)?;
-        let (sum, size) = line.trim().split_once(' ').unwrap();
+        let Some((sum, size)) = line.trim().split_once(' ') else { return Ok(()) };
         assert_eq!(sum, want);
         let mut packed = vec![0; size.parse().unwrap()];
         reader.read_exact(&mut packed)?;
