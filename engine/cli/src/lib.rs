@@ -18,6 +18,13 @@ mod signals;
 mod stream;
 mod terminal;
 
+/// The nodes of the driver's tests.
+#[cfg(test)]
+#[path = "../../driver/tests/fake/mod.rs"]
+mod fake;
+#[cfg(test)]
+mod flow_tests;
+
 use std::process::ExitCode;
 
 use clap::Parser;

@@ -1,6 +1,7 @@
 //! stdout, stderr, questions.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
 
 use homelab_config::Problem;
 use homelab_ssh::Prompt;
@@ -27,6 +28,7 @@ pub(crate) struct Terminal {
     /// Progress bars; questions are asked with them out of the way.
     pub(crate) bars: MultiProgress,
     github: bool,
+    stdout: Mutex<Box<dyn Write + Send>>,
 }
 
 impl Terminal {
@@ -49,6 +51,21 @@ impl Terminal {
             quiet: global.quiet,
             bars: MultiProgress::new(),
             github: std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true"),
+            stdout: Mutex::new(Box::new(std::io::stdout())),
+        }
+    }
+
+    /// A terminal of tests, at which nobody can be asked.
+    #[cfg(test)]
+    pub(crate) fn fake(global: &Global, stdout: Box<dyn Write + Send>) -> Terminal {
+        Terminal {
+            paint: Paint(false),
+            stderr_paint: Paint(false),
+            interactive: false,
+            draws: false,
+            github: false,
+            stdout: Mutex::new(stdout),
+            ..Terminal::new(global)
         }
     }
 
@@ -63,7 +80,7 @@ impl Terminal {
     }
 
     fn write(&self, text: &Shown) -> Result<(), CliError> {
-        let mut stdout = std::io::stdout().lock();
+        let mut stdout = self.stdout.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         stdout.write_all(text.as_bytes())?;
         stdout.flush()?;
         Ok(())

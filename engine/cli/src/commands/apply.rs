@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::output;
 use super::session::Session;
 use super::{DONE, FAILED, ROLLED_BACK, plan};
-use crate::args::{Consent, Format, Global, Rollout};
+use crate::args::{Consent, Format, Global};
 use crate::error::CliError;
 use crate::render::{Goodbye, plan_human, plan_json, report_human, report_json, report_markdown};
 use crate::stream::Stream;
@@ -23,16 +23,12 @@ use crate::{hints, planfile};
 
 /// What is to be done, and how.
 pub(crate) struct Task<'a> {
-    /// The command, as locks name it.
-    pub(crate) command: &'static str,
     /// What the nodes shall become.
     pub(crate) goal: Goal,
     /// Carry out exactly this plan.
     pub(crate) plan_file: Option<&'a Path>,
     /// What was agreed to beforehand.
     pub(crate) consent: &'a Consent,
-    /// How it is rolled out.
-    pub(crate) rollout: &'a Rollout,
     /// Only try it for so long.
     pub(crate) hold: Option<Duration>,
 }
@@ -48,22 +44,25 @@ struct Run<'a> {
     file: Option<(String, Value)>,
 }
 
-pub(crate) fn run(global: &Global, terminal: &Terminal, task: &Task<'_>) -> Result<u8, CliError> {
-    // A file that is no plan is refused before anybody is asked anything.
-    let file = task.plan_file.map(read).transpose()?;
-    let session = Session::with_rollout(global, terminal, task.command, Some((task.rollout, task.hold)))?;
-    run_in(global, terminal, task, &session, file, None)
-}
-
-/// The same within a session that is there already, from a plan that may be, too.
-pub(crate) fn run_in(
+pub(crate) fn run(
     global: &Global,
     terminal: &Terminal,
-    task: &Task<'_>,
     session: &Session,
-    file: Option<(String, Value)>,
+    task: &Task<'_>,
+) -> Result<u8, CliError> {
+    run_from(global, terminal, session, task, None)
+}
+
+/// The same from a plan that may be there already.
+pub(crate) fn run_from(
+    global: &Global,
+    terminal: &Terminal,
+    session: &Session,
+    task: &Task<'_>,
     prepared: Option<Prepared>,
 ) -> Result<u8, CliError> {
+    // A file that is no plan is refused before any node is asked.
+    let file = task.plan_file.map(read).transpose()?;
     let stream = (global.format == Format::Json).then(|| Stream::new(terminal));
     Run { global, terminal, task, session, stream: stream.as_ref(), file }
         .run(prepared)

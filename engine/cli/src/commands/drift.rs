@@ -10,10 +10,14 @@ use crate::error::CliError;
 use crate::render::{NodeDrift, drift_human, drift_json, drift_markdown, node_drift};
 use crate::terminal::Terminal;
 
-pub(crate) fn run(global: &Global, terminal: &Terminal, detailed_exitcode: bool) -> Result<u8, CliError> {
-    let session = Session::new(global, terminal, "drift")?;
+pub(crate) fn run(
+    global: &Global,
+    terminal: &Terminal,
+    session: &Session,
+    detailed_exitcode: bool,
+) -> Result<u8, CliError> {
     let prepared = session.prepare(terminal, Goal::Desired)?;
-    let nodes = of(&session, &prepared);
+    let nodes = of(session, &prepared);
     let warnings = &prepared.plan.warnings;
     let json = drift_json(&session.cluster.name, &nodes, warnings);
     let human = |paint| drift_human(&nodes, warnings, paint, global.verbose);

@@ -14,12 +14,13 @@ mod validate;
 use homelab_driver::Goal;
 use serde_json::json;
 
-use crate::args::{Cli, Command, Consent, Format, Rollout, Trial};
+use crate::args::{Cli, Command, Consent, Format, Trial};
 use crate::error::CliError;
 use crate::render::Shown;
 use crate::stream;
 use crate::terminal::Terminal;
 use apply::Task;
+pub(crate) use session::{Manner, Session};
 
 /// Everything is well.
 pub(crate) const DONE: u8 = 0;
@@ -35,41 +36,45 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<u8, CliError> {
     let global = &cli.global;
     match &cli.command {
         Command::Validate => validate::run(global, terminal),
-        Command::Plan { detailed_exitcode, out } => {
-            plan::run(global, terminal, *detailed_exitcode, out.as_deref())
-        }
-        Command::Apply { plan_file, consent, rollout, trial } => {
-            let mut task = task("apply", Goal::Desired, consent, rollout, trial);
-            task.plan_file = plan_file.as_deref();
-            apply::run(global, terminal, &task)
-        }
-        Command::Destroy { consent, rollout, trial } => {
-            apply::run(global, terminal, &task("destroy", Goal::Destroyed, consent, rollout, trial))
-        }
-        Command::Rollback { consent, rollout, trial } => transactions::rollback(
-            global,
-            terminal,
-            &task("rollback", Goal::Previous, consent, rollout, trial),
-        ),
-        Command::Confirm => transactions::confirm(global, terminal),
-        Command::Unlock { force } => transactions::unlock(global, terminal, *force),
-        Command::RotateKey { yes, rollout } => rotate::run(global, terminal, *yes, rollout),
-        Command::Drift { detailed_exitcode } => drift::run(global, terminal, *detailed_exitcode),
-        Command::Status => status::run(global, terminal),
         Command::Schema => files::schema(terminal),
         Command::Completions { shell } => files::completions(terminal, *shell),
         Command::Man => files::man(terminal),
+        command => on_nodes(cli, terminal, &Session::new(global, terminal, &Manner::of(command))?),
     }
 }
 
-fn task<'a>(
-    command: &'static str,
-    goal: Goal,
-    consent: &'a Consent,
-    rollout: &'a Rollout,
-    trial: &Trial,
-) -> Task<'a> {
-    Task { command, goal, plan_file: None, consent, rollout, hold: trial.hold }
+/// Runs a command that asks nodes.
+pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Result<u8, CliError> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Plan { detailed_exitcode, out } => {
+            plan::run(global, terminal, session, *detailed_exitcode, out.as_deref())
+        }
+        Command::Apply { plan_file, consent, trial, .. } => {
+            let mut task = task(Goal::Desired, consent, trial);
+            task.plan_file = plan_file.as_deref();
+            apply::run(global, terminal, session, &task)
+        }
+        Command::Destroy { consent, trial, .. } => {
+            apply::run(global, terminal, session, &task(Goal::Destroyed, consent, trial))
+        }
+        Command::Rollback { consent, trial, .. } => {
+            transactions::rollback(global, terminal, session, &task(Goal::Previous, consent, trial))
+        }
+        Command::Confirm => transactions::confirm(global, terminal, session),
+        Command::Unlock { force } => transactions::unlock(global, terminal, session, *force),
+        Command::RotateKey { yes, .. } => rotate::run(global, terminal, session, *yes),
+        Command::Drift { detailed_exitcode } => drift::run(global, terminal, session, *detailed_exitcode),
+        Command::Status => status::run(global, terminal, session),
+        // These need no session: see `run`.
+        Command::Validate | Command::Schema | Command::Completions { .. } | Command::Man => {
+            run(cli, terminal)
+        }
+    }
+}
+
+fn task<'a>(goal: Goal, consent: &'a Consent, trial: &Trial) -> Task<'a> {
+    Task { goal, plan_file: None, consent, hold: trial.hold }
 }
 
 /// Asks a question that `yes` answers; where nobody can be asked, only that will do.

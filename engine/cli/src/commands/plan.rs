@@ -16,12 +16,12 @@ use crate::terminal::Terminal;
 pub(crate) fn run(
     global: &Global,
     terminal: &Terminal,
+    session: &Session,
     detailed_exitcode: bool,
     out: Option<&Path>,
 ) -> Result<u8, CliError> {
-    let session = Session::new(global, terminal, "plan")?;
     let mut prepared = session.prepare(terminal, Goal::Desired)?;
-    let by_hand = super::drift::by_hand(&session, &prepared);
+    let by_hand = super::drift::by_hand(session, &prepared);
     prepared.plan.warnings.extend(by_hand);
     let plan = &prepared.plan;
     let json = plan_json(plan);

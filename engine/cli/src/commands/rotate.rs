@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::session::Session;
 use super::{DONE, FAILED, ROLLED_BACK, output};
-use crate::args::{Global, Rollout};
+use crate::args::Global;
 use crate::error::CliError;
 use crate::hints;
 use crate::render::words::{Named, Words, list_human, list_markdown};
@@ -17,13 +17,12 @@ use crate::terminal::Terminal;
 pub(crate) fn run(
     global: &Global,
     terminal: &Terminal,
+    session: &Session,
     yes: bool,
-    rollout: &Rollout,
 ) -> Result<u8, CliError> {
     if !global.nodes.is_empty() {
         return Err(CliError::new("the key is the same on all nodes: rotate-key takes no --nodes"));
     }
-    let session = Session::with_rollout(global, terminal, "rotate-key", Some((rollout, None)))?;
     super::ask(terminal, yes, "Replace the membership key on all nodes?")?;
     let start = Instant::now();
     let rotation = session

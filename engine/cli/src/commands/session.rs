@@ -8,7 +8,7 @@ use homelab_model::Cluster;
 use homelab_ssh::{NoPrompt, Prompt, SshOptions, SshTransport};
 use tokio::runtime::Runtime;
 
-use crate::args::{Global, Rollout};
+use crate::args::{Command, Global, Rollout, Trial};
 use crate::error::CliError;
 use crate::planfile::Basis;
 use crate::random::Random;
@@ -33,17 +33,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A session of `command`, which changes nothing or asks for no special care.
-    pub(crate) fn new(global: &Global, terminal: &Terminal, command: &str) -> Result<Session, CliError> {
-        Session::with_rollout(global, terminal, command, None)
-    }
-
-    /// A session whose changes are rolled out as `rollout` says, and only tried for so long.
-    pub(crate) fn with_rollout(
+    pub(crate) fn new(
         global: &Global,
         terminal: &Terminal,
-        command: &str,
-        rollout: Option<(&Rollout, Option<Duration>)>,
+        manner: &Manner<'_>,
     ) -> Result<Session, CliError> {
         let loaded = input::cluster(&global.files)?;
         if !terminal.quiet {
@@ -58,7 +51,7 @@ impl Session {
         let transport = transport(global, terminal)?;
         let signals = Signals::default();
         let runtime = signals.listen(terminal)?;
-        let options = options(global, command, rollout);
+        let options = options(global, manner);
         let random = Random::new()?;
         Ok(Session {
             cluster: loaded.cluster,
@@ -125,19 +118,76 @@ impl Session {
     }
 }
 
-fn options(global: &Global, command: &str, rollout: Option<(&Rollout, Option<Duration>)>) -> Options {
+#[cfg(test)]
+impl Session {
+    /// A session with nodes of tests.
+    pub(crate) fn fake(
+        global: &Global,
+        manner: &Manner<'_>,
+        cluster: Cluster,
+        transport: Box<dyn Transport>,
+        binaries: NodeBinaries,
+    ) -> Session {
+        let mut options = options(global, manner);
+        options.settle = Duration::ZERO;
+        options.pause = Duration::ZERO;
+        Session {
+            cluster,
+            chosen: global.nodes.clone(),
+            transport,
+            binaries,
+            signals: Signals::default(),
+            options,
+            random: Random::new().unwrap(),
+            _runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        }
+    }
+}
+
+/// How a command works on nodes.
+#[derive(Default)]
+pub(crate) struct Manner<'a> {
+    /// Its name, as locks and journals say it.
+    pub(crate) command: &'static str,
+    /// How its changes are rolled out.
+    pub(crate) rollout: Option<&'a Rollout>,
+    /// They are only tried for so long.
+    pub(crate) hold: Option<Duration>,
+}
+
+impl Manner<'_> {
+    pub(crate) fn of(command: &Command) -> Manner<'_> {
+        let changing = |command, rollout, trial: Option<&Trial>| Manner {
+            command,
+            rollout: Some(rollout),
+            hold: trial.and_then(|t| t.hold),
+        };
+        let looking = |command| Manner { command, ..Manner::default() };
+        match command {
+            Command::Apply { rollout, trial, .. } => changing("apply", rollout, Some(trial)),
+            Command::Rollback { rollout, trial, .. } => changing("rollback", rollout, Some(trial)),
+            Command::Destroy { rollout, trial, .. } => changing("destroy", rollout, Some(trial)),
+            Command::RotateKey { rollout, .. } => changing("rotate-key", rollout, None),
+            Command::Confirm => looking("confirm"),
+            Command::Unlock { .. } => looking("unlock"),
+            _ => looking("plan"),
+        }
+    }
+}
+
+pub(super) fn options(global: &Global, manner: &Manner<'_>) -> Options {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut options = Options {
         parallel: usize::from(global.parallel),
         by: caller(),
         pid: std::process::id(),
-        command: command.to_owned(),
+        command: manner.command.to_owned(),
         now,
         ..Options::default()
     };
-    if let Some((rollout, hold)) = rollout {
+    options.hold = manner.hold;
+    if let Some(rollout) = manner.rollout {
         options.confirm_timeout = rollout.confirm_timeout;
-        options.hold = hold;
         options.batch = rollout.batch;
         options.max_unavailable = rollout.max_unavailable;
         options.lock_wait = rollout.lock_timeout;

@@ -9,8 +9,7 @@ use crate::error::CliError;
 use crate::render::{NodeStatus, node_status, status_human, status_json, status_markdown};
 use crate::terminal::Terminal;
 
-pub(crate) fn run(global: &Global, terminal: &Terminal) -> Result<u8, CliError> {
-    let session = Session::new(global, terminal, "status")?;
+pub(crate) fn run(global: &Global, terminal: &Terminal, session: &Session) -> Result<u8, CliError> {
     let prepared = session.prepare(terminal, Goal::Desired)?;
     let status = |n: &homelab_driver::PlannedNode| {
         node_status(n, prepared.observed(&n.name), prepared.specs.get(&n.name))

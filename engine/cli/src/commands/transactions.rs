@@ -16,8 +16,7 @@ use crate::render::{ErrorText, count};
 use crate::stream::Stream;
 use crate::terminal::Terminal;
 
-pub(crate) fn confirm(global: &Global, terminal: &Terminal) -> Result<u8, CliError> {
-    let session = Session::new(global, terminal, "confirm")?;
+pub(crate) fn confirm(global: &Global, terminal: &Terminal, session: &Session) -> Result<u8, CliError> {
     let results = session.signals.changing(|| {
         session.with(terminal, None, |engine| engine.confirm(&session.cluster, &session.chosen))
     });
@@ -33,18 +32,22 @@ pub(crate) fn confirm(global: &Global, terminal: &Terminal) -> Result<u8, CliErr
             .push_str(" What was on trial was confirmed or taken back before; homelab status says which.");
     }
     let code = if kept > 0 && results.iter().all(|(_, r)| r.is_ok()) { DONE } else { FAILED };
-    give(global, terminal, None, &results, words, &sentence, stopped(&session, code))
+    give(global, terminal, None, &results, words, &sentence, stopped(session, code))
 }
 
-pub(crate) fn rollback(global: &Global, terminal: &Terminal, task: &Task<'_>) -> Result<u8, CliError> {
-    let session = Session::with_rollout(global, terminal, task.command, Some((task.rollout, task.hold)))?;
+pub(crate) fn rollback(
+    global: &Global,
+    terminal: &Terminal,
+    session: &Session,
+    task: &Task<'_>,
+) -> Result<u8, CliError> {
     let prepared = session.prepare(terminal, task.goal)?;
     let nodes = prepared.plan.nodes.iter();
     let open: Vec<(String, OpenTransaction)> =
         nodes.filter_map(|n| Some((n.name.clone(), n.history.open.clone()?))).collect();
     if open.is_empty() {
         debug_assert_eq!(task.goal, Goal::Previous);
-        return apply::run_in(global, terminal, task, &session, None, Some(prepared));
+        return apply::run_from(global, terminal, session, task, Some(prepared));
     }
     prepared.close(session.parallel());
     for (name, open) in &open {
@@ -77,11 +80,15 @@ pub(crate) fn rollback(global: &Global, terminal: &Terminal, task: &Task<'_>) ->
     let number = results.iter().filter(|(_, r)| back(r)).count();
     let sentence = format!("{} taken back.", count(number, "open change"));
     let code = if results.iter().all(|(_, r)| whole(r)) { DONE } else { FAILED };
-    give(global, terminal, stream.as_ref(), &results, words, &sentence, stopped(&session, code))
+    give(global, terminal, stream.as_ref(), &results, words, &sentence, stopped(session, code))
 }
 
-pub(crate) fn unlock(global: &Global, terminal: &Terminal, force: bool) -> Result<u8, CliError> {
-    let session = Session::new(global, terminal, "unlock")?;
+pub(crate) fn unlock(
+    global: &Global,
+    terminal: &Terminal,
+    session: &Session,
+    force: bool,
+) -> Result<u8, CliError> {
     let ask = |force| {
         session.with(terminal, None, |engine| engine.unlock(&session.cluster, &session.chosen, force))
     };
