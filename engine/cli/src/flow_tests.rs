@@ -12,6 +12,7 @@ use crate::args::Cli;
 use crate::commands::{self, Manner, Session};
 use crate::error::CliError;
 use crate::fake::{Lan, THREE, binaries, cluster};
+use crate::signals::Signals;
 use crate::terminal::Terminal;
 
 const FIRST: &str = "192.168.50.11";
@@ -76,6 +77,11 @@ impl Desk {
     }
 
     fn run(&self, words: &[&str]) -> Answer {
+        self.run_and(words, |_| ())
+    }
+
+    /// The same while something else happens.
+    fn run_and(&self, words: &[&str], meanwhile: impl FnOnce(&Signals) + Send) -> Answer {
         let cli = Cli::try_parse_from(["homelab", "--quiet"].iter().chain(words)).unwrap();
         let paper = Paper::default();
         let terminal = Terminal::fake(&cli.global, Box::new(paper.clone()));
@@ -86,7 +92,11 @@ impl Desk {
             Box::new(self.lan.another_laptop()),
             binaries(self.directory.path(), "x86_64"),
         );
-        let result = commands::on_nodes(&cli, &terminal, &session);
+        let signals = session.signals.clone();
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| meanwhile(&signals));
+            commands::on_nodes(&cli, &terminal, &session)
+        });
         let (code, error) = match result {
             Ok(code) => (code, String::new()),
             Err(error) => {
@@ -288,13 +298,10 @@ fn after_waiting_the_plan_is_made_anew() {
     // Somebody holds a node, changes it, and goes.
     let busy = |words: &[&str]| {
         desk.lan.with(FIRST, |m| m.lock = Some((u64::MAX, holder.clone())));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(700));
-                desk.by_hand(FIRST);
-                desk.lan.with(FIRST, |m| m.lock = None);
-            });
-            desk.run(words)
+        desk.run_and(words, |_| {
+            std::thread::sleep(Duration::from_millis(700));
+            desk.by_hand(FIRST);
+            desk.lan.with(FIRST, |m| m.lock = None);
         })
     };
     let stale = busy(&["apply", &file, "--yes", "--lock-timeout", "1m"]);
@@ -309,13 +316,10 @@ fn after_waiting_the_plan_is_made_anew() {
     third.network.service_cidrs = vec!["10.98.0.0/16".parse().unwrap()];
     let desk = Desk { cluster: third, ..desk };
     desk.lan.with(FIRST, |m| m.lock = Some((u64::MAX, holder.clone())));
-    let answer = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(700));
-            desk.by_hand(FIRST);
-            desk.lan.with(FIRST, |m| m.lock = None);
-        });
-        desk.run(&["apply", "--yes", "--lock-timeout", "1m", "--format", "json"])
+    let answer = desk.run_and(&["apply", "--yes", "--lock-timeout", "1m", "--format", "json"], |_| {
+        std::thread::sleep(Duration::from_millis(700));
+        desk.by_hand(FIRST);
+        desk.lan.with(FIRST, |m| m.lock = None);
     });
     assert_eq!(answer.code, 0, "{answer:?}");
     let names = answer.names();
@@ -373,5 +377,36 @@ fn the_key_is_replaced_and_never_shown() {
     let status = desk.run(&["status", "--format", "json"]);
     for said in [&answer.out, &answer.error, &plan, &status.out] {
         assert!(!said.contains(key) && !said.contains(&key[..16]));
+    }
+}
+
+#[test]
+fn a_stopped_run_leaves_no_lock_and_no_half_state() {
+    for (number, code) in [(2, 130), (15, 143), (1, 129)] {
+        let desk = Desk::new();
+        for (_, address) in THREE {
+            desk.lan.with(address, |m| m.fault.slow = Duration::from_millis(20));
+        }
+        let begun = |address| desk.lan.with(address, |m| m.worker.is_some() || m.open.is_some());
+        let answer = desk.run_and(&["apply", "--yes", "--format", "json"], |signals| {
+            while !begun(FIRST) {
+                std::thread::yield_now();
+            }
+            signals.feign(number);
+        });
+        assert_eq!(answer.code, code, "{answer:?}");
+        let last = answer.events().pop().unwrap();
+        assert_eq!((&last["event"], &last["exit_code"]), (&"result".into(), &code.into()));
+        let outcomes: Vec<&str> = (0..3).map(|i| last["nodes"][i]["outcome"].as_str().unwrap()).collect();
+        assert!(matches!(outcomes[0], "changed" | "rolled_back"), "{outcomes:?}");
+        assert_eq!(outcomes[1..], ["not_started", "not_started"]);
+        desk.lan.closed();
+        desk.lan.unlocked();
+        assert_eq!(desk.lan.with(FIRST, |m| m.is_bare()), outcomes[0] == "rolled_back");
+        assert!(desk.lan.with(SECOND, |m| m.is_bare()));
+        for (_, address) in THREE {
+            desk.lan.with(address, |m| m.fault.slow = Duration::ZERO);
+        }
+        assert_eq!(desk.run(&["apply", "--yes"]).code, 0);
     }
 }

@@ -71,6 +71,15 @@ impl Signals {
         result
     }
 
+    /// Waits until nodes are being changed, then hears a signal as if it came from outside.
+    #[cfg(test)]
+    pub(crate) fn feign(&self, number: i32) {
+        while !self.is_changing() {
+            std::thread::yield_now();
+        }
+        assert_eq!(self.hear(number), Answer::Stop);
+    }
+
     fn is_changing(&self) -> bool {
         self.changing.load(Ordering::SeqCst)
     }
