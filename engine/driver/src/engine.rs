@@ -96,17 +96,16 @@ impl Prepared {
         history::drift(node, observed, self.ring.as_ref().and_then(Ring::summary))
     }
 
-    /// Ends all sessions.
-    pub fn close(mut self, _parallel: usize) {
-        self.hang_up();
+    /// Ends all sessions, `parallel` at once.
+    pub fn close(mut self, parallel: usize) {
+        self.hang_up(parallel);
     }
 
     /// Ends all sessions, and with them the locks.
-    pub(crate) fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self, parallel: usize) {
         self.heart = None;
-        for live in std::mem::take(&mut self.live).into_values() {
-            live.line.close();
-        }
+        let live = std::mem::take(&mut self.live).into_values().collect();
+        parallel::map(live, parallel, |live: Live| live.line.close());
     }
 }
 
@@ -169,7 +168,8 @@ impl Engine<'_> {
         Ok(prepared)
     }
 
-    /// Looks at all nodes again over the same sessions, and plans again.
+    /// Looks at all nodes again over the same sessions, and plans again. What a laptop left that died meanwhile is
+    /// taken back on nodes that are locked by now.
     pub fn refresh(&self, prepared: &mut Prepared) -> Result<(), PlanError> {
         let live = std::mem::take(&mut prepared.live).into_iter().collect();
         let looked = parallel::map(live, self.options.parallel, |(name, mut live): (String, Live)| {
@@ -192,6 +192,11 @@ impl Engine<'_> {
                     prepared.silent.insert(name, error);
                 }
             }
+        }
+        if prepared.heart.is_some() {
+            let targets: Vec<Target> = prepared.targets.values().cloned().collect();
+            let Prepared { chosen, live, silent, notes, .. } = prepared;
+            self.settle_open(&targets, chosen, live, silent, notes);
         }
         self.replan(prepared)
     }

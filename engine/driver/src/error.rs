@@ -36,6 +36,17 @@ pub enum ApplyError {
         /// How many may be.
         allowed: usize,
     },
+    /// Nodes that can only be changed at the same moment, and that are more than may be out of service at once.
+    #[error(
+        "{} can only be changed together, and at most {allowed} nodes may be out of service at once",
+        .nodes.join(", ")
+    )]
+    OnlyTogether {
+        /// The nodes.
+        nodes: Vec<String>,
+        /// How many may be.
+        allowed: usize,
+    },
     /// The membership key cannot be had of the node that holds it.
     #[error("the membership key cannot be had from {node}: {error}")]
     Keys {

@@ -21,6 +21,7 @@ mod plan;
 mod previous;
 mod reach;
 mod recall;
+mod recover;
 mod report;
 mod resolve;
 mod rollout;

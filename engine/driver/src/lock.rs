@@ -106,7 +106,7 @@ impl Engine<'_> {
                 }
                 Err(refused) => {
                     drop(heart);
-                    prepared.hang_up();
+                    prepared.hang_up(self.options.parallel);
                     return Err(match refused {
                         Unlocked::Busy(holder) => ApplyError::Busy { node: name, holder },
                         _ => ApplyError::Cancelled,

@@ -36,7 +36,8 @@ pub(crate) struct Reach {
     worked: BTreeSet<(String, String)>,
     /// Nodes that are as they shall be, with the addresses of their tunnels.
     ready: Mutex<BTreeMap<String, Vec<IpAddr>>>,
-    warnings: Mutex<Vec<String>>,
+    /// Pairs that do not reach each other and never did.
+    warnings: Mutex<BTreeMap<(String, String), String>>,
     /// UDP port of the tunnel.
     pub(crate) port: u16,
 }
@@ -68,7 +69,8 @@ impl Reach {
     }
 
     pub(crate) fn warnings(self) -> Vec<String> {
-        self.warnings.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let warnings = self.warnings.into_inner().unwrap_or_else(PoisonError::into_inner);
+        warnings.into_values().collect()
     }
 }
 
@@ -134,10 +136,11 @@ impl Engine<'_> {
             if lost.is_empty() || over {
                 let mut warnings = reach.warnings.lock().unwrap_or_else(PoisonError::into_inner);
                 for peer in never {
-                    warnings.push(format!(
+                    let text = format!(
                         "pods of {name} do not reach {peer}: is UDP {} open between them?",
                         reach.port
-                    ));
+                    );
+                    warnings.insert(pair(name, &peer), text);
                 }
                 return lost;
             }

@@ -63,7 +63,7 @@ impl Engine<'_> {
     /// failure stops the roll-out: the failed node is as before, nodes that are done stay. All sessions and locks end.
     pub fn apply(&self, mut prepared: Prepared) -> Result<Report, ApplyError> {
         let result = self.apply_prepared(&mut prepared);
-        prepared.hang_up();
+        prepared.hang_up(self.options.parallel);
         result
     }
 
@@ -145,6 +145,14 @@ impl Engine<'_> {
             prepared.cluster.nodes.iter().filter(gone).map(|n| n.name.clone()).collect();
         let room = allowed.checked_sub(unavailable.len());
         let disruptive = prepared.plan.impact() == Impact::Disruptive;
+        let plans = || prepared.plan.nodes.iter().filter_map(|n| n.outcome.as_ref().ok());
+        if plans().filter(|p| moves_tunnel(p)).count() > 1 {
+            let disrupted = plans().filter(|p| p.impact() == Impact::Disruptive);
+            let nodes: Vec<String> = disrupted.map(|p| p.node.clone()).collect();
+            if nodes.len() > room.unwrap_or(0) {
+                return Err(ApplyError::OnlyTogether { nodes, allowed });
+            }
+        }
         match room {
             Some(room) if room > 0 || !disruptive => Ok(Some(room)),
             _ => Err(ApplyError::TooManyUnavailable { unavailable, allowed }),

@@ -87,7 +87,7 @@ impl Engine<'_> {
                 .map_err(RotateError::from),
             _ => Err(RotateError::NoKeys),
         };
-        prepared.hang_up();
+        prepared.hang_up(self.options.parallel);
         match result? {
             (ring, _) if ring.generation() >= MOST_CHANGES => Err(RotateError::Malformed(ring.summary())),
             other => Ok(other),
@@ -103,7 +103,7 @@ impl Engine<'_> {
                 .into_iter()
                 .filter_map(|n| n.outcome.err().map(|error| (n.name, error)))
                 .collect();
-            prepared.hang_up();
+            prepared.hang_up(self.options.parallel);
             return Err(RotateError::Unreachable(failed));
         }
         Ok(self.apply(prepared)?)

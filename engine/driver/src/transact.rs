@@ -9,12 +9,8 @@ use homelab_protocol::{Failure, Fault, LOCK_PATIENCE, Request, Response, Transac
 use crate::engine::{Engine, Live};
 use crate::lock::{Heart, Unlocked};
 use crate::plan::owned;
+use crate::recover::{Found, SEEK};
 use crate::{Event, NodeError, Outcome, Target};
-
-/// How much longer than the confirm timeout a node is asked to take its changes back.
-const TAKE_BACK: Duration = Duration::from_secs(5);
-/// How much longer than the confirm timeout a lost node is looked for, to say what became of it.
-const SEEK: Duration = Duration::from_secs(10);
 
 /// A node that is being changed.
 pub(crate) struct Job {
@@ -30,20 +26,20 @@ pub(crate) struct Job {
     pub(crate) fresh: Option<Live>,
     pub(crate) begun: Instant,
     /// What the node was before.
-    before: Observed,
+    pub(crate) before: Observed,
     /// Whether requests and answers of the first session still belong together.
-    sound: bool,
-    armed: bool,
+    pub(crate) sound: bool,
+    pub(crate) armed: bool,
     /// From when on the node counts its patience.
-    clock: Instant,
-    told: bool,
-    confirmed: bool,
+    pub(crate) clock: Instant,
+    pub(crate) told: bool,
+    pub(crate) confirmed: bool,
     /// Bytes of sessions that are over.
     pub(crate) spent: (u64, u64),
 }
 
 /// What became of a transaction, as the node's history says.
-enum Fate {
+pub(crate) enum Fate {
     Open(Phase),
     Reverted {
         reason: String,
@@ -54,7 +50,7 @@ enum Fate {
     Gone,
 }
 
-fn fate(history: &History, id: &str) -> Fate {
+pub(crate) fn fate(history: &History, id: &str) -> Fate {
     match (&history.open, &history.reverted, &history.confirmed) {
         (Some(open), _, _) if open.id == id => Fate::Open(open.phase),
         (_, Some(reverted), _) if reverted.id == id => {
@@ -63,13 +59,6 @@ fn fate(history: &History, id: &str) -> Fate {
         (_, _, Some(confirmed)) if confirmed.id == id => Fate::Confirmed,
         _ => Fate::Gone,
     }
-}
-
-/// How to go on with a lost node that was found again.
-enum Found {
-    Go,
-    Wait,
-    End(Outcome),
 }
 
 impl Job {
@@ -100,7 +89,7 @@ impl Job {
     }
 
     /// Objects that are not as they were before the transaction.
-    fn not_as_before(&self, observed: &Observed) -> Vec<String> {
+    pub(crate) fn not_as_before(&self, observed: &Observed) -> Vec<String> {
         let left = diff(&owned(observed), &owned(&self.before));
         left.iter().map(|c| c.key().to_string()).collect()
     }
@@ -134,7 +123,7 @@ impl Job {
     }
 }
 
-fn rolled_back(reason: &str, error: Option<NodeError>, left: Vec<String>) -> Outcome {
+pub(crate) fn rolled_back(reason: &str, error: Option<NodeError>, left: Vec<String>) -> Outcome {
     Outcome::RolledBack { reason: reason.to_owned(), error: error.map(Box::new), left }
 }
 
@@ -392,129 +381,5 @@ impl Engine<'_> {
                 }
             }
         }
-    }
-
-    /// Whether a farewell has been said: nothing of ours is left, not even a record of it.
-    fn is_clean(&self, job: &Job, observed: &Observed) -> bool {
-        job.farewell && diff(&owned(observed), &job.live.desired).is_empty()
-    }
-
-    /// Looks for a lost node until it must have taken its changes back, to say what became of it. Ok if its
-    /// changes are made and wait for a word.
-    fn seek(&self, job: &mut Job, error: NodeError) -> Result<(), Outcome> {
-        self.observer.event(job.name(), Event::Reconnecting);
-        let end = Instant::now() + self.options.confirm_timeout + SEEK;
-        let mut error = error;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Outcome::Unsure(error));
-            }
-            if let Ok(fresh) = self.reopen(&job.target, &job.live.scope, left.min(self.options.answer)) {
-                match self.found(job, fresh, error) {
-                    (Found::Go, _) => return Ok(()),
-                    (Found::End(outcome), _) => return Err(outcome),
-                    (Found::Wait, same) => error = same,
-                }
-            }
-            if self.cancelled() {
-                return Err(Outcome::Unsure(error));
-            }
-            self.rest();
-        }
-    }
-
-    /// Judges what is found on a node that was lost.
-    fn found(&self, job: &mut Job, fresh: Live, error: NodeError) -> (Found, NodeError) {
-        let restarted = fresh.observed.facts.boot_id != job.before.facts.boot_id;
-        let gone = || NodeError::OutOfTurn;
-        match fate(&fresh.observed.history, &job.id) {
-            Fate::Open(Phase::Applied | Phase::Held) if !restarted => {
-                job.drop_fresh();
-                job.fresh = Some(fresh);
-                (Found::Go, error)
-            }
-            Fate::Open(Phase::RollingBack | Phase::Applied | Phase::Held) => {
-                fresh.line.close();
-                (Found::Wait, error)
-            }
-            Fate::Open(Phase::Armed) => {
-                job.drop_fresh();
-                job.fresh = Some(fresh);
-                let reason = error.to_string();
-                (Found::End(self.take_back(job, &reason, Some(error))), gone())
-            }
-            Fate::Reverted { reason, left } => (Found::End(rolled_back(&reason, Some(error), left)), gone()),
-            Fate::Confirmed => {
-                job.confirmed = true;
-                job.drop_fresh();
-                job.fresh = Some(fresh);
-                (Found::Go, error)
-            }
-            Fate::Gone if job.told && self.is_clean(job, &fresh.observed) => {
-                job.confirmed = true;
-                job.fresh = Some(fresh);
-                (Found::Go, error)
-            }
-            Fate::Gone if job.armed => {
-                let left = job.not_as_before(&fresh.observed);
-                (Found::End(rolled_back(&error.to_string(), Some(error), left)), gone())
-            }
-            Fate::Gone => (Found::End(Outcome::Failed(error)), gone()),
-        }
-    }
-
-    /// Has the node take the transaction back, over whatever session works.
-    pub(crate) fn take_back(&self, job: &mut Job, reason: &str, error: Option<NodeError>) -> Outcome {
-        self.observer.event(job.name(), Event::RollingBack(reason));
-        let end = Instant::now() + self.options.confirm_timeout + TAKE_BACK;
-        let request = Request::Rollback { id: job.id.clone(), reason: reason.to_owned() };
-        let limit = self.options.confirm_timeout + SEEK;
-        let mut lines: Vec<_> = job.fresh.iter().map(|f| f.line.clone()).collect();
-        if job.sound {
-            lines.push(job.live.line.clone());
-        }
-        for line in lines {
-            if let Ok(Response::RolledBack { left }) = line.get().ask(&request, limit) {
-                return rolled_back(reason, error, left);
-            }
-        }
-        job.sound = false;
-        job.drop_fresh();
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if let Ok(fresh) = self.reopen(
-                &job.target,
-                &job.live.scope,
-                left.max(Duration::from_secs(1)).min(self.options.answer),
-            ) {
-                let error_ = |error: Option<NodeError>| error.unwrap_or(NodeError::OutOfTurn);
-                match fate(&fresh.observed.history, &job.id) {
-                    Fate::Open(_) => {
-                        let answer = fresh.line.get().ask(&request, limit);
-                        fresh.line.close();
-                        if let Ok(Response::RolledBack { left }) = answer {
-                            return rolled_back(reason, error, left);
-                        }
-                    }
-                    Fate::Reverted { reason, left } => return rolled_back(&reason, error, left),
-                    Fate::Confirmed => return Outcome::Failed(error_(error)),
-                    Fate::Gone if job.armed => {
-                        let left = job.not_as_before(&fresh.observed);
-                        return rolled_back(reason, error, left);
-                    }
-                    Fate::Gone => return Outcome::Failed(error_(error)),
-                }
-            }
-            if Instant::now() >= end || self.cancelled() {
-                return Outcome::Unsure(error.unwrap_or(NodeError::OutOfTurn));
-            }
-            self.rest();
-        }
-    }
-
-    /// Waits between two tries.
-    fn rest(&self) {
-        std::thread::sleep(self.options.pause.clamp(Duration::from_millis(5), Duration::from_millis(500)));
     }
 }

@@ -143,7 +143,8 @@ fn whatever_a_node_says_the_laptop_survives_it() {
     fn failed(o: &Outcome) -> bool {
         matches!(o, Outcome::Failed(_))
     }
-    let list: [(&str, fn(&Request) -> Option<Trick>, Check); 18] = [
+    type Answer = fn(&Request) -> Option<Trick>;
+    let list: [(&str, Answer, Check); 18] = [
         ("garbage for run", garbage_run, undone),
         ("garbage for begin", garbage_begin, failed),
         ("garbage for confirm", garbage_confirm, unsure_or_undone),

@@ -1,7 +1,6 @@
 //! Laws over many clusters: an apply leaves an empty plan, and nodes keep their pod ranges.
 #![cfg(test)]
 
-#[allow(dead_code)]
 mod fake;
 
 use std::collections::BTreeMap;
