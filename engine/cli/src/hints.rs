@@ -86,6 +86,10 @@ pub(crate) fn apply(error: &ApplyError) -> Vec<String> {
         ApplyError::TooManyUnavailable { .. } => {
             vec!["bring those nodes back first, or allow more: --max-unavailable N".to_owned()]
         }
+        ApplyError::OnlyTogether { nodes, .. } => vec![format!(
+            "allow it, when it suits: --max-unavailable {}; pods lose the other nodes for some seconds",
+            nodes.len()
+        )],
         ApplyError::Keys { error, .. } => hints(error),
     }
 }
