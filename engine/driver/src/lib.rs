@@ -32,6 +32,8 @@ mod transport;
 pub use binaries::{BinariesError, BinaryEntry, MANIFEST, MANIFEST_FORMAT, Manifest, NodeBinaries};
 pub use connection::{Places, script};
 pub use engine::{Engine, Goal, Prepared};
+pub use homelab_protocol::{Failure, Fault};
+
 pub use error::{ApplyError, NodeError, PlanError, RotateError};
 pub use keys::NEW_KEYS;
 pub use lock::LockOutcome;

@@ -5,7 +5,7 @@ use homelab_model::Holder;
 use crate::NodeError;
 
 /// A step of one node.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// The connection is being opened.
     Connecting,
