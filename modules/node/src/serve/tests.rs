@@ -51,7 +51,7 @@ fn a_failure_in_the_middle_is_undone() {
     assert_eq!(apply(&world, &begun(&world)), Known::Confirmed);
     let before = world.observed();
     let next = transaction(&world, "0b", &homelab_desired::desired(&spec(1, 2, 2)));
-    let route = next.changes.iter().filter(|c| c.after().is_some()).map(|c| c.key());
+    let mut route = next.changes.iter().filter(|c| c.after().is_some()).map(|c| c.key());
     let route = route.rfind(|k| matches!(k, Key::Route(..))).expect("a route is made");
     world.0.borrow_mut().broken = Some((route.clone(), "it broke".into()));
     let broken = talk(&world, run(&next));
