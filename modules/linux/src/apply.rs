@@ -188,8 +188,8 @@ impl Node {
     }
 
     /// After the last object is deleted: takes away what is left of running pods' network (their bridge is gone),
-    /// what was kept of replaced files, and homelab's own state and records, journal included.
-    /// [`crate::transaction::disarm`] comes first: it needs the records.
+    /// what was kept of replaced files, and homelab's own state and records, journal included. What is armed is left
+    /// to [`crate::transaction::disarm`]. May be called twice.
     pub fn farewell(&mut self) -> Result<(), Error> {
         self.drop_asides()?;
         self.drop_previous()?;

@@ -220,6 +220,11 @@ fn end_holder(root: &Root, name: &str) -> Result<Option<Signature>, Error> {
     if signature.lives(root) {
         return Err(Error::Invalid(format!("process {pid} does not end")));
     }
+    // The last of its threads to go takes the lock along.
+    let start = Instant::now();
+    while attempt(root, name)?.is_none() && start.elapsed() < END {
+        std::thread::sleep(INTERVAL);
+    }
     Ok(Some(signature))
 }
 

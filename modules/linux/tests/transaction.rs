@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use common::place::{Place, apply, binary, file};
 use common::{OtherNetns, in_new_netns, run};
 use homelab_linux::transaction::{
-    Shelf, arm, can_arm, disarm, has_state, is_open, read_journal, read_record, rearm, remove_record,
-    remove_transaction, reserve, write_journal, write_record,
+    Shelf, arm, can_arm, disarm, has_state, is_open, is_reserved, read_journal, read_record, rearm,
+    remove_record, remove_transaction, reserve, write_journal, write_record,
 };
 use homelab_linux::{
     Node, Root, displace, kill_apply, lock, lock_apply, probe, progress_age, session_holder, session_lock,
@@ -41,9 +41,12 @@ impl Other {
     }
 
     fn start_with(role: &str, root: &Path, name: &str, deaf: bool) -> Other {
-        let directory = tempfile::tempdir().unwrap();
+        // A link and no copy: a file that was written a moment ago may still be open for writing in a process that
+        // another test starts, and then it cannot be run.
+        let own = fs::read_link("/proc/self/exe").unwrap();
+        let directory = tempfile::tempdir_in(own.parent().unwrap()).unwrap();
         let executable = directory.path().join(name);
-        fs::copy("/proc/self/exe", &executable).unwrap();
+        fs::hard_link(own, &executable).unwrap();
         // A signal that is ignored stays so for the next program.
         let command = if deaf { "trap '' TERM; exec \"$0\" \"$@\"" } else { "exec \"$0\" \"$@\"" };
         let child = Command::new("sh")
@@ -63,6 +66,8 @@ impl Other {
     }
 
     fn has_ended(&mut self) -> bool {
+        // What is left of it may take a moment to go.
+        std::thread::sleep(Duration::from_millis(100));
         self.child.try_wait().unwrap().is_some()
     }
 }
@@ -88,11 +93,13 @@ fn child_process() {
             let _lock = lock_apply(&root, Duration::ZERO).unwrap();
             std::thread::sleep(Duration::from_secs(60));
         }
-        "journal" => loop {
-            for count in 1.. {
+        "journal" => {
+            // Every writer has its own.
+            let first = usize::try_from(std::process::id()).unwrap() * 1_000_003;
+            for count in first.. {
                 write_journal(&root, &journal(count)).unwrap();
             }
-        },
+        }
         other => panic!("no such role: {other}"),
     }
 }
@@ -136,7 +143,7 @@ fn a_journal_is_old_or_new_and_never_between() {
         assert!(is_whole(&left));
         seen.insert(left);
     }
-    assert!(seen.len() > 5, "{} different ones", seen.len());
+    assert_eq!(seen.len(), 25, "every writer left one");
     let meta = fs::metadata(place.path().join("var/lib/homelab/transaction/journal.json")).unwrap();
     assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
     assert!(is_open(&root));
@@ -154,9 +161,14 @@ fn pretend_systemd(place: &Place) {
         let path = place.path(&format!("/usr/bin/{name}"));
         let log = place.proc("calls").display().to_string();
         let script = format!("#!/bin/sh\nprintf '%s ' {name} \"$@\" >> {log}\necho >> {log}\n");
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&path, &script);
     }
+}
+
+/// Writes a script, from a process of its own for the reason given at [`Other::start_with`].
+fn executable(path: &Path, script: &str) {
+    let write = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
+    assert!(Command::new("sh").args(["-c", write, "sh", script]).arg(path).status().unwrap().success());
 }
 
 fn calls(place: &Place) -> Vec<String> {
@@ -181,7 +193,9 @@ fn a_fresh_node_keeps_no_trace_of_a_transaction() {
                 .collect();
         let mut node = place.node();
         write_journal(&root, b"{}").unwrap();
+        assert!(!is_reserved(&root));
         reserve(&root).unwrap();
+        assert!(is_reserved(&root));
         let reserve = fs::metadata(place.path(&format!("{}/reserve", ours::TRANSACTION))).unwrap();
         assert!(reserve.blocks() * 512 >= 64 << 10, "{} blocks", reserve.blocks());
         node.keep_asides(&plan).unwrap();
@@ -244,6 +258,27 @@ fn a_fresh_node_keeps_no_trace_of_a_transaction() {
 }
 
 #[test]
+fn after_a_farewell_disarming_leaves_nothing() {
+    in_new_netns(|| {
+        let place = Place::new();
+        pretend_systemd(&place);
+        // Every machine with systemd has these.
+        for directory in ["/etc/systemd/system/multi-user.target.wants", "/usr/local/lib"] {
+            fs::create_dir_all(place.path(directory)).unwrap();
+        }
+        let before = place.all();
+        let mut node = place.node();
+        arm(&place.root(), "aa", Duration::from_secs(60)).unwrap();
+        write_journal(&place.root(), b"{}").unwrap();
+        node.farewell().unwrap();
+        node.farewell().unwrap();
+        disarm(&place.root(), "aa").unwrap();
+        calls(&place);
+        assert_eq!(place.all(), before);
+    });
+}
+
+#[test]
 fn the_installed_binary_gets_another_name_instead_of_a_copy() {
     let own = homelab_linux::digest_of_self().unwrap();
     let place = Place::beside_executable();
@@ -274,10 +309,10 @@ fn what_cannot_be_armed_is_said_before() {
     }
     assert_eq!(calls(&place), [] as [&str; 0]);
     // A failure is told in systemd's words.
-    fs::write(place.path("/usr/bin/systemd-run"), "#!/bin/sh\necho no timers today >&2\nexit 1\n").unwrap();
+    executable(&place.path("/usr/bin/systemd-run"), "#!/bin/sh\necho no timers today >&2\nexit 1\n");
     let error = arm(&root, "aa", Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("no timers today"), "{error}");
-    fs::write(place.path("/usr/bin/systemd-run"), "#!/bin/sh\nexit 3\n").unwrap();
+    executable(&place.path("/usr/bin/systemd-run"), "#!/bin/sh\nexit 3\n");
     let error = arm(&root, "aa", Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("exit status: 3"), "{error}");
 }

@@ -1,5 +1,5 @@
-//! What a change replaces or removes stays beside its place under another name: to bring it back is a rename, which
-//! needs no room on the disk and keeps inode, mode, owner and times.
+//! What a change replaces or removes stays beside its place under another name: to bring it back is a link and
+//! a rename, which need no room on the disk and keep inode, mode, owner and times.
 //!
 //! A hard link `.NAME.homelab-undo` is the state before the open transaction; `.NAME.homelab-previous` the state before
 //! the last confirmed one, for what no plan has words for. `.NAME.homelab-aside` was left by an older version whose

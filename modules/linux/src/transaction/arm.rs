@@ -13,7 +13,7 @@ use crate::clock::boottime_ms;
 use crate::error::Error;
 use crate::files::{
     Records, carry_digest, copy_self, delete, digest_of_self, known_digest_of_self, make_symlink,
-    sync_parent, write_atomic,
+    remove_temporaries, sync_parent, write_atomic,
 };
 use crate::process::complaint;
 use crate::root::Root;
@@ -103,7 +103,9 @@ pub fn disarm(root: &Root, id: &str) -> Result<(), Error> {
         if path == ours::RECOVERY {
             stopped = stop(root, id);
         }
-        carry_digest(&installed, &installed, || delete(&root.path(&path)))?;
+        let real = root.path(&path);
+        carry_digest(&installed, &installed, || delete(&real))?;
+        remove_temporaries(root, &real);
         records.remove_empty_parents(root, &path)?;
     }
     // After a farewell there are no records: these directories are for nothing else.
