@@ -7,7 +7,7 @@ use homelab_model::{Backend, Change, Key, NodeObject, Spec, ours};
 use crate::error::{ApplyError, Error};
 use crate::files::{self, Records};
 use crate::node::Node;
-use crate::{fault, nft, sysctl, unit};
+use crate::{nft, sysctl, unit};
 
 impl Node {
     /// Carries out changes in order, and says after each how many are done.
@@ -36,7 +36,6 @@ impl Node {
         let nft: Vec<&Change<NodeObject>> = changes.iter().filter(|c| nft::is_nft(c)).collect();
         let last_nft = changes.iter().rposition(nft::is_nft);
         for (index, change) in changes.iter().enumerate() {
-            fault::point(format_args!("effect.{index}.before"));
             let done = if !nft::is_nft(change) {
                 self.one(change)
             } else if Some(index) == last_nft {
@@ -45,7 +44,6 @@ impl Node {
                 Ok(())
             };
             done.map_err(|e| failed(index, e))?;
-            fault::point(format_args!("effect.{index}.after"));
             progress(index + 1);
         }
         self.kernel.finish().map_err(|waiting| {
