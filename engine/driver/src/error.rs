@@ -1,7 +1,7 @@
 //! Why a node could not be observed or changed.
 
 use homelab_model::{AllocError, Holder, Problem};
-use homelab_protocol::{Failure, FrameError};
+use homelab_protocol::{Failure, Fault, FrameError};
 use thiserror::Error;
 
 use crate::{BinariesError, TransportError};
@@ -227,7 +227,9 @@ fn failure_text(failure: &Failure) -> String {
         "" => failure.message.clone(),
         object => format!("{object}: {}", failure.message),
     };
-    if failure.undone {
+    // A refusal comes before any change.
+    let refused = failure.fault != Fault::Error;
+    if failure.undone && !refused {
         text.push_str("; the changes made before it were undone");
     } else if !failure.left.is_empty() {
         text.push_str(&format!("; these could not be undone: {}", failure.left.join(", ")));

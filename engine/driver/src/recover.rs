@@ -130,7 +130,11 @@ impl Engine<'_> {
                         }
                     }
                     Fate::Reverted { reason, left } => return rolled_back(&reason, error, left),
-                    Fate::Confirmed => return Outcome::Failed(error_(error)),
+                    // It was written down, and what failed came after.
+                    Fate::Confirmed => return Outcome::Changed(job.plan.summary()),
+                    Fate::Gone if job.told && self.is_clean(job, &fresh.observed) => {
+                        return Outcome::Changed(job.plan.summary());
+                    }
                     Fate::Gone if job.armed => {
                         let left = job.not_as_before(&fresh.observed);
                         return rolled_back(reason, error, left);

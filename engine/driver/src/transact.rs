@@ -253,7 +253,9 @@ impl Engine<'_> {
                 }
                 Ok(Response::Failed(failure)) => {
                     drop(connection);
-                    let undone = failure.undone || !failure.left.is_empty();
+                    // A refusal leaves what was armed as it is: only a failed run has been undone already.
+                    let ran = failure.fault == Fault::Error;
+                    let undone = ran && (failure.undone || !failure.left.is_empty());
                     let (reason, left) = (failure.message.clone(), failure.left.clone());
                     let error = refusal(failure);
                     if undone {

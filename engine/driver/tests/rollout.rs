@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fake::{Evil, Lan, Laptop, THREE, Trick, cluster};
 use homelab_driver::{ApplyError, Batch, Event, Goal, NodeError, Observer, Outcome};
 use homelab_model::{Cluster, Impact, ours};
-use homelab_protocol::Request;
+use homelab_protocol::{Failure, Fault, Request, Response};
 
 const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"];
 
@@ -175,7 +175,11 @@ fn a_node_that_is_lost_too_long_takes_the_change_back_and_the_report_says_so() {
     };
     assert_eq!((reason.as_str(), left.len()), ("nobody confirmed it in time", 0));
     assert!(matches!(report.nodes[1].outcome, Outcome::NotStarted));
-    laptop.lan.with(ADDRESSES[0], |m| assert!(m.is_bare()));
+    laptop.lan.with(ADDRESSES[0], |m| {
+        assert!(m.is_bare());
+        m.second = Duration::from_secs(1);
+    });
+    laptop.options.confirm_timeout = Duration::from_secs(20);
     assert!(laptop.apply(&home).succeeded());
 }
 
@@ -363,4 +367,54 @@ fn nodes_that_can_only_be_changed_together_must_all_be_allowed_to_be_out_of_serv
     assert!(!laptop.plan(&moved(&home)).is_empty());
     laptop.options.max_unavailable = Some(Batch::Percent(100));
     assert!(laptop.apply(&moved(&home)).succeeded());
+}
+
+#[test]
+fn a_node_that_refuses_to_run_what_it_armed_is_disarmed() {
+    fn refuses(request: &Request) -> Option<Trick> {
+        let failure = Failure {
+            fault: Fault::NotLocked,
+            object: String::new(),
+            message: "this session does not hold the lock any more".to_owned(),
+            undone: true,
+            left: Vec::new(),
+        };
+        matches!(request, Request::Run).then(|| Trick::Say(vec![Response::Failed(failure)]))
+    }
+    let laptop = Laptop::new(Lan::three());
+    laptop.lan.with(ADDRESSES[0], |m| m.fault.evil = Some(Evil(refuses)));
+    let report = laptop.apply(&cluster(&THREE));
+    let Outcome::RolledBack { error: Some(error), left, .. } = &report.nodes[0].outcome else {
+        panic!("{report:?}")
+    };
+    assert!(
+        left.is_empty() && error.to_string() == "this session does not hold the lock any more",
+        "{error}"
+    );
+    laptop.lan.with(ADDRESSES[0], |m| assert!(m.is_bare()));
+}
+
+#[test]
+fn a_confirmation_that_was_written_down_before_something_failed_stands() {
+    fn fails_late(request: &Request) -> Option<Trick> {
+        let failure = Failure {
+            fault: Fault::Error,
+            object: String::new(),
+            message: "the disk is full".to_owned(),
+            undone: false,
+            left: Vec::new(),
+        };
+        matches!(request, Request::Confirm { .. }).then(|| Trick::Lie(Response::Failed(failure)))
+    }
+    let laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    for address in ADDRESSES {
+        laptop.lan.with(address, |m| m.fault.evil = Some(Evil(fails_late)));
+    }
+    let report = laptop.apply(&home);
+    assert!(report.succeeded(), "{report:?}");
+    assert!(laptop.plan(&home).is_empty());
+    let report = laptop.destroy(&home);
+    assert!(report.succeeded(), "{report:?}");
+    laptop.lan.with(ADDRESSES[2], |m| assert!(m.is_bare()));
 }

@@ -1,4 +1,4 @@
-//! Wire types and framing between laptop and node, version 1.
+//! Wire types and framing between laptop and node, version 2.
 //!
 //! One SSH exec runs `homelab-node serve`; both sides exchange frames over its stdin and stdout. A frame is a
 //! four-byte big-endian length and that many bytes of JSON. The laptop speaks first with [`Request::Hello`].

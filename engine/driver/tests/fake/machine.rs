@@ -34,8 +34,8 @@ pub(crate) enum Trick {
     Silence,
     /// Ends the session before anything is done.
     HangUp,
-    /// Does what was asked for, and ends the session instead of saying so.
-    HangUpAfter,
+    /// Does what was asked for, and says this.
+    Lie(Response),
 }
 
 /// How a node misbehaves.

@@ -75,7 +75,6 @@ impl Serve<'_> {
     fn run(mut self, reader: &mut impl Read) -> std::io::Result<()> {
         loop {
             let request: Request = read_frame(reader).map_err(std::io::Error::other)?;
-            let mut after = false;
             {
                 let mut node = self.machine.lock().unwrap();
                 node.tick();
@@ -89,7 +88,15 @@ impl Serve<'_> {
                 drop(node);
                 match trick {
                     None => {}
-                    Some(Trick::HangUpAfter) => after = true,
+                    Some(Trick::Lie(response)) => {
+                        let (deaf, _) = UnixStream::pair().unwrap();
+                        let stream = std::mem::replace(&mut self.stream, deaf);
+                        // Nobody hears of it.
+                        let _ = self.answer(request);
+                        self.stream = stream;
+                        self.send(&response)?;
+                        continue;
+                    }
                     Some(trick) => {
                         if !self.trick(trick)? {
                             return Ok(());
@@ -98,12 +105,7 @@ impl Serve<'_> {
                     }
                 }
             }
-            if after {
-                // Nobody hears of it.
-                let (deaf, _) = UnixStream::pair().unwrap();
-                self.stream = deaf;
-            }
-            if !self.answer(request)? || after {
+            if !self.answer(request)? {
                 return Ok(());
             }
         }
@@ -132,7 +134,7 @@ impl Serve<'_> {
                 }
             }
             Trick::Silence => {}
-            Trick::HangUp | Trick::HangUpAfter => return Ok(false),
+            Trick::HangUp | Trick::Lie(_) => return Ok(false),
         }
         Ok(true)
     }
