@@ -33,6 +33,10 @@ impl Signals {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let guard = runtime.enter();
         for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            // nohup, and a shell's background jobs: whoever started us wants us not to hear it.
+            if ignored(kind.as_raw_value()) {
+                continue;
+            }
             let mut stream = signal(kind)?;
             let (signals, voice, interactive) = (self.clone(), terminal.voice(), terminal.interactive);
             runtime.spawn(async move {
@@ -101,9 +105,28 @@ impl Signals {
     }
 }
 
+/// Whether this process was started with a signal ignored. Only Linux says.
+fn ignored(number: i32) -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| in_mask(&status, number))
+}
+
+/// Whether a signal is in the mask `SigIgn` of a `/proc/PID/status`.
+fn in_mask(status: &str, number: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let bits = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    (1..=64).contains(&number) && bits >> (number - 1) & 1 == 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ignored_signals_are_in_the_mask() {
+        let status = "Name:\thomelab\nSigBlk:\t0000000000000003\nSigIgn:\t0000000000001001\n";
+        assert!(in_mask(status, 1) && in_mask(status, 13));
+        assert!(!in_mask(status, 2) && !in_mask(status, 15) && !in_mask("", 1) && !in_mask(status, 0));
+    }
 
     #[test]
     fn the_first_signal_stops_changes_and_the_second_leaves() {

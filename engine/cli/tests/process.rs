@@ -266,6 +266,36 @@ fn a_signal_before_any_change_ends_the_command_at_once() {
 }
 
 #[test]
+fn a_signal_that_the_caller_ignores_is_not_heard() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let here = directory(&GOOD.replace("port: 9", &format!("port: {port}")));
+    // As nohup does.
+    let script = format!(
+        "trap '' HUP; exec {} --node-binaries . --connect-timeout 60 plan",
+        env!("CARGO_BIN_EXE_homelab")
+    );
+    let mut child = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(here.path())
+        .env_remove("HOMELAB_FILE")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let _connection = listener.accept().unwrap();
+    let send = |signal: &str| {
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+    };
+    send("HUP");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    send("TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+}
+
+#[test]
 fn a_reader_that_is_gone_is_no_crash() {
     let here = directory(GOOD);
     let script = format!(

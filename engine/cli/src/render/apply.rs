@@ -36,9 +36,13 @@ fn node_words(node: &NodeReport) -> Words {
                 .error(error.as_deref().map(ErrorText::of))
                 .hint("run homelab plan: it shows what these need; homelab apply mends them")
         }
-        Outcome::Unsure(error) => Words::bad("not reached after the change: it takes it back by itself")
-            .error(Some(ErrorText::of(error)))
-            .hint("when it answers again, homelab status says whether the change was taken back or stayed"),
+        Outcome::Unsure(error) => {
+            Words::bad("not reached after the change: it takes it back by itself within --confirm-timeout")
+                .error(Some(ErrorText::of(error)))
+                .hint(
+                    "when it answers again, homelab status says whether the change was taken back or stayed",
+                )
+        }
     }
 }
 
