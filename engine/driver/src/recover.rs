@@ -35,7 +35,9 @@ impl Engine<'_> {
     /// changes are made and wait for a word.
     pub(crate) fn seek(&self, job: &mut Job, error: NodeError) -> Result<(), Outcome> {
         self.observer.event(job.name(), Event::Reconnecting);
-        let end = Instant::now() + self.options.confirm_timeout + SEEK;
+        // The node counts from its last word on; a loss that is noticed late still gets a few tries.
+        let counted = job.clock + self.options.confirm_timeout + SEEK;
+        let end = counted.max(Instant::now() + SEEK);
         let mut error = error;
         loop {
             let left = end.saturating_duration_since(Instant::now());

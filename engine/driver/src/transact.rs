@@ -336,7 +336,8 @@ impl Engine<'_> {
                 return Ok(good);
             }
             let Some(fresh) = &mut job.fresh else { return Err(Outcome::Failed(NodeError::OutOfTurn)) };
-            let answer = fresh.line.get().ask(&request, self.options.answer);
+            let left = (end + SEEK).saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+            let answer = fresh.line.get().ask(&request, left.min(self.options.answer));
             let told = std::mem::replace(&mut job.told, true);
             match answer {
                 Ok(Response::Confirmed) => return Ok(good),
