@@ -35,7 +35,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     };
     if !args.unit {
         timed("prerequisites", &mut || Ok(homelab_lab::host::ensure_packages().map(|()| true)?))?;
-        timed("node binary", &mut || dist::build_here(&tools::root().join("target/debug")).map(|()| true))?;
+        timed("node binaries", &mut || dist::build_for_tests().map(|()| true))?;
     }
     // All phases select the whole workspace, else cargo builds dependencies again with other features.
     timed("build", &mut || {
