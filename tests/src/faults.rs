@@ -17,6 +17,13 @@ const REACHED: &str = "/run/homelab-fault.reached";
 /// There as long as a transaction is neither confirmed nor taken back.
 pub const JOURNAL: &str = "/var/lib/homelab/transaction/journal.json";
 
+/// What is there while a transaction is open, by its path below the root directory.
+const OPEN: [&str; 3] = [
+    "var/lib/homelab/transaction",
+    "etc/systemd/system/homelab-recovery.service",
+    "usr/local/lib/homelab/recovery",
+];
+
 /// Ends every ssh connection of a node, from the node's side.
 const DROP: &str = "kill $(ss -Htnp state established sport = :22 | grep -o 'pid=[0-9]*' | cut -d= -f2 | sort -u) 2>/dev/null || true";
 
@@ -128,22 +135,46 @@ impl Cluster {
         self.sh(node, DROP);
     }
 
-    /// Whether a transaction of the node is neither confirmed nor taken back. A node that is off has what its disk has.
+    /// Whether there is anything left of a transaction that is neither confirmed nor taken back, or of the means to
+    /// take it back. A node that is off has what its disk has.
     #[track_caller]
     pub fn is_open(&self, node: &str) -> bool {
         let root = self.lab.root_of(node).expect("a node has a disk");
-        root.join(JOURNAL.trim_start_matches('/')).exists()
+        OPEN.iter().any(|path| root.join(path).symlink_metadata().is_ok())
     }
 
-    /// Waits until no transaction is open; gives how long that took.
+    /// Waits until no transaction is open and nothing that could take one back is left; gives how long that took.
     #[track_caller]
     pub fn closed_within(&self, node: &str, limit: Duration) -> Duration {
         let start = Instant::now();
-        while self.is_open(node) {
-            assert!(start.elapsed() < limit, "a transaction of {node} is still open after {limit:?}");
-            std::thread::sleep(Duration::from_millis(5));
+        let units = "systemctl list-units --all --no-legend 'homelab-revert*' homelab-recovery.service";
+        let mut last = String::new();
+        loop {
+            if !self.is_open(node) {
+                let time = start.elapsed();
+                last =
+                    self.lab.sh(node, units).map_or_else(|error| error.to_string(), |output| output.stdout);
+                if last.is_empty() {
+                    return time;
+                }
+            }
+            // systemd takes a moment to forget what has ended.
+            let limit = limit + Duration::from_secs(1);
+            assert!(
+                start.elapsed() < limit,
+                "after {limit:?} {node} still has {}{last}",
+                self.left_open(node)
+            );
+            std::thread::sleep(Duration::from_millis(10));
         }
-        start.elapsed()
+    }
+
+    fn left_open(&self, node: &str) -> String {
+        let script = format!(
+            "cd /; ls -d {} 2>/dev/null; head -c 600 {JOURNAL}; journalctl --boot --no-pager --output cat -u 'homelab-revert*' -u homelab-recovery | tail -20",
+            OPEN.join(" ")
+        );
+        self.lab.sh(node, &script).map_or_else(|error| error.to_string(), |output| output.stdout)
     }
 
     /// Whether somebody holds the node's lock.
