@@ -52,7 +52,7 @@ fn plan_file_is_applied(cluster: &mut Cluster) {
     cluster.file.set("network.vxlan.mtu", json!(1400));
     let planned = cluster.plan_of(&["--out", &name]);
     let states = cluster.states();
-    cluster.homelab_ok(&["apply", &name, "--yes", "--nodes", "node1,node2,node3"]);
+    cluster.homelab_ok(&["apply", &name, "--yes"]);
     cluster.assert_converged();
     assert!(planned.nodes.iter().all(|node| !node.changes.is_empty()), "{planned}");
     for (node, before) in cluster.nodes().iter().zip(states) {

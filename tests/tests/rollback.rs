@@ -282,7 +282,7 @@ fn change_that_cuts_ssh(cluster: &mut Cluster) {
     let output = apply.end(HUNG);
     let text = format!("{}{}", output.stdout, output.stderr);
     assert_eq!(output.code, 3, "a rollback has its own exit code:\n{text}");
-    for word in ["node1", "taken back"] {
+    for word in ["node1", "rolled back"] {
         assert!(text.contains(word), "`{word}` is missing:\n{text}");
     }
     let sent = flow.none_lost("pods of nodes that were not begun");
@@ -309,7 +309,7 @@ fn rollback_is_an_error(cluster: &mut Cluster) {
     let (time, output) = strike(cluster, Fault::Partition, apply, &stopped);
     let text = format!("{}{}", output.stdout, output.stderr);
     assert_eq!(output.code, 3, "{text}");
-    assert!(text.contains(NODE) && text.contains("taken back"), "{text}");
+    assert!(text.contains(NODE) && text.contains("rolled back"), "{text}");
     measured(format_args!(
         "cut link to restored node: {} ms, timeout {} ms",
         time.as_millis(),
