@@ -187,12 +187,9 @@ impl Cluster {
     #[track_caller]
     pub fn state(&self, node: &str) -> NodeSnapshot {
         let snapshot = self.snapshot(node);
-        let notes: Vec<String> = snapshot
-            .section("file")
-            .map(|(path, _)| path)
-            .filter(|path| is_note(path))
-            .map(str::to_owned)
-            .collect();
+        let paths: Vec<&str> = snapshot.section("file").map(|(path, _)| path).collect();
+        let notes: Vec<String> =
+            paths.iter().filter(|path| is_note(path, &paths)).map(|path| (*path).to_owned()).collect();
         snapshot.without_entries(&notes.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
@@ -222,8 +219,16 @@ impl Cluster {
     }
 }
 
-/// The last transaction, the one that was taken back, and locks: they tell of work, and change nothing.
-fn is_note(path: &str) -> bool {
-    ["/var/lib/homelab/confirmed.json", "/var/lib/homelab/reverted.json"].contains(&path)
+/// Records of past transactions, locks, and what is kept for `homelab rollback`: they tell of work, and change
+/// nothing. What is kept for a transaction that is open (`.homelab-undo`) is none of these: it must go.
+fn is_note(path: &str, all: &[&str]) -> bool {
+    const RECORDS: [&str; 3] = ["confirmed.json", "reverted.json", "previous.json"];
+    let kept = |path: &str| path.ends_with(".homelab-previous");
+    let within = format!("{path}/");
+    let mut inside = all.iter().filter(|other| other.starts_with(&within)).peekable();
+    path.strip_prefix("/var/lib/homelab/").is_some_and(|name| RECORDS.contains(&name))
         || path.starts_with("/run/homelab/")
+        || kept(path)
+        // A directory that is there for what is kept in it.
+        || (inside.peek().is_some() && inside.all(|other| kept(other)))
 }
