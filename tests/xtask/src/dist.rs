@@ -68,7 +68,7 @@ enum Kind {
 }
 
 /// The file by which tests name the point; no other binary knows of it.
-const FAULT_FILE: &[u8] = b"/run/homelab-fault";
+const FAULT_FILE: &[u8] = b"homelab-fault";
 
 fn build(architectures: &[String], to: &Path, kind: Kind) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(to)?;
