@@ -121,7 +121,7 @@ fn second_apply_meanwhile(cluster: &mut Cluster) {
     cluster.file.set("network.vxlan.mtu", json!(1300));
     let second = cluster.homelab_from("wan", &["apply", "--yes"]);
     assert_eq!(second.code, 1, "{}", said(&second));
-    for word in ["root@client", "homelab confirm", "homelab rollback"] {
+    for word in ["@client", "homelab confirm", "homelab rollback"] {
         assert!(said(&second).contains(word), "`{word}` is missing:\n{}", said(&second));
     }
     assert_mtus(cluster, "1400", "the second one changed nothing");
