@@ -42,9 +42,7 @@ fn repeat(runs: usize, mut one: impl FnMut() -> Result<Run>) -> Result<Vec<Run>>
 }
 
 fn ours(lab: &Lab, arguments: &[&str]) -> Result<Command> {
-    let mut command = lab.homelab_command(arguments)?;
-    command.env("HOMELAB_BIN", binary("homelab"));
-    Ok(command)
+    Ok(super::homelab(lab, &lab.config_path(), arguments)?)
 }
 
 fn binary(name: &str) -> std::path::PathBuf {
