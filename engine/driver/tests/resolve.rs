@@ -26,7 +26,7 @@ fn observed() -> Observed {
         addresses: vec![AddressFact { link: "eth0".into(), address: net("192.168.50.11/24") }],
         ..Facts::default()
     };
-    Observed { facts, objects: Vec::new(), spec: None }
+    Observed { facts, ..Observed::default() }
 }
 
 fn dual_stack() -> Cluster {

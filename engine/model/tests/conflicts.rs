@@ -121,7 +121,7 @@ fn a_foreign_route_in_the_place_of_ours_is_named_with_its_owner_and_the_peer() {
     let mut facts = clean();
     let mut record = fixtures::spec(false);
     record.peers.push(fixtures::peer("node2", "192.168.50.12", vec![fixtures::net("10.244.1.0/24")]));
-    let owned = Observed { facts: facts.clone(), objects: Vec::new(), spec: None }.our_links(&[]);
+    let owned = Observed { facts: facts.clone(), ..Observed::default() }.our_links(&[]);
     let found = |facts: &Facts, record| {
         let address = "192.168.50.11".parse().expect("address");
         let problems = conflicts(&cluster(&[]), address, facts, &owned, record);
