@@ -101,6 +101,8 @@ pub(crate) struct State {
     pub(crate) points: Vec<String>,
     /// Faults by number of the point.
     pub(crate) strikes: Vec<(usize, Fault)>,
+    /// How many of them struck.
+    pub(crate) strikes_done: usize,
     /// When the last fault struck.
     pub(crate) struck: Option<u64>,
     /// Every change of this object fails with this message.
@@ -134,6 +136,7 @@ impl World {
         state.points.clear();
         state.strikes = strikes.to_vec();
         state.struck = None;
+        state.strikes_done = 0;
     }
 
     pub(crate) fn reach(&self, name: &str) {
@@ -144,6 +147,7 @@ impl World {
             state.strikes.iter().filter(|(n, _)| *n == index).map(|(_, fault)| *fault).collect();
         for fault in faults {
             state.struck = Some(state.time);
+            state.strikes_done += 1;
             match fault {
                 Fault::LaptopKill => {
                     state.laptop_dead = true;

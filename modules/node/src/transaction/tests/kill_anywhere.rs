@@ -87,6 +87,7 @@ fn run(kind: &Kind, ends: &Ends, strikes: &[(usize, Fault)]) -> usize {
         matches!(fault, Fault::NodeKill | Fault::Power) && named(n).starts_with("disarm.")
     };
     nothing_left(&world, strikes.iter().any(dies), &what);
+    assert_eq!(world.0.borrow().strikes_done, strikes.len(), "{what}: a fault that never struck");
     if let Some(struck) = world.0.borrow().struck {
         // A process that was killed in the middle of an undo is started again after a second, and a machine that
         // went down there is not up for 20 s; what is left at boot has 5 s more.
