@@ -263,20 +263,16 @@ fn difference(place: &str, theirs: &Value, ours: &Value) -> String {
     format!("{place} is {} in the file and {} in truth", brief(theirs), brief(ours))
 }
 
-/// `2026-11-25T19:18:25Z` of seconds since 1970 (proleptic Gregorian calendar).
+/// `2026-11-25T19:18:25Z` of seconds since 1970.
 pub(crate) fn utc(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years are counted from March, so that the leap day is the last of its year; from 0000-03-01.
-    let day = days + 719_468;
-    let (era, of_era) = (day / 146_097, day % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let date = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}Z")
+    utc_ms(seconds.saturating_mul(1000))
+}
+
+/// Milliseconds since 1970 as RFC 3339 in UTC.
+pub(crate) fn utc_ms(milliseconds: u64) -> String {
+    // A time that no calendar has, which a node may claim, is shown as the last one that it has.
+    let milliseconds = i64::try_from(milliseconds).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(milliseconds).unwrap_or(jiff::Timestamp::MAX).to_string()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use homelab_driver::{Event, NodeError, Observer};
 use serde_json::{Map, Value, json};
 
-use crate::planfile::utc;
+use crate::planfile::utc_ms;
 use crate::render::{ErrorText, Shown};
 use crate::terminal::Terminal;
 
@@ -28,8 +28,9 @@ impl<'a> Stream<'a> {
 
     /// Writes an event of the whole run. A reader that is gone does not stop what is being done to the nodes.
     pub(crate) fn send(&self, name: &str, fields: Value) {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let _ = self.terminal.out(&Shown::json_line(&event(name, fields, &utc(time))));
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let time = utc_ms(u64::try_from(time).unwrap_or(u64::MAX));
+        let _ = self.terminal.out(&Shown::json_line(&event(name, fields, &time)));
     }
 }
 

@@ -112,7 +112,7 @@ impl Engine<'_> {
         }
         let together = jobs.iter().filter(|(_, job)| moves_tunnel(&job.plan)).count() > 1;
         let done = if self.cancelled() {
-            jobs.into_iter().map(|(index, job)| over(index, job, Outcome::NotStarted)).collect()
+            jobs.into_iter().map(|(index, job)| self.over(index, job, Outcome::NotStarted)).collect()
         } else if together {
             self.together(jobs, &heart, &reach)
         } else {
@@ -120,7 +120,6 @@ impl Engine<'_> {
         };
         for node in done {
             report.traffic = (report.traffic.0 + node.traffic.0, report.traffic.1 + node.traffic.1);
-            self.tell(&node);
             outcomes.insert(node.index, (node.outcome, node.elapsed));
         }
         report.warnings = reach.warnings();
@@ -193,16 +192,16 @@ impl Engine<'_> {
             let done = parallel::map(batch, self.options.parallel, |(index, mut job)| {
                 job.begun = Instant::now();
                 if self.cancelled() {
-                    return over(index, job, Outcome::NotStarted);
+                    return self.over(index, job, Outcome::NotStarted);
                 }
                 let outcome = self.whole(&mut job, heart, reach).unwrap_or_else(|outcome| outcome);
-                over(index, job, outcome)
+                self.over(index, job, outcome)
             });
             failed = done.iter().any(|d| !d.outcome.is_good());
             all.extend(done);
             size = most;
         }
-        all.extend(jobs.into_iter().map(|(index, job)| over(index, job, Outcome::NotStarted)));
+        all.extend(jobs.into_iter().map(|(index, job)| self.over(index, job, Outcome::NotStarted)));
         all
     }
 
@@ -248,7 +247,7 @@ impl Engine<'_> {
         };
         parallel::map(jobs, self.options.parallel, |(index, mut job)| {
             let outcome = self.confirm_job(&mut job).unwrap_or_else(|outcome| outcome);
-            over(index, job, outcome)
+            self.over(index, job, outcome)
         })
     }
 
@@ -283,8 +282,24 @@ impl Engine<'_> {
                 Outcome::RolledBack { left, .. } if only_armed && left.is_empty() => Outcome::NotStarted,
                 other => other,
             });
-            over(index, job, outcome)
+            self.over(index, job, outcome)
         })
+    }
+
+    /// The end of a node's part. Its sessions, and its lock, end here.
+    fn over(&self, index: usize, mut job: Job, outcome: Outcome) -> Done {
+        job.drop_fresh();
+        let (sent, received) = job.live.line.get().traffic();
+        job.live.line.close();
+        let done = Done {
+            index,
+            name: job.target.name.clone(),
+            outcome,
+            elapsed: job.begun.elapsed(),
+            traffic: (sent + job.spent.0, received + job.spent.1),
+        };
+        self.tell(&done);
+        done
     }
 
     fn tell(&self, done: &Done) {
@@ -302,20 +317,6 @@ impl Engine<'_> {
     /// The name of a transaction: nobody else has the same.
     pub(crate) fn fresh_id(&self) -> String {
         (self.random)()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-/// The end of a node's part. Its sessions, and its lock, end here.
-fn over(index: usize, mut job: Job, outcome: Outcome) -> Done {
-    job.drop_fresh();
-    let (sent, received) = job.live.line.get().traffic();
-    job.live.line.close();
-    Done {
-        index,
-        name: job.target.name.clone(),
-        outcome,
-        elapsed: job.begun.elapsed(),
-        traffic: (sent + job.spent.0, received + job.spent.1),
     }
 }
 

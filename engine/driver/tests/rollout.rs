@@ -61,7 +61,7 @@ fn the_first_node_is_confirmed_before_the_others_are_begun() {
         assert!(at(&format!("node1 {}", pair[0])) < at(&format!("node1 {}", pair[1])));
     }
     for other in ["node2", "node3"] {
-        assert!(at("node1 Confirming") < at(&format!("{other} Arming")), "{heard:?}");
+        assert!(at("node1 Done") < at(&format!("{other} Arming")), "{heard:?}");
     }
     laptop.lan.unlocked();
     for address in ADDRESSES {
