@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use homelab_lab::Output;
+use homelab_lab::{Output, SnapshotDiff};
 use homelab_tests::{Background, Cluster, ClusterFile, Random, Signal, measured, run};
 use serde_json::json;
 
@@ -40,14 +40,28 @@ fn said(output: &Output) -> String {
     format!("{} ended with {}\n{}{}", output.command, output.code, output.stdout, output.stderr)
 }
 
-/// Asserts that nothing of a run is left on any node.
+/// Asserts that nothing of a run is left on any node, and gives how long its locks outlived it: a node hears of the
+/// end of a connection a moment later.
 #[track_caller]
-fn assert_quiet(cluster: &Cluster, what: &str) {
-    let script = "cd /; ls -d var/lib/homelab/transaction usr/local/lib/homelab/recovery etc/systemd/system/homelab-recovery.service 2>/dev/null; \
-                  test ! -e /run/homelab/session.lock || flock --nonblock /run/homelab/session.lock true || cat /run/homelab/session.lock; true";
+fn assert_quiet(cluster: &Cluster, what: &str) -> Duration {
+    let script = "cd /; ls -d var/lib/homelab/transaction usr/local/lib/homelab/recovery etc/systemd/system/homelab-recovery.service 2>/dev/null; true";
+    let start = std::time::Instant::now();
+    let locked = |node: &String| {
+        let lock = cluster
+            .on_node(node, "/run/homelab/session.lock")
+            .and_then(|path| std::fs::File::open(path).ok());
+        lock.is_some_and(|file| file.try_lock_shared().is_err())
+    };
+    let mut free = Duration::ZERO;
+    while cluster.nodes().iter().any(locked) {
+        free = start.elapsed();
+        assert!(free < Duration::from_secs(1), "{what}: still locked");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     for (node, left) in cluster.nodes().iter().zip(cluster.everywhere(script)) {
         assert_eq!(left, "", "{what}: left on {node}");
     }
+    free
 }
 
 fn two_laptops(cluster: &mut Cluster) {
@@ -197,85 +211,103 @@ fn killed_laptop(cluster: &mut Cluster) {
 struct Tally {
     /// By exit code.
     codes: BTreeMap<i32, usize>,
-    /// By how many nodes had the new state.
+    /// By how many nodes had the state that the run was to bring.
     changed: BTreeMap<usize, usize>,
+    /// How long each run took from its start to its end, the signal included; the shortest first.
+    took: Vec<Duration>,
+    /// How long a lock outlived its run, at most.
+    locked: Duration,
 }
 
-/// Interrupts applies at random moments; after each, every node is as before or as wanted.
+/// Interrupts applies at random moments; after each, every node is to the letter as before or as wanted.
 fn interrupt(cluster: &mut Cluster, signal: Signal, runs: usize) -> Tally {
     let mtu = [1450, 1400];
-    cluster.file = with_mtu(cluster, mtu[1]);
-    cluster.apply();
-    cluster.file = with_mtu(cluster, mtu[0]);
-    // Everything that differs between the two, by node.
-    let plan = cluster.plan();
-    let full: BTreeMap<String, usize> =
-        plan.nodes.iter().map(|node| (node.name.clone(), node.changes.len())).collect();
-    assert!(full.values().all(|count| *count >= 3), "{plan}");
-    cluster.apply();
-    let longest = {
-        cluster.file = with_mtu(cluster, mtu[1]);
-        let run = cluster.start(&["apply", "--yes"]);
+    let mut longest = Duration::ZERO;
+    let mut settled = |cluster: &mut Cluster, side: usize| {
+        cluster.file = with_mtu(cluster, mtu[side]);
         let start = std::time::Instant::now();
-        assert!(run.end(HUNG).success());
-        start.elapsed()
+        cluster.homelab_ok(&["apply", "--yes"]);
+        longest = start.elapsed();
+        cluster.states()
     };
+    // The first apply of all keeps nothing for a rollback.
+    settled(cluster, 1);
+    let known = [settled(cluster, 0), settled(cluster, 1)];
+    for (side, known) in known.iter().enumerate() {
+        let again = settled(cluster, side);
+        for ((node, known), again) in cluster.nodes().iter().zip(known).zip(&again) {
+            let diff = known.diff(again);
+            assert!(diff.is_empty(), "a state that is not always the same proves nothing: {node}\n{diff}");
+        }
+    }
     let mut random = Random::new();
     let mut tally = Tally::default();
     for number in 0..runs {
         // The one before took some nodes to the other side: this one goes back, and so has work.
-        cluster.file = with_mtu(cluster, mtu[number % 2]);
+        let wanted = number % 2;
+        cluster.file = with_mtu(cluster, mtu[wanted]);
         let after = random.below(longest);
         let what =
             format!("run {number}, {signal} after {} ms of {}", after.as_millis(), longest.as_millis());
         let mut run = cluster.start(&["apply", "--yes", "--confirm-timeout", "5s"]);
         std::thread::sleep(after);
         run.signal(signal);
+        let start = std::time::Instant::now();
         let output = run.end(HUNG);
+        tally.took.push(after + start.elapsed());
         let expected = if signal == Signal::SIGINT { 130 } else { 143 };
         assert!([0, expected].contains(&output.code), "{what}: {}", said(&output));
         assert!(!output.stderr.contains("panicked"), "{what}: {}", said(&output));
-        assert_quiet(cluster, &format!("{what}\n{}", said(&output)));
-        let plan = cluster.plan();
+        tally.locked = tally.locked.max(assert_quiet(cluster, &format!("{what}\n{}", said(&output))));
         let mut done = 0;
-        for node in &plan.nodes {
-            let open = node.changes.len();
-            done += usize::from(open == 0);
-            // A node that was at the other side before has all of it to do, or nothing.
+        for (index, (node, state)) in cluster.nodes().iter().zip(cluster.states()).enumerate() {
+            let differs = [known[0][index].diff(&state), known[1][index].diff(&state)];
             assert!(
-                open == 0 || open == full[&node.name],
-                "{what}: {} is half changed:\n{plan}{}",
-                node.name,
+                differs.iter().any(SnapshotDiff::is_empty),
+                "{what}: {node} is neither as before nor as wanted. From MTU {}:\n{}\nfrom MTU {}:\n{}\n{}",
+                mtu[0],
+                differs[0],
+                mtu[1],
+                differs[1],
                 said(&output)
             );
+            done += usize::from(differs[wanted].is_empty());
         }
-        assert!(output.code != 0 || done == plan.nodes.len(), "{what}: {}\n{plan}", said(&output));
+        assert!(output.code != 0 || done == cluster.nodes().len(), "{what}: {}", said(&output));
         *tally.codes.entry(output.code).or_default() += 1;
         *tally.changed.entry(done).or_default() += 1;
     }
     cluster.homelab_ok(&["apply", "--yes"]);
     cluster.assert_converged();
+    tally.took.sort();
     tally
+}
+
+fn told(runs: usize, signal: Signal, tally: &Tally) {
+    measured(format_args!(
+        "{signal} at {runs} random moments: no lock left, no half state; exit codes {:?}, nodes done {:?}; \
+         a run took {} ms (median), {} ms at most; a lock outlived its run by {} ms at most",
+        tally.codes,
+        tally.changed,
+        tally.took[runs / 2].as_millis(),
+        tally.took[runs - 1].as_millis(),
+        tally.locked.as_millis(),
+    ));
 }
 
 fn ctrl_c(cluster: &mut Cluster) {
     let runs = 200;
     let tally = interrupt(cluster, Signal::SIGINT, runs);
-    measured(format_args!(
-        "Ctrl-C at {runs} random moments: no lock left, no half state; exit codes {:?}, nodes done {:?}",
-        tally.codes, tally.changed
-    ));
+    told(runs, Signal::SIGINT, &tally);
     let stopped = tally.codes.get(&130).copied().unwrap_or_default();
     assert!(stopped > runs / 4, "most moments are in the middle: {tally:?}");
     assert!(tally.changed.keys().any(|done| (1..3).contains(done)), "some are between two nodes: {tally:?}");
 }
 
 fn sigterm(cluster: &mut Cluster) {
-    let tally = interrupt(cluster, Signal::SIGTERM, 20);
-    measured(format_args!(
-        "SIGTERM at 20 random moments: exit codes {:?}, nodes done {:?}",
-        tally.codes, tally.changed
-    ));
+    let runs = 20;
+    let tally = interrupt(cluster, Signal::SIGTERM, runs);
+    told(runs, Signal::SIGTERM, &tally);
     assert!(tally.codes.contains_key(&143), "{tally:?}");
 }
 
