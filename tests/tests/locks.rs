@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use homelab_lab::{Output, SnapshotDiff};
+use homelab_lab::Output;
 use homelab_tests::{Background, Cluster, ClusterFile, Random, Signal, measured, run};
 use serde_json::json;
 
@@ -219,6 +219,33 @@ struct Tally {
     locked: Duration,
 }
 
+/// What an apply can change on a node, looked at in a fraction of a second: files of ours with their contents, links,
+/// addresses, routes, rules, entries, tables, kernel parameters, the agent. The whole snapshot takes seconds.
+const LOOK: &str = r#"
+cd /
+find etc/homelab etc/cni opt/cni etc/sysctl.d etc/systemd/system usr/local/lib/homelab var/lib/homelab ! -type d \
+    ! -name '*.homelab-previous' ! -path var/lib/homelab/confirmed.json ! -path var/lib/homelab/reverted.json \
+    -printf '%p %y %m %U:%G %l\n' -type f -exec sha256sum {} + 2>/dev/null | LC_ALL=C sort
+for link in homelab0 homelab.1; do ip -details link show dev $link; ip address show dev $link; done |
+    sed -E 's/^[0-9]+: //; s/ state [A-Z]+//; s/ [a-z_]*timer +[0-9.]+//g'
+{ ip -4 route show table all; ip -6 route show table all; ip rule; ip -6 rule
+  ip neighbour show nud permanent; bridge fdb show dev homelab.1; } | LC_ALL=C sort
+nft --stateless list ruleset
+sysctl --all --pattern '^net\.ipv[46]\.(conf\.(all|homelab.*)|ip_forward)' 2>/dev/null
+systemctl show --property=ActiveState,SubState,UnitFileState,FragmentPath homelab-node
+readlink /proc/$(systemctl show -P MainPID homelab-node)/exe
+"#;
+
+/// What two looks do not have in common.
+fn difference(one: &str, other: &str) -> String {
+    let missing = |sign: char, from: &str, of: &str| -> String {
+        let lines = from.lines().filter(|line| !of.lines().any(|other| other == *line));
+        lines.map(|line| format!("{sign} {line}\n")).collect()
+    };
+    let difference = missing('-', one, other) + &missing('+', other, one);
+    if difference.is_empty() && one != other { "the order differs".to_owned() } else { difference }
+}
+
 /// Interrupts applies at random moments; after each, every node is to the letter as before or as wanted.
 fn interrupt(cluster: &mut Cluster, signal: Signal, runs: usize) -> Tally {
     let mtu = [1450, 1400];
@@ -228,16 +255,20 @@ fn interrupt(cluster: &mut Cluster, signal: Signal, runs: usize) -> Tally {
         let start = std::time::Instant::now();
         cluster.homelab_ok(&["apply", "--yes"]);
         longest = start.elapsed();
-        cluster.states()
+        (cluster.everywhere(LOOK), cluster.states())
     };
     // The first apply of all keeps nothing for a rollback.
     settled(cluster, 1);
     let known = [settled(cluster, 0), settled(cluster, 1)];
-    for (side, known) in known.iter().enumerate() {
+    for (side, (looks, states)) in known.iter().enumerate() {
         let again = settled(cluster, side);
-        for ((node, known), again) in cluster.nodes().iter().zip(known).zip(&again) {
-            let diff = known.diff(again);
-            assert!(diff.is_empty(), "a state that is not always the same proves nothing: {node}\n{diff}");
+        for (index, node) in cluster.nodes().iter().enumerate() {
+            let look = difference(&looks[index], &again.0[index]);
+            let state = states[index].diff(&again.1[index]);
+            let same = look.is_empty() && state.is_empty();
+            assert!(same, "a state that is not always the same proves nothing: {node}\n{look}{state}");
+            let other = difference(&known[0].0[index], &known[1].0[index]);
+            assert!(other.lines().count() > 3, "the two states hardly differ: {other}");
         }
     }
     let mut random = Random::new();
@@ -260,18 +291,23 @@ fn interrupt(cluster: &mut Cluster, signal: Signal, runs: usize) -> Tally {
         assert!(!output.stderr.contains("panicked"), "{what}: {}", said(&output));
         tally.locked = tally.locked.max(assert_quiet(cluster, &format!("{what}\n{}", said(&output))));
         let mut done = 0;
-        for (index, (node, state)) in cluster.nodes().iter().zip(cluster.states()).enumerate() {
-            let differs = [known[0][index].diff(&state), known[1][index].diff(&state)];
-            assert!(
-                differs.iter().any(SnapshotDiff::is_empty),
-                "{what}: {node} is neither as before nor as wanted. From MTU {}:\n{}\nfrom MTU {}:\n{}\n{}",
-                mtu[0],
-                differs[0],
-                mtu[1],
-                differs[1],
-                said(&output)
-            );
-            done += usize::from(differs[wanted].is_empty());
+        for (index, (node, look)) in cluster.nodes().iter().zip(cluster.everywhere(LOOK)).enumerate() {
+            let differs = [0, 1].map(|side| difference(&known[side].0[index], &look));
+            let Some(side) = differs.iter().position(String::is_empty) else {
+                panic!(
+                    "{what}: {node} is neither as before nor as wanted. From MTU {}:\n{}\nfrom MTU {}:\n{}\n{}",
+                    mtu[0],
+                    differs[0],
+                    mtu[1],
+                    differs[1],
+                    said(&output)
+                );
+            };
+            // Everything else, every now and then.
+            if number % 20 == 19 {
+                cluster.assert_state(node, &known[side].1[index], &what);
+            }
+            done += usize::from(side == wanted);
         }
         assert!(output.code != 0 || done == cluster.nodes().len(), "{what}: {}", said(&output));
         *tally.codes.entry(output.code).or_default() += 1;
