@@ -40,14 +40,28 @@ fn said(output: &Output) -> String {
     format!("{} ended with {}\n{}{}", output.command, output.code, output.stdout, output.stderr)
 }
 
-/// Asserts that nothing of a run is left on any node.
+/// Asserts that nothing of a run is left on any node, and gives how long its locks outlived it: a node hears of the
+/// end of a connection a moment later.
 #[track_caller]
-fn assert_quiet(cluster: &Cluster, what: &str) {
-    let script = "cd /; ls -d var/lib/homelab/transaction usr/local/lib/homelab/recovery etc/systemd/system/homelab-recovery.service 2>/dev/null; \
-                  test ! -e /run/homelab/session.lock || flock --nonblock /run/homelab/session.lock true || cat /run/homelab/session.lock; true";
+fn assert_quiet(cluster: &Cluster, what: &str) -> Duration {
+    let script = "cd /; ls -d var/lib/homelab/transaction usr/local/lib/homelab/recovery etc/systemd/system/homelab-recovery.service 2>/dev/null; true";
+    let start = std::time::Instant::now();
+    let locked = |node: &String| {
+        let lock = cluster
+            .on_node(node, "/run/homelab/session.lock")
+            .and_then(|path| std::fs::File::open(path).ok());
+        lock.is_some_and(|file| file.try_lock_shared().is_err())
+    };
+    let mut free = Duration::ZERO;
+    while cluster.nodes().iter().any(locked) {
+        free = start.elapsed();
+        assert!(free < Duration::from_secs(1), "{what}: still locked");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     for (node, left) in cluster.nodes().iter().zip(cluster.everywhere(script)) {
         assert_eq!(left, "", "{what}: left on {node}");
     }
+    free
 }
 
 fn two_laptops(cluster: &mut Cluster) {
@@ -197,85 +211,139 @@ fn killed_laptop(cluster: &mut Cluster) {
 struct Tally {
     /// By exit code.
     codes: BTreeMap<i32, usize>,
-    /// By how many nodes had the new state.
+    /// By how many nodes had the state that the run was to bring.
     changed: BTreeMap<usize, usize>,
+    /// How long each run took from its start to its end, the signal included; the shortest first.
+    took: Vec<Duration>,
+    /// How long a lock outlived its run, at most.
+    locked: Duration,
 }
 
-/// Interrupts applies at random moments; after each, every node is as before or as wanted.
+/// What an apply can change on a node, looked at in a fraction of a second: files of ours with their contents, links,
+/// addresses, routes, rules, entries, tables, kernel parameters, the agent. The whole snapshot takes seconds.
+const LOOK: &str = r#"
+cd /
+find etc/homelab etc/cni opt/cni etc/sysctl.d etc/systemd/system usr/local/lib/homelab var/lib/homelab ! -type d \
+    ! -name '*.homelab-previous' ! -path var/lib/homelab/confirmed.json ! -path var/lib/homelab/reverted.json \
+    -printf '%p %y %m %U:%G %l\n' -type f -exec sha256sum {} + 2>/dev/null | LC_ALL=C sort
+for link in homelab0 homelab.1; do ip -details link show dev $link; ip address show dev $link; done |
+    sed -E 's/^[0-9]+: //; s/ state [A-Z]+//; s/ [a-z_]*timer +[0-9.]+//g'
+{ ip -4 route show table all; ip -6 route show table all; ip rule; ip -6 rule
+  ip neighbour show nud permanent; bridge fdb show dev homelab.1; } | LC_ALL=C sort
+nft --stateless list ruleset
+sysctl --all --pattern '^net\.ipv[46]\.(conf\.(all|homelab.*)|ip_forward)' 2>/dev/null
+systemctl show --property=ActiveState,SubState,UnitFileState,FragmentPath homelab-node
+readlink /proc/$(systemctl show -P MainPID homelab-node)/exe
+"#;
+
+/// What two looks do not have in common.
+fn difference(one: &str, other: &str) -> String {
+    let missing = |sign: char, from: &str, of: &str| -> String {
+        let lines = from.lines().filter(|line| !of.lines().any(|other| other == *line));
+        lines.map(|line| format!("{sign} {line}\n")).collect()
+    };
+    let difference = missing('-', one, other) + &missing('+', other, one);
+    if difference.is_empty() && one != other { "the order differs".to_owned() } else { difference }
+}
+
+/// Interrupts applies at random moments; after each, every node is to the letter as before or as wanted.
 fn interrupt(cluster: &mut Cluster, signal: Signal, runs: usize) -> Tally {
     let mtu = [1450, 1400];
-    cluster.file = with_mtu(cluster, mtu[1]);
-    cluster.apply();
-    cluster.file = with_mtu(cluster, mtu[0]);
-    // Everything that differs between the two, by node.
-    let plan = cluster.plan();
-    let full: BTreeMap<String, usize> =
-        plan.nodes.iter().map(|node| (node.name.clone(), node.changes.len())).collect();
-    assert!(full.values().all(|count| *count >= 3), "{plan}");
-    cluster.apply();
-    let longest = {
-        cluster.file = with_mtu(cluster, mtu[1]);
-        let run = cluster.start(&["apply", "--yes"]);
+    let mut longest = Duration::ZERO;
+    let mut settled = |cluster: &mut Cluster, side: usize| {
+        cluster.file = with_mtu(cluster, mtu[side]);
         let start = std::time::Instant::now();
-        assert!(run.end(HUNG).success());
-        start.elapsed()
+        cluster.homelab_ok(&["apply", "--yes"]);
+        longest = start.elapsed();
+        (cluster.everywhere(LOOK), cluster.states())
     };
+    // The first apply of all keeps nothing for a rollback.
+    settled(cluster, 1);
+    let known = [settled(cluster, 0), settled(cluster, 1)];
+    for (side, (looks, states)) in known.iter().enumerate() {
+        let again = settled(cluster, side);
+        for (index, node) in cluster.nodes().iter().enumerate() {
+            let look = difference(&looks[index], &again.0[index]);
+            let state = states[index].diff(&again.1[index]);
+            let same = look.is_empty() && state.is_empty();
+            assert!(same, "a state that is not always the same proves nothing: {node}\n{look}{state}");
+            let other = difference(&known[0].0[index], &known[1].0[index]);
+            assert!(other.lines().count() > 3, "the two states hardly differ: {other}");
+        }
+    }
     let mut random = Random::new();
     let mut tally = Tally::default();
     for number in 0..runs {
         // The one before took some nodes to the other side: this one goes back, and so has work.
-        cluster.file = with_mtu(cluster, mtu[number % 2]);
+        let wanted = number % 2;
+        cluster.file = with_mtu(cluster, mtu[wanted]);
         let after = random.below(longest);
         let what =
             format!("run {number}, {signal} after {} ms of {}", after.as_millis(), longest.as_millis());
         let mut run = cluster.start(&["apply", "--yes", "--confirm-timeout", "5s"]);
         std::thread::sleep(after);
         run.signal(signal);
+        let start = std::time::Instant::now();
         let output = run.end(HUNG);
+        tally.took.push(after + start.elapsed());
         let expected = if signal == Signal::SIGINT { 130 } else { 143 };
         assert!([0, expected].contains(&output.code), "{what}: {}", said(&output));
         assert!(!output.stderr.contains("panicked"), "{what}: {}", said(&output));
-        assert_quiet(cluster, &format!("{what}\n{}", said(&output)));
-        let plan = cluster.plan();
+        tally.locked = tally.locked.max(assert_quiet(cluster, &format!("{what}\n{}", said(&output))));
         let mut done = 0;
-        for node in &plan.nodes {
-            let open = node.changes.len();
-            done += usize::from(open == 0);
-            // A node that was at the other side before has all of it to do, or nothing.
-            assert!(
-                open == 0 || open == full[&node.name],
-                "{what}: {} is half changed:\n{plan}{}",
-                node.name,
-                said(&output)
-            );
+        for (index, (node, look)) in cluster.nodes().iter().zip(cluster.everywhere(LOOK)).enumerate() {
+            let differs = [0, 1].map(|side| difference(&known[side].0[index], &look));
+            let Some(side) = differs.iter().position(String::is_empty) else {
+                panic!(
+                    "{what}: {node} is neither as before nor as wanted. From MTU {}:\n{}\nfrom MTU {}:\n{}\n{}",
+                    mtu[0],
+                    differs[0],
+                    mtu[1],
+                    differs[1],
+                    said(&output)
+                );
+            };
+            // Everything else, every now and then.
+            if number % 20 == 19 {
+                cluster.assert_state(node, &known[side].1[index], &what);
+            }
+            done += usize::from(side == wanted);
         }
-        assert!(output.code != 0 || done == plan.nodes.len(), "{what}: {}\n{plan}", said(&output));
+        assert!(output.code != 0 || done == cluster.nodes().len(), "{what}: {}", said(&output));
         *tally.codes.entry(output.code).or_default() += 1;
         *tally.changed.entry(done).or_default() += 1;
     }
     cluster.homelab_ok(&["apply", "--yes"]);
     cluster.assert_converged();
+    tally.took.sort();
     tally
+}
+
+fn told(runs: usize, signal: Signal, tally: &Tally) {
+    measured(format_args!(
+        "{signal} at {runs} random moments: no lock left, no half state; exit codes {:?}, nodes done {:?}; \
+         a run took {} ms (median), {} ms at most; a lock outlived its run by {} ms at most",
+        tally.codes,
+        tally.changed,
+        tally.took[runs / 2].as_millis(),
+        tally.took[runs - 1].as_millis(),
+        tally.locked.as_millis(),
+    ));
 }
 
 fn ctrl_c(cluster: &mut Cluster) {
     let runs = 200;
     let tally = interrupt(cluster, Signal::SIGINT, runs);
-    measured(format_args!(
-        "Ctrl-C at {runs} random moments: no lock left, no half state; exit codes {:?}, nodes done {:?}",
-        tally.codes, tally.changed
-    ));
+    told(runs, Signal::SIGINT, &tally);
     let stopped = tally.codes.get(&130).copied().unwrap_or_default();
     assert!(stopped > runs / 4, "most moments are in the middle: {tally:?}");
     assert!(tally.changed.keys().any(|done| (1..3).contains(done)), "some are between two nodes: {tally:?}");
 }
 
 fn sigterm(cluster: &mut Cluster) {
-    let tally = interrupt(cluster, Signal::SIGTERM, 20);
-    measured(format_args!(
-        "SIGTERM at 20 random moments: exit codes {:?}, nodes done {:?}",
-        tally.codes, tally.changed
-    ));
+    let runs = 20;
+    let tally = interrupt(cluster, Signal::SIGTERM, runs);
+    told(runs, Signal::SIGTERM, &tally);
     assert!(tally.codes.contains_key(&143), "{tally:?}");
 }
 
