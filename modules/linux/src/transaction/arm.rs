@@ -17,6 +17,9 @@ use crate::files::{
 };
 use crate::process::complaint;
 use crate::root::Root;
+use crate::unit;
+
+use super::store::has_state;
 
 const BOOT_UNIT: &str = include_str!("templates/homelab-recovery.service");
 /// Where systemd's commands may be.
@@ -111,6 +114,10 @@ pub fn disarm(root: &Root, id: &str) -> Result<(), Error> {
     // After a farewell there are no records: these directories are for nothing else.
     for directory in Path::new(ours::RECOVERY).ancestors().skip(1).take_while(|d| d.starts_with(ours::LIB)) {
         let _ = fs::remove_dir(root.path(&directory.display().to_string()));
+    }
+    if !has_state(root) {
+        // If systemd read its units meanwhile, it remembers the boot unit, and those that this one names.
+        unit::reload(root)?;
     }
     stopped
 }
