@@ -90,7 +90,8 @@ impl Prepared {
 
     /// What was changed on a node by hand since the last apply, as the changes that would undo it. The base is what
     /// the last confirmed transaction told the node to be, not the file, and not the node's own record, which may
-    /// have been changed by hand, too. None if the node was not reached or never had an apply.
+    /// have been changed by hand, too. None if the node was not reached, never had an apply, or has one that waits
+    /// to be confirmed.
     pub fn drift(&self, node: &str) -> Option<NodePlan> {
         let observed = self.observed(node)?;
         history::drift(node, observed, self.ring.as_ref().and_then(Ring::summary))

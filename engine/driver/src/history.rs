@@ -61,6 +61,10 @@ fn span(seconds: u64) -> String {
 
 /// What was changed by hand since the last apply, as the changes that would undo it.
 pub(crate) fn drift(name: &str, observed: &Observed, ring: Option<&str>) -> Option<NodePlan> {
+    if observed.history.open.is_some() {
+        // What that one changed is not told from the work of a hand.
+        return None;
+    }
     let confirmed = observed.history.confirmed.as_ref().and_then(|c| c.spec.as_ref());
     let mut base = homelab_desired::desired(confirmed.or(observed.spec.as_ref())?);
     if let Some(ring) = ring {

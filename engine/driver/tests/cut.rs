@@ -8,17 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fake::{Cut, Lan, Laptop, State, THREE, cluster};
+use fake::{Cut, Lan, Laptop, State, THREE, cluster, moved};
 use homelab_driver::{Goal, Outcome, Silent};
 use homelab_model::{Cluster, Content, Key, Spec, ours};
 
 const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"];
-
-fn moved(home: &Cluster) -> Cluster {
-    let mut moved = home.clone();
-    moved.network.vxlan.vni = 77;
-    moved
-}
 
 fn calm(home: &Cluster) -> Cluster {
     let mut calm = home.clone();

@@ -7,9 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fake::{Evil, Lan, Laptop, THREE, Trick, cluster};
+use fake::{Evil, Lan, Laptop, THREE, Trick, calm, cluster, moved};
 use homelab_driver::{ApplyError, Batch, Event, Goal, NodeError, Observer, Outcome};
-use homelab_model::{Cluster, Impact, ours};
+use homelab_model::{Impact, ours};
 use homelab_protocol::{Failure, Fault, Request, Response};
 
 const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"];
@@ -30,19 +30,6 @@ impl Observer for Ear {
         let word = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
         self.0.lock().unwrap().push(format!("{node} {word}"));
     }
-}
-
-fn moved(home: &Cluster) -> Cluster {
-    let mut moved = home.clone();
-    moved.network.vxlan.vni = 77;
-    moved
-}
-
-/// A change that pods do not notice.
-fn calm(home: &Cluster) -> Cluster {
-    let mut calm = home.clone();
-    calm.network.service_cidrs = vec!["10.112.0.0/12".parse().unwrap()];
-    calm
 }
 
 #[test]

@@ -6,26 +6,13 @@ mod fake;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fake::{Lan, Laptop, THREE, cluster};
+use fake::{Lan, Laptop, THREE, calm, cluster, moved};
 use homelab_driver::{
     ApplyError, ConfirmOutcome, Event, Goal, LockOutcome, NodeError, Observer, Outcome, RollbackOutcome,
 };
-use homelab_model::{Cluster, Content, Key, Phase, Spec, ours};
+use homelab_model::{Content, Key, Phase, Spec, ours};
 
 const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"];
-
-fn moved(home: &Cluster) -> Cluster {
-    let mut moved = home.clone();
-    moved.network.vxlan.vni = 77;
-    moved
-}
-
-/// A change that pods do not notice.
-fn calm(home: &Cluster) -> Cluster {
-    let mut calm = home.clone();
-    calm.network.service_cidrs = vec!["10.112.0.0/12".parse().unwrap()];
-    calm
-}
 
 #[test]
 fn a_trial_is_held_confirmed_or_taken_back() {
@@ -44,6 +31,7 @@ fn a_trial_is_held_confirmed_or_taken_back() {
         plan.warnings
     );
     assert!(matches!(plan.nodes[0].history.open, Some(ref o) if o.phase == Phase::Held));
+    assert!(laptop.prepare(&home, Goal::Desired).drift("node1").is_none(), "a trial is no work of a hand");
     let prepared = laptop.engine().prepare_apply(&home, Goal::Desired, &[]).unwrap();
     assert!(prepared.plan.nodes.iter().all(|n| matches!(n.outcome, Err(NodeError::Held { .. }))));
     prepared.close(3);

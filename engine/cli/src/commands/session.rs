@@ -228,14 +228,14 @@ fn transport(global: &Global, terminal: &Terminal) -> Result<Box<dyn Transport>,
 
 /// `user@host`, for the nodes' journals.
 fn caller() -> String {
-    let user =
-        ["USER", "LOGNAME"].iter().find_map(|v| std::env::var(v).ok()).unwrap_or_else(|| "unknown".into());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .ok()
-        .or_else(|| {
-            let output = std::process::Command::new("hostname").output().ok()?;
-            String::from_utf8(output.stdout).ok()
-        })
-        .unwrap_or_else(|| "unknown".to_owned());
-    format!("{user}@{}", host.trim())
+    let said = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().ok()?;
+        String::from_utf8(output.stdout).ok().filter(|text| !text.trim().is_empty())
+    };
+    let unknown = || "unknown".to_owned();
+    let named = |variable: &&str| std::env::var(variable).ok().filter(|name| !name.is_empty());
+    // Services and pipelines often run without either variable.
+    let user = ["USER", "LOGNAME"].iter().find_map(named).or_else(|| said("id", &["-un"]));
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| said("hostname", &[]));
+    format!("{}@{}", user.unwrap_or_else(unknown).trim(), host.unwrap_or_else(unknown).trim())
 }

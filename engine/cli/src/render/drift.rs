@@ -93,7 +93,7 @@ fn words(node: &NodeDrift) -> String {
             format!("changed by hand since the last apply: {done}")
         }
         None if node.error.is_some() => "not known".to_owned(),
-        None => "there was no apply yet".to_owned(),
+        None => "not known: there was no apply yet, or the last one waits to be confirmed".to_owned(),
     }
 }
 

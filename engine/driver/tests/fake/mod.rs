@@ -143,3 +143,17 @@ impl Laptop {
         self.reach(cluster, Goal::Destroyed)
     }
 }
+
+/// The tunnel in another network: all nodes must change at once.
+pub(crate) fn moved(home: &Cluster) -> Cluster {
+    let mut moved = home.clone();
+    moved.network.vxlan.vni = 77;
+    moved
+}
+
+/// A change that pods do not notice.
+pub(crate) fn calm(home: &Cluster) -> Cluster {
+    let mut calm = home.clone();
+    calm.network.service_cidrs = vec!["10.112.0.0/12".parse().unwrap()];
+    calm
+}
