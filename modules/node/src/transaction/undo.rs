@@ -30,7 +30,8 @@ pub(crate) fn roll_back_open<H: Host>(host: &mut H, id: &str, reason: &str) -> R
 
 /// Leads the node back to what it was before the transaction. The caller holds the apply lock.
 ///
-/// An error means that the node could not be looked at: the transaction stays open for another try.
+/// An error means that the node could not be looked at, or that something of the transaction is still there: it stays
+/// open for another try.
 pub(super) fn roll_back<H: Host>(host: &mut H, journal: Journal, reason: &str) -> Result<Reverted, String> {
     take_back(host, journal, reason, false)
 }
@@ -76,7 +77,8 @@ fn take_back<H: Host>(
     // A node that is as before is worth more than the note that it is.
     let _ = write_reverted(host, reverted.clone(), journal.fresh);
     point("rollback.record.after");
-    let _ = host.drop_asides();
+    // While something of it is left it is not over: the timer tries again.
+    host.drop_asides()?;
     point("rollback.journal.before");
     host.remove_transaction()?;
     point("rollback.journal.after");
