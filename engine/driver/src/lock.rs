@@ -17,8 +17,8 @@ use crate::{ApplyError, Event, NodeError, Target};
 const BEAT: Duration = Duration::from_secs(5);
 /// A node is asked to wait this long at a time, so that the user can stop the waiting.
 const SLICE: Duration = Duration::from_millis(500);
-/// A session that has just ended may hold its lock for a moment yet.
-const GRACE: Duration = Duration::from_millis(300);
+/// A session that has just ended may hold its lock for a moment yet: 18 ms were seen on a busy machine.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How the locks were got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

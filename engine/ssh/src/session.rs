@@ -122,6 +122,8 @@ impl Exec {
                 Ok(n) => {
                     self.inbox.extend(&self.scratch[..n]);
                     self.received += n as u64;
+                    // It may have been there without anybody having had to wait for it.
+                    self.link.hear();
                     moved = true;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
