@@ -79,13 +79,13 @@ fn two_laptops(cluster: &mut Cluster) {
         let second = cluster.start_from("wan", &with_mtu(cluster, 1300), args).end(HUNG);
         assert_eq!(second.code, 1, "{}", said(&second));
         let text = said(&second);
-        for word in ["node1", "@client", "apply"] {
+        for word in ["node1", "root@client", "apply"] {
             assert!(text.contains(word), "`{word}` is missing:\n{text}");
         }
     }
     // A plan changes nothing, so it needs no lock; but it says that somebody is at work.
     let plan = cluster.homelab_from("wan", &["plan"]);
-    assert!(plan.success() && said(&plan).contains("@client"), "{}", said(&plan));
+    assert!(plan.success() && said(&plan).contains("root@client"), "{}", said(&plan));
     // One that waits gets its turn, and plans anew.
     let patient =
         cluster.start_from("wan", &with_mtu(cluster, 1300), &["apply", "--yes", "--lock-timeout", "60s"]);
@@ -126,7 +126,7 @@ fn racing_runs(cluster: &mut Cluster) {
         for loser in &losers {
             let text = said(loser);
             assert_eq!(loser.code, 1, "round {round}: {text}");
-            assert!(text.contains("@client") || text.contains("@wan"), "it names no holder:\n{text}");
+            assert!(text.contains("root@client") || text.contains("root@wan"), "it names no holder:\n{text}");
             named += 1;
         }
         won += winners.len();
@@ -148,14 +148,14 @@ fn unlock_force(cluster: &mut Cluster) {
     cluster.with_fault_points();
     cluster.apply();
     let none = cluster.homelab_ok(&["unlock", "--force"]);
-    assert!(!said(&none).contains("@client"), "nobody holds a lock:\n{}", said(&none));
+    assert!(!said(&none).contains("root@client"), "nobody holds a lock:\n{}", said(&none));
     cluster.stop_at("node1", "effect.*");
     let args = ["apply", "--yes", "--confirm-timeout", "3s"];
     let first = cluster.start_from("client", &with_mtu(cluster, 1400), &args);
     cluster.reached("node1", HUNG).expect("the first one works on node1");
     let polite = cluster.homelab_from("wan", &["unlock"]);
     assert_eq!(polite.code, 1, "without --force nobody is displaced: {}", said(&polite));
-    assert!(said(&polite).contains("@client"), "{}", said(&polite));
+    assert!(said(&polite).contains("root@client"), "{}", said(&polite));
     assert!(cluster.is_locked("node1"));
     let forced = cluster.homelab_from("wan", &["unlock", "--force"]);
     assert!(forced.success(), "{}", said(&forced));
@@ -163,7 +163,7 @@ fn unlock_force(cluster: &mut Cluster) {
         assert!(said(&forced).contains(&node), "{}", said(&forced));
         assert!(!cluster.is_locked(&node), "{node} is still locked");
     }
-    assert!(said(&forced).contains("@client"), "whom it displaced:\n{}", said(&forced));
+    assert!(said(&forced).contains("root@client"), "whom it displaced:\n{}", said(&forced));
     let first = first.end(HUNG);
     assert!([1, 3].contains(&first.code), "{}", said(&first));
     cluster.closed_within("node1", Duration::from_secs(5));

@@ -398,7 +398,7 @@ fn leftover_transaction(cluster: &mut Cluster) {
         assert!(cluster.is_open(NODE), "it is left over");
         let plan = cluster.homelab_ok(&["plan"]);
         let text = plan.stdout + &plan.stderr;
-        assert!(text.contains(NODE) && text.contains("@client"), "plan names whose it is:\n{text}");
+        assert!(text.contains(NODE) && text.contains("root@client"), "plan names whose it is:\n{text}");
         let next = cluster.homelab(&APPLY);
         assert!(next.success(), "{point}: it blocks the next run:\n{}{}", next.stdout, next.stderr);
         switch.judge(cluster, &point, None);

@@ -121,7 +121,7 @@ fn second_apply_meanwhile(cluster: &mut Cluster) {
     cluster.file.set("network.vxlan.mtu", json!(1300));
     let second = cluster.homelab_from("wan", &["apply", "--yes"]);
     assert_eq!(second.code, 1, "{}", said(&second));
-    for word in ["@client", "homelab confirm", "homelab rollback"] {
+    for word in ["root@client", "homelab confirm", "homelab rollback"] {
         assert!(said(&second).contains(word), "`{word}` is missing:\n{}", said(&second));
     }
     assert_mtus(cluster, "1400", "the second one changed nothing");
@@ -205,7 +205,7 @@ fn killed_upgrade(cluster: &mut Cluster) {
     // Another hand takes away a rule meanwhile, and the agent is not there to see it.
     cluster.sh(
         "node2",
-        "kill -STOP $(systemctl show -P MainPID homelab-node); nft flush chain inet homelab postrouting",
+        "kill -STOP $(systemctl show -P MainPID homelab-node); nft flush chain inet homelab vtep-postrouting",
     );
     apply.signal(Signal::SIGKILL);
     let _ = apply.end(HUNG);
@@ -215,14 +215,17 @@ fn killed_upgrade(cluster: &mut Cluster) {
     let plan = cluster.plan_of_node("node2");
     let entries: Vec<String> = plan.node("node2").entries().into_iter().collect();
     assert!(entries.iter().any(|e| e.ends_with("unit homelab-node.service")), "the process:\n{plan}");
-    assert!(entries.iter().any(|e| e.contains("nft chain inet homelab postrouting")), "the rule:\n{plan}");
+    assert!(
+        entries.iter().any(|e| e.contains("nft chain inet homelab vtep-postrouting")),
+        "the rule:\n{plan}"
+    );
     cluster.disarm("node2");
     let output = cluster.homelab(&["apply", "--yes", "--nodes", "node2"]);
     assert!(output.success(), "the next apply mends it:\n{}", said(&output));
     let new = running(cluster, "node2");
     assert_ne!(new, old, "the new process runs");
     cluster.homelab_ok(&["plan", "--detailed-exitcode", "--nodes", "node2"]);
-    assert!(cluster.sh("node2", "nft list chain inet homelab postrouting").contains("masquerade"));
+    assert!(cluster.sh("node2", "nft list chain inet homelab vtep-postrouting").contains("masquerade"));
     // Taken back as a whole: the old binary is there again, and runs.
     cluster.homelab_ok(&["apply", "--yes"]);
     cluster.assert_converged();

@@ -1,6 +1,6 @@
 //! Carry out a plan: the first node alone, then batches; or all nodes at once where nothing else works.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use homelab_model::{Change, Impact, LinkKind, NodeObject, NodePlan, Spec};
@@ -12,7 +12,8 @@ use crate::reach::{Reach, tunnel};
 use crate::transact::Job;
 use crate::{ApplyError, Event, NodeError, NodeReport, Outcome, Report, parallel};
 
-/// Whether the plan moves a node's tunnel to another network: meanwhile it understands nobody else.
+/// Whether the plan moves a node's tunnel to another network: meanwhile it understands nobody else. The link may get
+/// another name on the way, as the usual one does with another VNI.
 fn moves_tunnel(plan: &NodePlan) -> bool {
     let place = |o: &NodeObject| match &o.spec {
         Spec::Link(l) => match l.kind {
@@ -21,12 +22,11 @@ fn moves_tunnel(plan: &NodePlan) -> bool {
         },
         _ => None,
     };
-    plan.changes.iter().any(|c| match &c.change {
-        Change::Replace { before, after } | Change::Update { before, after } => {
-            matches!((place(before), place(after)), (Some(b), Some(a)) if b != a)
-        }
-        Change::Create { .. } | Change::Delete { .. } => false,
-    })
+    let places = |side: fn(&Change<NodeObject>) -> Option<&NodeObject>| -> BTreeSet<(u32, u16)> {
+        plan.changes.iter().filter_map(|c| side(&c.change)).filter_map(place).collect()
+    };
+    let (before, after) = (places(Change::before), places(Change::after));
+    !before.is_empty() && !after.is_empty() && before != after
 }
 
 /// How many of the next nodes, given whether each is disrupted, are changed at once: at most `size`, and no more

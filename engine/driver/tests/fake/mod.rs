@@ -148,6 +148,8 @@ impl Laptop {
 pub(crate) fn moved(home: &Cluster) -> Cluster {
     let mut moved = home.clone();
     moved.network.vxlan.vni = 77;
+    // As in a file that does not name it.
+    moved.network.vxlan.device = "homelab.77".to_owned();
     moved
 }
 
