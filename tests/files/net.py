@@ -2,6 +2,7 @@
 
 serve NAME      answers on port 7000, TCP and UDP, of all addresses
 probe           reads a JSON list of checks from stdin, does them all at once, prints the answers
+flow NAME       sends a numbered UDP packet to each of a list of others every 10 ms and counts what it gets of them
 """
 import concurrent.futures
 import hashlib
@@ -112,8 +113,77 @@ def probe(check):
     return answer
 
 
+class Received:
+    """What came of one sender."""
+
+    def __init__(self):
+        self.seen, self.twice, self.next, self.gap = set(), 0, 0, 0
+
+    def take(self, number):
+        if number in self.seen:
+            self.twice += 1
+            return
+        self.seen.add(number)
+        # A late packet ends no gap; two that overtake one another are a gap of one.
+        self.gap = max(self.gap, number - self.next)
+        self.next = max(self.next, number + 1)
+
+    def result(self):
+        return {"count": len(self.seen), "twice": self.twice, "next": self.next, "gap": self.gap}
+
+
+def flow(name):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.bind(("0.0.0.0", PORT + 1))
+    received, stop = {}, threading.Event()
+
+    def receive():
+        while True:
+            try:
+                text = sock.recv(4096).decode()
+            except ConnectionError:
+                # The other's "port unreachable" after its end.
+                continue
+            peer, number = text.split()
+            received.setdefault(peer, Received()).take(int(number))
+
+    threading.Thread(target=receive, daemon=True).start()
+    print("ready", flush=True)
+    peers = json.loads(sys.stdin.readline())
+    sent = {peer["name"]: 0 for peer in peers}
+
+    def send():
+        due = time.monotonic()
+        while not stop.is_set():
+            for peer in peers:
+                packet = f"{name} {sent[peer['name']]}".encode()
+                sent[peer["name"]] += 1
+                try:
+                    sock.sendto(packet, (peer["to"], PORT + 1))
+                except OSError:
+                    # No route: a packet that got lost.
+                    pass
+            due += 0.01
+            time.sleep(max(0, due - time.monotonic()))
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    print("sending", flush=True)
+    if sys.stdin.readline() == "stop\n":
+        stop.set()
+        sender.join()
+        print("stopped", flush=True)
+        sys.stdin.readline()
+        time.sleep(0.3)
+        counts = {peer: one.result() for peer, one in received.items()}
+        print(json.dumps({"sent": sent, "received": counts}), flush=True)
+
+
 if sys.argv[1] == "serve":
     serve(sys.argv[2])
+elif sys.argv[1] == "flow":
+    flow(sys.argv[2])
 else:
     checks = json.load(sys.stdin)
     with concurrent.futures.ThreadPoolExecutor(32) as pool:

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use homelab_lab::{LabGuard, NodeSnapshot, Output};
 use homelab_model::NodeSpec;
 
+use crate::background::exit_code;
 use crate::{ClusterFile, DISRUPTIVE, Plan};
 
 /// A lab, its `homelab.yaml`, and the `homelab` program.
@@ -22,6 +24,8 @@ pub struct Cluster {
     pub(crate) servers: Vec<Child>,
     /// The client's ssh files as the lab made them.
     home: Vec<(PathBuf, Vec<u8>)>,
+    /// Directory of other node binaries than those beside `homelab`: [`Cluster::with_fault_points`].
+    pub(crate) binaries: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -32,7 +36,7 @@ impl Cluster {
             home.push((path, text));
         }
         let file = ClusterFile::of(&lab);
-        Ok(Cluster { lab, file, servers: Vec::new(), home })
+        Ok(Cluster { lab, file, servers: Vec::new(), home, binaries: None })
     }
 
     /// Says what must be built first, if something is missing.
@@ -61,6 +65,7 @@ impl Cluster {
             let _ = std::fs::write(path, text);
         }
         self.file = ClusterFile::of(&self.lab);
+        self.binaries = None;
         Ok(())
     }
 
@@ -81,7 +86,7 @@ impl Cluster {
         let done = command.stdin(Stdio::null()).output().expect("homelab starts");
         Output {
             command: format!("homelab {}", args.join(" ")),
-            code: done.status.code().unwrap_or(-1),
+            code: exit_code(done.status),
             stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
         }
@@ -91,7 +96,40 @@ impl Cluster {
     pub fn homelab_command(&self, host: &str, args: &[&str]) -> Command {
         let mut command = self.lab.command_in(host).expect("the host is there");
         command.arg(program().expect("checked at the start")).args(args);
+        if let Some(directory) = &self.binaries {
+            command.env("HOMELAB_NODE_BINARIES", directory);
+        }
         command
+    }
+
+    /// Where `cargo xtask dist` puts the node binary with fault points.
+    pub(crate) fn fault_binaries() -> Result<PathBuf, String> {
+        let program = program()?;
+        Ok(program.parent().map(|beside| beside.join("faults")).unwrap_or_default())
+    }
+
+    /// Has `homelab` take its node binaries from `directory`, until the end of the scenario.
+    pub fn with_binaries(&mut self, directory: PathBuf) {
+        self.binaries = Some(directory);
+    }
+
+    /// Directory of the node binaries that `homelab` takes now.
+    pub fn binaries(&self) -> PathBuf {
+        let beside =
+            || program().ok().and_then(|program| program.parent().map(PathBuf::from)).unwrap_or_default();
+        self.binaries
+            .clone()
+            .or_else(|| std::env::var_os("HOMELAB_NODE_BINARIES").map(PathBuf::from))
+            .unwrap_or_else(beside)
+    }
+
+    /// Writes a cluster file under a name of its own; gives its path.
+    pub(crate) fn write_other(&self, file: &ClusterFile) -> String {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = self.lab.dir().join(format!("test-{count}.yaml"));
+        std::fs::write(&path, file.text()).expect("homelab.yaml can be written");
+        path.to_string_lossy().into_owned()
     }
 
     /// Writes `homelab.yaml`; gives its path.

@@ -2,22 +2,34 @@
 //!
 //! Every file is one program with one lab. [`run`] gives each scenario freshly reset nodes and a [`Cluster`] to work
 //! with; a scenario that fails does not keep the others from running, and the lab goes down at the end.
+mod background;
 mod cluster;
+mod faults;
 mod file;
+mod flow;
 mod harness;
 mod plan;
 mod pods;
 mod probe;
+mod random;
+mod spy;
 
+pub use background::Background;
 pub use cluster::Cluster;
+pub use faults::{Fault, JOURNAL, Stopped};
 pub use file::ClusterFile;
+pub use flow::{Flow, Loss};
 pub use harness::{Scenario, run};
 pub use plan::{Change, Plan, PlanNode};
 pub use pods::Pod;
 pub use probe::{Answer, Check, Place, Server};
+pub use random::Random;
+pub use spy::spy_while;
 
 /// The flag by which `apply` is allowed to make changes that cut connections.
 pub const DISRUPTIVE: &str = "--allow-disruptive";
+
+pub use nix::sys::signal::Signal;
 
 /// Prints a line that people read: a measured value.
 pub fn measured(text: impl std::fmt::Display) {

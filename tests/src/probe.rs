@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cluster::said;
 use crate::{Cluster, Pod};
 
-const SCRIPT: &str = include_str!("../files/net.py");
+pub(crate) const SCRIPT: &str = include_str!("../files/net.py");
 
 /// Starts a server in network namespace `$1` from script `$2` under name `$3`, and waits for it.
 const DETACHED: &str = r#"log=/run/server-$3

@@ -382,7 +382,7 @@ const UNIT: &[Row] = &[
 fn table(cluster: &mut Cluster, rows: &[Row]) {
     cluster.apply();
     let nodes = cluster.nodes();
-    let before = cluster.snapshots();
+    let before = cluster.states();
     let names: Vec<Names> = nodes.iter().map(|node| names(cluster, node)).collect();
     let mut wrong = Vec::new();
     for rows in rows.chunks(nodes.len()) {
@@ -416,7 +416,7 @@ fn table(cluster: &mut Cluster, rows: &[Row]) {
     if !plan.is_empty() {
         wrong.push(format!("something is left in the end:\n{plan}"));
     }
-    for ((node, before), after) in nodes.iter().zip(&before).zip(cluster.snapshots()) {
+    for ((node, before), after) in nodes.iter().zip(&before).zip(cluster.states()) {
         // A directory that somebody took away is ours when it is made again.
         let own = ["/var/lib/homelab/directories.json"];
         let changed = before.clone().without_entries(&own).diff(&after.without_entries(&own));

@@ -1,6 +1,6 @@
 //! What others made on a node stays as it is; what of it stands in the way is said, and nothing is done.
 
-use homelab_tests::{Cluster, run};
+use homelab_tests::{Check, Cluster, Place, run};
 use serde_json::{Value, json};
 
 fn main() {
@@ -10,6 +10,8 @@ fn main() {
             ("foreign_objects_are_untouched_by_apply_repair_and_destroy", untouched),
             ("what_stands_in_the_way_is_an_error_in_plan", blockers),
             ("directories_and_sysctls_of_others_survive_destroy", shared_things_survive_destroy),
+            ("a_firewall_that_drops_is_said_and_left_alone", dropping_firewall),
+            ("a_foreign_route_in_the_place_of_ours_is_an_error_until_it_goes", route_in_our_place),
             ("destroy_works_after_drift", destroy_works_after_drift),
         ],
     )
@@ -178,6 +180,62 @@ fn blockers(cluster: &mut Cluster) {
     // Nothing is in the way any more.
     cluster.apply();
     cluster.assert_converged();
+}
+
+/// Neither agent nor apply takes it away; when it goes, ours comes back by itself.
+fn route_in_our_place(cluster: &mut Cluster) {
+    cluster.apply();
+    let peer = cluster.spec("node1").peers[0].clone();
+    let range = peer.pod_cidrs[0];
+    cluster.sh("node1", &format!("ip route replace {range} via 192.168.50.1 dev eth0 proto static"));
+    let foreign = format!("ip route show {range}");
+    let before = cluster.sh("node1", &foreign);
+    // Some rounds of the agent.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    for command in [&["plan"][..], &["apply", "--yes"]] {
+        let output = cluster.homelab(command);
+        let text = format!("{}{}", output.stdout, output.stderr);
+        let said = format!("the place of its route to {}: {range} dev eth0, protocol 4", peer.name);
+        assert!(output.code == 1 && text.contains(&said), "{text}");
+        assert!(text.contains(&format!("ip route del {range} dev eth0")), "{text}");
+        assert_eq!(cluster.sh("node1", &foreign), before);
+    }
+    cluster.sh("node1", &format!("ip route del {range} dev eth0"));
+    cluster.sh(
+        "node1",
+        &format!("for try in $(seq 100); do ip route show {range} | grep -q homelab.1 && exit; sleep 0.1; done; exit 1"),
+    );
+    cluster.assert_converged();
+}
+
+/// Docker's policy, set with the very iptables of the node: pods are cut off, plan and status say why, and what they
+/// say to do helps.
+fn dropping_firewall(cluster: &mut Cluster) {
+    cluster.apply();
+    let pods = [cluster.pod("node1", "one"), cluster.pod("node2", "two")];
+    cluster.assert_mesh(&pods);
+    cluster
+        .sh("node1", "iptables -N DOCKER-USER; iptables -I FORWARD -j DOCKER-USER; iptables -P FORWARD DROP");
+    // The policy must bite, or this proves nothing.
+    let nothing = pods[1].servers().iter().flat_map(Check::all).map(Check::fails).collect();
+    cluster.assert_traffic(&[(Place::from(&pods[0]), nothing)]);
+    // Counters in brackets would differ.
+    let firewall = cluster.sh("node1", "iptables -S");
+    let plan = cluster.homelab_ok(&["plan"]);
+    let status = cluster.homelab(&["status"]);
+    for output in [&plan, &status] {
+        let text = format!("{}{}", output.stdout, output.stderr);
+        let line = text.lines().find(|l| l.contains("ip filter FORWARD"));
+        assert!(line.is_some_and(|l| l.contains("node1") && l.contains("DOCKER-USER -i homelab0")), "{text}");
+    }
+    cluster.apply();
+    assert_eq!(cluster.sh("node1", "iptables -S"), firewall, "homelab does not touch it");
+    let way_out =
+        "iptables -I DOCKER-USER -i homelab0 -j ACCEPT; iptables -I DOCKER-USER -o homelab0 -j ACCEPT";
+    cluster.sh("node1", way_out);
+    cluster.assert_mesh(&pods);
+    let plan = cluster.homelab_ok(&["plan"]);
+    assert!(!format!("{}{}", plan.stdout, plan.stderr).contains("FORWARD"), "{}", plan.stdout);
 }
 
 /// A directory that others use by now stays; a sysctl that was on before stays on.

@@ -17,10 +17,11 @@ fn main() {
 }
 
 /// What every node holds, in the words of a plan. `$SHA` is the binary's digest.
-const EXPECTED: [(&str, &str); 20] = [
+const EXPECTED: [(&str, &str); 21] = [
     ("agent", "binary /usr/local/lib/homelab/$SHA/homelab-node"),
     ("agent", "symlink /usr/local/lib/homelab/homelab-node"),
     ("agent", "file /etc/homelab/node.json"),
+    ("agent", "file /etc/homelab/membership.keys"),
     ("agent", "file /etc/systemd/system/homelab-node.service"),
     ("agent", "unit homelab-node.service"),
     ("vtep", "file /etc/sysctl.d/90-homelab.conf"),

@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use homelab_lab::Output;
-use homelab_tests::{Cluster, DISRUPTIVE, run};
+use homelab_tests::{Cluster, DISRUPTIVE, run, spy_while};
 use serde_json::json;
 
 fn main() {
@@ -26,9 +26,6 @@ fn main() {
         ],
     )
 }
-
-/// Ends every ssh connection of a node, from the node's side.
-const DROP: &str = "kill $(ss -Htnp state established sport = :22 | grep -o 'pid=[0-9]*' | cut -d= -f2 | sort -u) 2>/dev/null || true";
 
 #[track_caller]
 fn assert_fails(output: &Output, words: &[&str]) {
@@ -127,13 +124,9 @@ fn user_with_password(cluster: &mut Cluster) {
 
     std::fs::write(&file, format!("{password}\n")).expect("password file");
     // Every command line and environment, again and again while it works.
-    let stop = std::sync::atomic::AtomicBool::new(false);
     let nodes = cluster.nodes();
-    let (output, seen) = std::thread::scope(|scope| {
-        let spy = scope.spawn(|| spy_on_command_lines(password, &stop));
-        let output = cluster.homelab(&["apply", "--yes", "--verbose", "--become-password-file", &file]);
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        (output, spy.join().expect("the spy returns"))
+    let (output, seen) = spy_while(&[password], || {
+        cluster.homelab(&["apply", "--yes", "--verbose", "--become-password-file", &file])
     });
     assert!(output.success(), "{}{}", output.stdout, output.stderr);
     assert!(seen.is_empty(), "the password was seen in {seen:?}");
@@ -150,26 +143,6 @@ fn user_with_password(cluster: &mut Cluster) {
     }
     let output = cluster.homelab(&["plan", "--detailed-exitcode", "--become-password-file", &file]);
     assert_eq!(output.code, 0, "{}{}", output.stdout, output.stderr);
-}
-
-/// Reads the command line and environment of every process of this machine, which has those of all nodes too.
-fn spy_on_command_lines(password: &str, stop: &std::sync::atomic::AtomicBool) -> Vec<String> {
-    let mut seen = Vec::new();
-    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let path = entry.path();
-            for file in ["cmdline", "environ"] {
-                let bytes = std::fs::read(path.join(file)).unwrap_or_default();
-                let text = String::from_utf8_lossy(&bytes);
-                if text.contains(password) {
-                    seen.push(format!("{}/{file}: {}", path.display(), text.replace('\0', " ")));
-                }
-            }
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    seen.dedup();
-    seen
 }
 
 fn one_node_is_down(cluster: &mut Cluster) {
@@ -241,7 +214,7 @@ fn dropped_in_plan(cluster: &mut Cluster) {
     cluster.lab.impair("node2", slow).expect("the cable is slow");
     for after in [300, 700, 1100] {
         let (output, time) = meanwhile(cluster, &["plan"], Duration::from_millis(after), |cluster| {
-            cluster.sh("node2", DROP);
+            cluster.cut_connections("node2");
         });
         assert!(time < Duration::from_secs(30), "dropped after {after} ms: {time:?}");
         if !output.success() {
@@ -264,7 +237,7 @@ fn dropped_in_apply(cluster: &mut Cluster) {
     for (round, after) in [300, 700, 1100].into_iter().enumerate() {
         let (output, time) =
             meanwhile(cluster, &["apply", "--yes"], Duration::from_millis(after), |cluster| {
-                cluster.sh("node2", DROP);
+                cluster.cut_connections("node2");
             });
         assert!(time < Duration::from_secs(30), "dropped after {after} ms: {time:?}");
         if !output.success() {

@@ -1,15 +1,22 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use homelab_driver::Batch;
+
+use crate::amounts;
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 an error, or at least one node failed; \
+    2 something is to be done (only with --detailed-exitcode); 3 a change was rolled back on at least one node; \
+    129, 130, 143 stopped by SIGHUP, SIGINT (Ctrl-C), SIGTERM.";
 
 /// One file describes the network of a few home servers; homelab makes it so over SSH.
 #[derive(Debug, Parser)]
 #[command(name = "homelab", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done; 1 an error, or at least one node failed; \
-                        2 changes are pending (only plan --detailed-exitcode).")]
+#[command(after_help = EXIT_CODES)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -29,6 +36,9 @@ pub(crate) struct Global {
     /// Form of the output
     #[arg(long, value_enum, default_value_t = Format::Human, global = true)]
     pub(crate) format: Format,
+    /// Write the result as JSON to this file, too; it is replaced as a whole
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) json_into: Option<PathBuf>,
     /// Only these nodes, e.g. node1,node2
     #[arg(long, value_name = "NAMES", value_delimiter = ',', global = true)]
     pub(crate) nodes: Vec<String>,
@@ -92,18 +102,83 @@ pub(crate) enum Command {
     /// Check the cluster file
     Validate,
     /// Show what an apply would change; changes nothing
+    #[command(after_help = EXIT_CODES)]
     Plan {
         /// Exit with 2 if changes are pending
         #[arg(long)]
         detailed_exitcode: bool,
-        /// Write the plan as JSON to a file, too
+        /// Write a plan file, which homelab apply FILE carries out as it stands
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
     /// Make the nodes as the cluster file says
-    Apply(Consent),
+    #[command(after_help = EXIT_CODES)]
+    Apply {
+        /// Carry out exactly this plan (of homelab plan --out), and refuse it if anything has changed since
+        #[arg(value_name = "PLANFILE")]
+        plan_file: Option<PathBuf>,
+        /// What is agreed to.
+        #[command(flatten)]
+        consent: Consent,
+        /// How it is rolled out.
+        #[command(flatten)]
+        rollout: Rollout,
+        /// Whether it is only tried.
+        #[command(flatten)]
+        trial: Trial,
+    },
+    /// Keep the changes that nodes hold on trial (apply --try)
+    #[command(after_help = EXIT_CODES)]
+    Confirm,
+    /// Take changes back: those on trial or left open, else the last apply of each node
+    #[command(after_help = EXIT_CODES)]
+    Rollback {
+        /// What is agreed to.
+        #[command(flatten)]
+        consent: Consent,
+        /// How it is rolled out.
+        #[command(flatten)]
+        rollout: Rollout,
+        /// Whether it is only tried.
+        #[command(flatten)]
+        trial: Trial,
+    },
     /// Take everything of homelab away from the nodes
-    Destroy(Consent),
+    #[command(after_help = EXIT_CODES)]
+    Destroy {
+        /// What is agreed to.
+        #[command(flatten)]
+        consent: Consent,
+        /// How it is rolled out.
+        #[command(flatten)]
+        rollout: Rollout,
+        /// Whether it is only tried.
+        #[command(flatten)]
+        trial: Trial,
+    },
+    /// Show what was changed on the nodes by hand, apart from what changed in the cluster file
+    #[command(after_help = EXIT_CODES)]
+    Drift {
+        /// Exit with 2 if something was changed by hand
+        #[arg(long)]
+        detailed_exitcode: bool,
+    },
+    /// Show who holds the nodes' locks, and free them
+    Unlock {
+        /// Take the locks away from whoever holds them
+        #[arg(long)]
+        force: bool,
+    },
+    /// Replace the key of the agents' membership traffic, in steps and without an outage
+    #[command(after_help = EXIT_CODES)]
+    RotateKey {
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+        /// How it is rolled out.
+        #[command(flatten)]
+        rollout: Rollout,
+    },
     /// Show how the nodes are
     Status,
     /// Print the JSON Schema of the cluster file
@@ -128,6 +203,33 @@ pub(crate) struct Consent {
     pub(crate) allow_disruptive: bool,
 }
 
+/// Whether changes are only tried.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Roll-out")]
+pub(crate) struct Trial {
+    /// Only try the changes: the nodes take them back after this time unless homelab confirm comes first
+    #[arg(long = "try", value_name = "TIME", value_parser = amounts::some_time)]
+    pub(crate) hold: Option<Duration>,
+}
+
+/// How changes are rolled out.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Roll-out")]
+pub(crate) struct Rollout {
+    /// A node takes its changes back if it is not told within this time that they may stay
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = amounts::some_time)]
+    pub(crate) confirm_timeout: Duration,
+    /// Wait this long for others who work on the nodes
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = amounts::duration)]
+    pub(crate) lock_timeout: Duration,
+    /// Nodes changed at once after the first one: a number, or a part such as 25% [default: --parallel]
+    #[arg(long, value_name = "N|P%", value_parser = amounts::share)]
+    pub(crate) batch: Option<Batch>,
+    /// Most nodes out of service at the same time: a number, or a part such as 25%
+    #[arg(long, value_name = "N|P%", value_parser = amounts::share)]
+    pub(crate) max_unavailable: Option<Batch>,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -145,5 +247,34 @@ mod tests {
         assert_eq!(cli.global.files, ["a.yaml", "-"]);
         assert_eq!(cli.global.nodes, ["a", "b"]);
         assert!(Cli::try_parse_from(["homelab", "plan", "--parallel", "0"]).is_err());
+    }
+
+    #[test]
+    fn times_and_parts_say_what_is_allowed() {
+        let rollout = |words: &[&str]| {
+            let all = ["homelab", "apply"].iter().chain(words);
+            match Cli::try_parse_from(all).map_err(|e| e.to_string())?.command {
+                Command::Apply { rollout, trial, plan_file, .. } => Ok((rollout, trial, plan_file)),
+                other => Err(format!("{other:?}")),
+            }
+        };
+        let (good, trial, file) = rollout(&[
+            "p.json",
+            "--try",
+            "10m",
+            "--batch=25%",
+            "--max-unavailable",
+            "1",
+            "--lock-timeout=1h",
+        ])
+        .unwrap();
+        assert_eq!(file, Some("p.json".into()));
+        assert_eq!(trial.hold, Some(Duration::from_secs(600)));
+        assert_eq!(good.confirm_timeout, Duration::from_secs(60));
+        assert_eq!(good.lock_timeout, Duration::from_secs(3600));
+        assert_eq!((good.batch, good.max_unavailable), (Some(Batch::Percent(25)), Some(Batch::Nodes(1))));
+        assert!(rollout(&["--try", "soon"]).unwrap_err().contains("90s, 10m, 1h"));
+        assert!(rollout(&["--confirm-timeout", "0"]).unwrap_err().contains("no time at all"));
+        assert!(rollout(&["--batch", "0"]).unwrap_err().contains("25%"));
     }
 }

@@ -13,6 +13,8 @@ pub(crate) enum CliError {
         text: String,
         /// What to do next.
         hints: Vec<String>,
+        /// Exit code of the process.
+        code: u8,
     },
     /// Everything is said already.
     Reported,
@@ -21,7 +23,7 @@ pub(crate) enum CliError {
 impl CliError {
     /// An error without a hint.
     pub(crate) fn new(text: impl Into<String>) -> CliError {
-        CliError::Message { text: text.into(), hints: Vec::new() }
+        CliError::Message { text: text.into(), hints: Vec::new(), code: 1 }
     }
 
     /// The same error with one more hint.
@@ -30,6 +32,22 @@ impl CliError {
             hints.push(hint.into());
         }
         self
+    }
+
+    /// The same error with the exit code of a signal that brought it about, if one did.
+    pub(crate) fn stopped_by(mut self, signal: Option<u8>) -> CliError {
+        if let (CliError::Message { code, .. }, Some(signal)) = (&mut self, signal) {
+            *code = signal;
+        }
+        self
+    }
+
+    /// Exit code of the process.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            CliError::Message { code, .. } => *code,
+            CliError::Config(_) | CliError::Reported => 1,
+        }
     }
 }
 

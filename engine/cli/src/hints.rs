@@ -1,6 +1,6 @@
 //! What to do about errors of the layers below, which only say what is wrong.
 
-use homelab_driver::{BinariesError, NodeError, TransportError};
+use homelab_driver::{ApplyError, BinariesError, Failure, Fault, NodeError, RotateError, TransportError};
 
 /// What to do next about a node's error.
 pub(crate) fn hints(error: &NodeError) -> Vec<String> {
@@ -23,17 +23,94 @@ pub(crate) fn hints(error: &NodeError) -> Vec<String> {
             vec!["run homelab plan to see how far it came; homelab apply goes on from there".to_owned()]
         }
         NodeError::Blocked(problems) => problems.iter().map(|p| p.help.clone()).collect(),
-        NodeError::Failed(failure) if !failure.undone => {
-            vec!["run homelab plan to see what is left to do".to_owned()]
+        NodeError::Failed(failure) => failed(failure),
+        NodeError::Stale(_) => {
+            vec!["somebody changed the node since it was looked at: run the command again".to_owned()]
         }
-        NodeError::Stale => vec!["run the command again".to_owned()],
         NodeError::Unsettled(_) => vec![
             "look at the node: journalctl -u homelab-node; then run homelab plan to see what is left"
                 .to_owned(),
         ],
         NodeError::OtherMachine(_) => vec!["nothing was changed there".to_owned()],
-        NodeError::Failed(_) | NodeError::Unobserved(_) | NodeError::OutOfTurn | NodeError::Cancelled => {
-            Vec::new()
+        NodeError::Busy(_) => vec![busy()],
+        NodeError::Held { .. } => {
+            vec!["homelab confirm keeps that change, homelab rollback takes it back now".to_owned()]
+        }
+        NodeError::CutOff(_) => vec![
+            "is the tunnel's UDP port open between the nodes, and do all of them have the same VNI and port?"
+                .to_owned(),
+        ],
+        NodeError::Unmakable(_) => {
+            vec!["change homelab.yaml back to what it was then, and run homelab apply".to_owned()]
+        }
+        NodeError::WrongKey => vec![
+            "somebody may have changed the key on the node: look at /etc/homelab there, then run homelab rotate-key"
+                .to_owned(),
+        ],
+        NodeError::Unobserved(_) | NodeError::OutOfTurn | NodeError::Cancelled => Vec::new(),
+    }
+}
+
+fn busy() -> String {
+    "wait for it: --lock-timeout 10m; if nobody works there any more: homelab unlock --force".to_owned()
+}
+
+fn failed(failure: &Failure) -> Vec<String> {
+    match failure.fault {
+        Fault::Stale => vec!["run the command again".to_owned()],
+        Fault::Irreversible => {
+            vec![
+                "nothing was changed: homelab changes only what it can take back; mend that first".to_owned(),
+            ]
+        }
+        Fault::Open => vec!["homelab confirm keeps that change, homelab rollback takes it back".to_owned()],
+        Fault::NoTransaction => {
+            vec!["it was confirmed or taken back before; homelab status says which".to_owned()]
+        }
+        Fault::NotLocked => {
+            vec![
+                "somebody took the lock away (homelab unlock), or the laptop slept; run the command again"
+                    .to_owned(),
+            ]
+        }
+        Fault::Error if !failure.undone => vec!["run homelab plan to see what is left to do".to_owned()],
+        Fault::Error => Vec::new(),
+    }
+}
+
+/// What to do next where an apply was not begun.
+pub(crate) fn apply(error: &ApplyError) -> Vec<String> {
+    match error {
+        ApplyError::Busy { .. } => vec![busy()],
+        ApplyError::Cancelled => Vec::new(),
+        ApplyError::TooManyUnavailable { .. } => {
+            vec!["bring those nodes back first, or allow more: --max-unavailable N".to_owned()]
+        }
+        ApplyError::OnlyTogether { nodes, .. } => vec![format!(
+            "allow it, when it suits: --max-unavailable {}; pods lose the other nodes for some seconds",
+            nodes.len()
+        )],
+        ApplyError::Keys { error, .. } => hints(error),
+    }
+}
+
+/// What to do next where the membership key was not replaced.
+pub(crate) fn rotate(error: &RotateError) -> Vec<String> {
+    match error {
+        RotateError::Plan(_) => Vec::new(),
+        RotateError::Apply(error) => apply(error),
+        RotateError::Unreachable(nodes) => {
+            let mut all: Vec<String> = nodes.iter().flat_map(|(_, e)| hints(e)).collect();
+            all.dedup();
+            all.push("all nodes must be there for this; the old key stays good until then".to_owned());
+            all
+        }
+        RotateError::NoKeys => vec!["homelab apply makes the first key".to_owned()],
+        RotateError::Malformed(_) => {
+            vec![
+                "remove /etc/homelab/membership.keys on that node; homelab apply brings it the others' key"
+                    .to_owned(),
+            ]
         }
     }
 }

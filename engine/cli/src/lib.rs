@@ -4,14 +4,26 @@
 //! What is printed is made by pure functions in [`render`]; what is asked and drawn lives in `terminal` and
 //! `progress`; `commands` puts both together.
 
+mod amounts;
 mod args;
 mod commands;
 mod error;
 mod hints;
 mod input;
+mod planfile;
 mod progress;
+mod random;
 pub mod render;
+mod signals;
+mod stream;
 mod terminal;
+
+/// The nodes of the driver's tests.
+#[cfg(test)]
+#[path = "../../driver/tests/fake/mod.rs"]
+mod fake;
+#[cfg(test)]
+mod flow_tests;
 
 use std::process::ExitCode;
 
@@ -34,7 +46,8 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             terminal.error(&error);
-            ExitCode::from(1)
+            commands::report_error(&cli, &terminal, &error);
+            ExitCode::from(error.code())
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use homelab_driver::{Event, Observer, Silent};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::render::page::clean;
 use crate::terminal::Terminal;
 
 /// The observer that fits the terminal.
@@ -47,6 +48,12 @@ impl Bars {
         }
     }
 
+    fn message(&self, node: &str, text: &str) {
+        let bar = self.bar(node);
+        bar.set_style(style("{spinner} {prefix} {msg}"));
+        bar.set_message(clean(text));
+    }
+
     fn end(&self, node: &str) {
         if let Some(bar) = self.nodes.lock().ok().and_then(|mut nodes| nodes.remove(node)) {
             bar.finish_and_clear();
@@ -69,7 +76,7 @@ fn style(template: &str) -> ProgressStyle {
 impl Observer for Bars {
     fn event(&self, node: &str, event: Event<'_>) {
         match event {
-            Event::Connecting => self.bar(node).set_message("connecting"),
+            Event::Connecting => self.message(node, "connecting"),
             Event::Uploading { sent, total } => {
                 let bar = self.bar(node);
                 bar.set_style(style(
@@ -78,18 +85,24 @@ impl Observer for Bars {
                 bar.set_length(total);
                 bar.set_position(sent);
             }
-            Event::Observed | Event::Unreachable(_) | Event::Done | Event::Failed(_) => self.end(node),
+            Event::Observed
+            | Event::Unreachable(_)
+            | Event::Done
+            | Event::Failed(_)
+            | Event::RolledBack(_) => self.end(node),
             Event::Applying { done, total } => {
                 let bar = self.bar(node);
                 bar.set_style(style("{spinner} {prefix} applying {bar:20} {pos}/{len}"));
                 bar.set_length(total as u64);
                 bar.set_position(done as u64);
             }
-            Event::Verifying => {
-                let bar = self.bar(node);
-                bar.set_style(style("{spinner} {prefix} {msg}"));
-                bar.set_message("verifying");
-            }
+            Event::Locking => self.message(node, "taking the lock"),
+            Event::Waiting(holder) => self.message(node, &format!("waiting for {holder}")),
+            Event::Arming => self.message(node, "arming the rollback"),
+            Event::Verifying => self.message(node, "verifying"),
+            Event::Confirming => self.message(node, "confirming"),
+            Event::Reconnecting => self.message(node, "lost, connecting again"),
+            Event::RollingBack(reason) => self.message(node, &format!("rolling back: {reason}")),
         }
     }
 }
@@ -103,7 +116,17 @@ struct Lines<'a> {
 impl Observer for Lines<'_> {
     fn event(&self, node: &str, event: Event<'_>) {
         let text = match event {
-            Event::Connecting | Event::Observed | Event::Unreachable(_) | Event::Verifying => return,
+            Event::Connecting
+            | Event::Observed
+            | Event::Unreachable(_)
+            | Event::Locking
+            | Event::Arming
+            | Event::Verifying
+            | Event::Confirming => return,
+            Event::Waiting(holder) => format!("locked by {holder}; waiting"),
+            Event::Reconnecting => "the connection was lost; connecting again".to_owned(),
+            Event::RollingBack(reason) => format!("rolling back: {reason}"),
+            Event::RolledBack(reason) => format!("rolled back: {reason}"),
             Event::Uploading { total, .. } => format!("sending homelab-node, {} KiB", total.div_ceil(1024)),
             Event::Applying { total: 1, .. } => "applying 1 change".to_owned(),
             Event::Applying { total, .. } => format!("applying {total} changes"),

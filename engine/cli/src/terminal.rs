@@ -1,6 +1,7 @@
 //! stdout, stderr, questions.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
 
 use homelab_config::Problem;
 use homelab_ssh::Prompt;
@@ -9,7 +10,8 @@ use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use crate::args::{Color, Global};
 use crate::error::CliError;
-use crate::render::Paint;
+use crate::render::page::{Page, bold, clean, line, red};
+use crate::render::{Paint, Shown, count};
 
 /// The user's end.
 pub(crate) struct Terminal {
@@ -26,6 +28,7 @@ pub(crate) struct Terminal {
     /// Progress bars; questions are asked with them out of the way.
     pub(crate) bars: MultiProgress,
     github: bool,
+    stdout: Mutex<Box<dyn Write + Send>>,
 }
 
 impl Terminal {
@@ -48,26 +51,54 @@ impl Terminal {
             quiet: global.quiet,
             bars: MultiProgress::new(),
             github: std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true"),
+            stdout: Mutex::new(Box::new(std::io::stdout())),
         }
     }
 
-    /// Writes to stdout.
-    pub(crate) fn out(&self, text: &str) -> Result<(), CliError> {
-        let mut stdout = std::io::stdout().lock();
+    /// A terminal of tests, at which nobody can be asked.
+    #[cfg(test)]
+    pub(crate) fn fake(global: &Global, stdout: Box<dyn Write + Send>) -> Terminal {
+        Terminal {
+            paint: Paint(false),
+            stderr_paint: Paint(false),
+            interactive: false,
+            draws: false,
+            github: false,
+            stdout: Mutex::new(stdout),
+            ..Terminal::new(global)
+        }
+    }
+
+    /// A voice for threads of their own.
+    pub(crate) fn voice(&self) -> Voice {
+        Voice { paint: self.stderr_paint, bars: self.bars.clone() }
+    }
+
+    /// Writes to stdout, past the bars.
+    pub(crate) fn out(&self, text: &Shown) -> Result<(), CliError> {
+        self.bars.suspend(|| self.write(text))
+    }
+
+    fn write(&self, text: &Shown) -> Result<(), CliError> {
+        let mut stdout = self.stdout.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         stdout.write_all(text.as_bytes())?;
         stdout.flush()?;
         Ok(())
     }
 
-    /// Writes a line to stderr. Nothing can be done about a stderr that is gone.
+    /// Writes to stderr.
+    pub(crate) fn show(&self, text: &Shown) {
+        self.voice().show(text);
+    }
+
+    /// Writes one line to stderr.
     pub(crate) fn say(&self, text: &str) {
-        self.bars.suspend(|| {
-            let _ = writeln!(std::io::stderr(), "{text}");
-        });
+        self.voice().say(text);
     }
 
     /// Says what ended the command.
     pub(crate) fn error(&self, error: &CliError) {
+        let mut page = Page::new(self.stderr_paint);
         match error {
             CliError::Reported => {}
             CliError::Config(problems) => {
@@ -76,16 +107,16 @@ impl Terminal {
                 }
                 let errors =
                     problems.iter().filter(|p| p.severity == homelab_config::Severity::Error).count();
-                let noun = if errors == 1 { "problem" } else { "problems" };
-                self.say(&format!("{} {errors} {noun} in the cluster file", self.stderr_paint.red("error:")));
+                line!(page, red("error:"), format!(" {} in the cluster file", count(errors, "problem")));
             }
-            CliError::Message { text, hints } => {
-                self.say(&format!("{} {text}", self.stderr_paint.red("error:")));
+            CliError::Message { text, hints, .. } => {
+                page.paragraph(&[red("error:"), " ".into()], text);
                 for hint in hints {
-                    self.say(&format!("{} {hint}", self.stderr_paint.bold("hint:")));
+                    page.paragraph(&[bold("hint:"), " ".into()], hint);
                 }
             }
         }
+        self.show(&page.end());
     }
 
     /// Shows a problem of the cluster file at its place, and in GitHub Actions at its line of the change, too.
@@ -100,23 +131,47 @@ impl Terminal {
         if handler.render_report(&mut text, problem).is_err() {
             text = format!("{}:{}:{}: {problem}", problem.file, problem.line, problem.column);
         }
-        self.say(text.trim_end());
+        self.show(&Shown::colored(text.trim_end()));
         if self.github {
             // Workflow commands count on either stream; stdout may have to stay JSON.
-            self.say(&problem.github());
+            self.show(&Shown::own(format!("{}\n", problem.github())));
         }
     }
 
     /// Asks for a `yes`.
     pub(crate) fn confirm(&self, question: &str) -> Result<bool, CliError> {
+        let mut page = Page::new(self.stderr_paint);
+        line!(page, bold(question), " Only `yes` goes on: ");
+        let question = page.end();
         self.bars.suspend(|| {
             let mut stderr = std::io::stderr();
-            write!(stderr, "{} Only `yes` goes on: ", self.stderr_paint.bold(question))?;
+            stderr.write_all(question.trim_end_matches('\n').as_bytes())?;
             stderr.flush()?;
             let mut answer = String::new();
             std::io::stdin().read_line(&mut answer)?;
             Ok(answer.trim() == "yes")
         })
+    }
+}
+
+/// Speaks on stderr. Nothing can be done about a stderr that is gone.
+pub(crate) struct Voice {
+    paint: Paint,
+    bars: MultiProgress,
+}
+
+impl Voice {
+    fn show(&self, text: &Shown) {
+        self.bars.suspend(|| {
+            let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        });
+    }
+
+    /// Writes one line.
+    pub(crate) fn say(&self, text: &str) {
+        let mut page = Page::new(self.paint);
+        line!(page, text);
+        self.show(&page.end());
     }
 }
 
@@ -127,7 +182,7 @@ impl Prompt for AskSecret {
     fn secret(&self, text: &str) -> Option<String> {
         self.0.suspend(|| {
             let terminal = console::Term::stderr();
-            terminal.write_str(text).ok()?;
+            terminal.write_str(&clean(text)).ok()?;
             terminal.flush().ok()?;
             terminal.read_secure_line().ok()
         })

@@ -1,7 +1,9 @@
 //! One session with a node: the script that starts the node binary, then messages.
 
 use std::fmt::Write as _;
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use homelab_model::{Observed, Scope, ours};
 use homelab_protocol::{FrameError, Hello, PROTOCOL, Request, Response, read_frame, write_frame};
@@ -12,6 +14,9 @@ use crate::{Event, NodeBinaries, NodeError, Session, Target, Transport};
 const MAX_NOISE: usize = 64 << 10;
 /// Upload progress is told in steps of this size, bytes.
 const CHUNK: usize = 64 << 10;
+
+/// Longest time for a word without an answer.
+const WORD: Duration = Duration::from_secs(1);
 
 /// How the script finds its places on the node.
 #[derive(Debug, Clone)]
@@ -67,9 +72,81 @@ impl Marker {
     }
 }
 
+/// A session with an end: no read or write lasts beyond it, however slowly the peer drips.
+struct Timed {
+    session: Box<dyn Session>,
+    end: Option<Instant>,
+}
+
+impl Timed {
+    fn hurry(&mut self) -> io::Result<()> {
+        let Some(end) = self.end else { return Ok(()) };
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(ErrorKind::TimedOut, "the node did not answer in time"));
+        }
+        self.session.patience(left);
+        Ok(())
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.hurry()?;
+        self.session.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hurry()?;
+        self.session.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.hurry()?;
+        self.session.flush()
+    }
+}
+
 /// A node binary that listens.
 pub(crate) struct Connection {
-    io: BufReader<Box<dyn Session>>,
+    /// None once something failed: a late answer to one request is never taken for that to another, and the node
+    /// hears at once that nobody listens, and frees its lock.
+    io: Option<BufReader<Timed>>,
+    /// Bytes sent and received when it ended.
+    spent: (u64, u64),
+    /// Longest time for an observation.
+    limit: Duration,
+}
+
+/// A connection that the heartbeat shares.
+#[derive(Clone)]
+pub(crate) struct Line(Arc<Mutex<Connection>>);
+
+impl Line {
+    pub(crate) fn new(connection: Connection) -> Line {
+        Line(Arc::new(Mutex::new(connection)))
+    }
+
+    /// The connection, once nobody else uses it.
+    pub(crate) fn get(&self) -> MutexGuard<'_, Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the laptop is still there, unless the connection is in use.
+    pub(crate) fn beat(&self) {
+        if let Ok(mut connection) = self.0.try_lock() {
+            connection.within(WORD);
+            // Whoever uses it next hears of a loss.
+            let _ = connection.send(&Request::Beat);
+        }
+    }
+
+    /// Says goodbye. The node's process ends by itself, and nobody waits for that.
+    pub(crate) fn close(&self) {
+        self.get().bye();
+    }
 }
 
 /// How a node is opened.
@@ -78,6 +155,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) binaries: &'a NodeBinaries,
     pub(crate) places: &'a Places,
     pub(crate) scope: &'a Scope,
+    /// Longest time for the node to answer, once it is connected and has its binary.
+    pub(crate) limit: Duration,
 }
 
 impl Opening<'_> {
@@ -109,13 +188,18 @@ impl Opening<'_> {
         let first = self.first_messages(&guess.unwrap_or_default())?;
         let command = script(self.binaries, self.places, first.len(), forced);
         let session = self.transport.open(target, &command).map_err(NodeError::from)?;
-        let mut connection = Connection { io: BufReader::new(session) };
+        let end = Some(Instant::now() + self.limit);
+        let mut connection =
+            Connection { io: Some(BufReader::new(Timed { session, end })), spent: (0, 0), limit: self.limit };
         // What a script or a binary that has ended already said explains more than the broken pipe.
         let _ = connection.write(&first);
         let (arch, installed) = match connection.marker()? {
             Marker::Serve { arch, installed } => (arch, installed),
             Marker::Need { arch } => {
+                // A slow link may take as long as the transport's own patience lasts.
+                connection.without_end();
                 connection.upload(self.binaries, &arch, event)?;
+                connection.within(self.limit);
                 match connection.marker()? {
                     Marker::Serve { arch, installed } => {
                         let hello = self.first_messages(digests.get(&arch).map_or("", String::as_str))?;
@@ -187,14 +271,42 @@ impl From<NodeError> for Attempt {
 }
 
 impl Connection {
+    /// From now on everything ends after `limit`.
+    pub(crate) fn within(&mut self, limit: Duration) {
+        if let Some(io) = &mut self.io {
+            io.get_mut().end = Some(Instant::now() + limit);
+        }
+    }
+
+    fn without_end(&mut self) {
+        if let Some(io) = &mut self.io {
+            io.get_mut().end = None;
+        }
+    }
+
+    /// Sends a request and receives its answer within `limit`.
+    pub(crate) fn ask(&mut self, request: &Request, limit: Duration) -> Result<Response, NodeError> {
+        self.within(limit);
+        self.send(request)?;
+        self.receive()
+    }
+
     /// Sends a request.
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), NodeError> {
-        write_frame(self.io.get_mut(), request).map_err(|e| self.broken(e))
+        let sent = match &mut self.io {
+            Some(io) => write_frame(io.get_mut(), request),
+            None => Err(FrameError::Closed),
+        };
+        sent.map_err(|e| self.broken(e))
     }
 
     /// Receives a response.
     pub(crate) fn receive(&mut self) -> Result<Response, NodeError> {
-        read_frame(&mut self.io).map_err(|e| self.broken(e))
+        let received = match &mut self.io {
+            Some(io) => read_frame(io),
+            None => Err(FrameError::Closed),
+        };
+        received.map_err(|e| self.broken(e))
     }
 
     /// Receives the answer to an observation that was asked for.
@@ -208,29 +320,32 @@ impl Connection {
 
     /// Looks at the node again.
     pub(crate) fn observe(&mut self, scope: &Scope) -> Result<Observed, NodeError> {
+        self.within(self.limit);
         self.send(&Request::Observe { scope: scope.clone() })?;
         self.observed()
     }
 
     /// Bytes sent and received.
     pub(crate) fn traffic(&self) -> (u64, u64) {
-        self.io.get_ref().traffic()
+        self.io.as_ref().map_or(self.spent, |io| io.get_ref().session.traffic())
     }
 
-    /// Says goodbye. The node's process ends by itself, and nobody waits for that.
-    pub(crate) fn close(mut self) {
+    /// Says goodbye.
+    pub(crate) fn bye(&mut self) {
+        self.within(WORD);
         // The work is done: what fails now changes nothing.
         let _ = self.send(&Request::Bye);
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        let session = self.io.get_mut();
-        session.write_all(bytes)?;
-        session.flush()
+        let Some(io) = &mut self.io else { return Err(ErrorKind::NotConnected.into()) };
+        io.get_mut().write_all(bytes)?;
+        io.get_mut().flush()
     }
 
     fn broken(&mut self, error: FrameError) -> NodeError {
-        let stderr = self.io.get_mut().stderr();
+        self.spent = self.traffic();
+        let stderr = self.io.take().map(|mut io| io.get_mut().session.stderr()).unwrap_or_default();
         NodeError::broken(error, &stderr)
     }
 
@@ -240,7 +355,8 @@ impl Connection {
         let mut line = Vec::new();
         loop {
             let mut byte = [0_u8];
-            match self.io.read(&mut byte) {
+            let Some(io) = &mut self.io else { return Err(self.broken(FrameError::Closed)) };
+            match io.read(&mut byte) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
@@ -261,9 +377,10 @@ impl Connection {
             }
         }
         noise.append(&mut line);
-        let session = self.io.get_mut();
-        let status = session.finish();
-        let mut output = session.stderr().trim().to_owned();
+        let mut io = self.io.take();
+        let session = io.as_mut().map(|io| &mut io.get_mut().session);
+        let (status, errors) = session.map_or((None, String::new()), |s| (s.finish(), s.stderr()));
+        let mut output = errors.trim().to_owned();
         let said = String::from_utf8_lossy(&noise);
         if output.is_empty() {
             output = said.trim().chars().take(2000).collect();

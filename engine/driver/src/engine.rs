@@ -4,42 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use homelab_model::{Cluster, NodeObject, NodeSpec, Observed, Scope, SshSettings, plan_node};
+use homelab_model::{Cluster, History, KeyRing, NodeObject, NodePlan, NodeSpec, Observed, Scope, plan_node};
 
-use crate::connection::{Connection, Opening, Places};
+use crate::connection::{Line, Opening};
+use crate::keys::{self, Ring};
+use crate::lock::Heart;
 use crate::plan::{directories_in_the_way, owned};
 use crate::recall::recall;
 use crate::resolve::{Resolution, first_scope, resolve, searched_for};
 use crate::{
-    Event, NodeBinaries, NodeError, Observer, Plan, PlanError, PlannedNode, Target, Transport, parallel,
+    Event, NodeBinaries, NodeError, Observer, Options, Plan, PlanError, PlannedNode, Target, Transport,
+    history, parallel,
 };
-
-/// Settings of a run.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Nodes worked on at once.
-    pub parallel: usize,
-    /// `user@host` of the caller, for the nodes' journals.
-    pub by: String,
-    /// How long a node may take to settle after its changes are made.
-    pub settle: Duration,
-    /// Pause between two looks at a node that settles.
-    pub pause: Duration,
-    /// Places on the nodes.
-    pub places: Places,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            parallel: 16,
-            by: String::new(),
-            settle: Duration::from_secs(3),
-            pause: Duration::from_millis(200),
-            places: Places::default(),
-        }
-    }
-}
 
 /// What the nodes shall become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +24,16 @@ pub enum Goal {
     Desired,
     /// Nothing of ours remains.
     Destroyed,
+    /// What they were before the last confirmed change.
+    Previous,
+}
+
+/// What the nodes shall become, with what only the engine asks for.
+#[derive(Clone)]
+pub(crate) enum Aim {
+    Goal(Goal),
+    /// As they are, with this ring of membership keys.
+    Ring(KeyRing),
 }
 
 /// Gathers, plans and applies.
@@ -58,15 +44,17 @@ pub struct Engine<'a> {
     pub binaries: &'a NodeBinaries,
     /// Hears of progress.
     pub observer: &'a dyn Observer,
-    /// Set by the caller to stop before the next node.
+    /// Set by the caller to stop: what is under way on a node is finished or taken back, and nothing else is begun.
     pub cancel: &'a AtomicBool,
+    /// 32 bytes that nobody can guess, for names of transactions and for keys.
+    pub random: &'a (dyn Fn() -> [u8; 32] + Sync),
     /// Settings.
     pub options: Options,
 }
 
 /// A node that was reached, its session open.
 pub(crate) struct Live {
-    pub(crate) connection: Connection,
+    pub(crate) line: Line,
     pub(crate) observed: Observed,
     pub(crate) scope: Scope,
     pub(crate) desired: Vec<NodeObject>,
@@ -76,12 +64,22 @@ pub(crate) struct Live {
 pub struct Prepared {
     /// The plan.
     pub plan: Plan,
-    /// What each reached node needs to know, by name; empty for a destroy.
+    /// What each reached node needs to know, by name; empty unless the goal is [`Goal::Desired`].
     pub specs: BTreeMap<String, NodeSpec>,
     /// Bytes sent to and received from all nodes.
     pub traffic: (u64, u64),
+    pub(crate) aim: Aim,
+    pub(crate) cluster: Cluster,
+    pub(crate) chosen: Vec<String>,
     pub(crate) live: BTreeMap<String, Live>,
     pub(crate) targets: BTreeMap<String, Target>,
+    /// Nodes that were not chosen and could not be asked.
+    pub(crate) silent: BTreeMap<String, NodeError>,
+    pub(crate) ring: Option<Ring>,
+    /// There once the nodes are locked.
+    pub(crate) heart: Option<Heart>,
+    /// What was found, and done, before there was a plan.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Prepared {
@@ -90,24 +88,147 @@ impl Prepared {
         self.live.get(node).map(|l| &l.observed)
     }
 
-    /// Ends all sessions.
-    pub fn close(self, parallel: usize) {
-        parallel::map(self.live.into_values().collect(), parallel, |l| l.connection.close());
+    /// What was changed on a node by hand since the last apply, as the changes that would undo it. The base is what
+    /// the last confirmed transaction told the node to be, not the file, and not the node's own record, which may
+    /// have been changed by hand, too. None if the node was not reached, never had an apply, or has one that waits
+    /// to be confirmed.
+    pub fn drift(&self, node: &str) -> Option<NodePlan> {
+        let observed = self.observed(node)?;
+        history::drift(node, observed, self.ring.as_ref().and_then(Ring::summary))
+    }
+
+    /// Ends all sessions, `parallel` at once.
+    pub fn close(mut self, parallel: usize) {
+        self.hang_up(parallel);
+    }
+
+    /// Ends all sessions, and with them the locks.
+    pub(crate) fn hang_up(&mut self, parallel: usize) {
+        self.heart = None;
+        let live = std::mem::take(&mut self.live).into_values().collect();
+        parallel::map(live, parallel, |live: Live| live.line.close());
     }
 }
+
+type Gathered = (BTreeMap<String, Live>, BTreeMap<String, NodeError>);
 
 impl Engine<'_> {
     /// Looks at all nodes at once and makes the plan for the chosen ones (empty: all). Nodes that are not
     /// chosen are looked at too: pod ranges and the MTU depend on all.
     pub fn prepare(&self, cluster: &Cluster, goal: Goal, chosen: &[String]) -> Result<Prepared, PlanError> {
-        let digests = self.binaries.digests();
-        let scope = first_scope(cluster, &digests);
-        let targets: Vec<Target> = cluster
-            .nodes
-            .iter()
-            .map(|n| Target { name: n.name.clone(), address: n.address, ssh: n.ssh.clone() })
-            .collect();
-        let gathered = parallel::map(targets.clone(), self.options.parallel, |target| {
+        self.prepare_aim(cluster, Aim::Goal(goal), chosen, false)
+    }
+
+    /// The same for an apply that follows: a change that nobody confirmed and whose laptop is gone is taken back
+    /// first, and one that somebody tries out keeps its node from being planned ([`NodeError::Held`]).
+    pub fn prepare_apply(
+        &self,
+        cluster: &Cluster,
+        goal: Goal,
+        chosen: &[String],
+    ) -> Result<Prepared, PlanError> {
+        self.prepare_aim(cluster, Aim::Goal(goal), chosen, true)
+    }
+
+    pub(crate) fn prepare_aim(
+        &self,
+        cluster: &Cluster,
+        aim: Aim,
+        chosen: &[String],
+        applying: bool,
+    ) -> Result<Prepared, PlanError> {
+        let targets = targets(cluster);
+        let (mut live, mut errors) = self.gather(cluster, &targets);
+        let mut notes = Vec::new();
+        if applying {
+            self.settle_open(&targets, chosen, &mut live, &mut errors, &mut notes);
+        }
+        let targets = targets.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let empty = Plan {
+            cluster: cluster.name.clone(),
+            destroy: false,
+            nodes: Vec::new(),
+            departed: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let mut prepared = Prepared {
+            plan: empty,
+            specs: BTreeMap::new(),
+            traffic: (0, 0),
+            aim,
+            cluster: cluster.clone(),
+            chosen: chosen.to_vec(),
+            live,
+            targets,
+            silent: errors,
+            ring: None,
+            heart: None,
+            notes,
+        };
+        self.replan(&mut prepared)?;
+        Ok(prepared)
+    }
+
+    /// Looks at all nodes again over the same sessions, and plans again. What a laptop left that died meanwhile is
+    /// taken back on nodes that are locked by now.
+    pub fn refresh(&self, prepared: &mut Prepared) -> Result<(), PlanError> {
+        let live = std::mem::take(&mut prepared.live).into_iter().collect();
+        let looked = parallel::map(live, self.options.parallel, |(name, mut live): (String, Live)| {
+            let result = live.line.get().observe(&live.scope);
+            (name, result.map(|observed| live.observed = observed), live)
+        });
+        for node in std::mem::take(&mut prepared.plan.nodes) {
+            if let Err(error) = node.outcome {
+                prepared.silent.insert(node.name, error);
+            }
+        }
+        for (name, result, live) in looked {
+            match result {
+                Ok(()) => {
+                    prepared.silent.remove(&name);
+                    prepared.live.insert(name, live);
+                }
+                Err(error) => {
+                    self.observer.event(&name, Event::Unreachable(&error));
+                    prepared.silent.insert(name, error);
+                }
+            }
+        }
+        if prepared.heart.is_some() {
+            let targets: Vec<Target> = prepared.targets.values().cloned().collect();
+            let Prepared { chosen, live, silent, notes, .. } = prepared;
+            self.settle_open(&targets, chosen, live, silent, notes);
+        }
+        self.replan(prepared)
+    }
+
+    /// Makes the plan anew from what is known of the nodes.
+    fn replan(&self, prepared: &mut Prepared) -> Result<(), PlanError> {
+        let Prepared { cluster, chosen, aim, live, silent: errors, .. } = prepared;
+        let resolution = self.resolve(cluster, aim, chosen, live, errors)?;
+        let mut plan = assemble(cluster, aim, chosen, &resolution.cluster, live, errors);
+        plan.warnings.extend(prepared.notes.iter().cloned());
+        for (name, live) in live.iter() {
+            if is_chosen(chosen, name) {
+                plan.warnings.extend(history::warnings(name, &live.observed.history, self.options.now));
+            }
+        }
+        plan.warnings.extend(resolution.warnings);
+        for (name, error) in errors.iter() {
+            plan.warnings.push(format!("{name}, which was not chosen, could not be asked: {error}"));
+        }
+        prepared.traffic =
+            live.values().map(|l| l.line.get().traffic()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        prepared.plan = plan;
+        prepared.specs = resolution.cluster.specs;
+        prepared.ring = resolution.ring;
+        Ok(())
+    }
+
+    /// Opens a session to every node and looks at it.
+    pub(crate) fn gather(&self, cluster: &Cluster, targets: &[Target]) -> Gathered {
+        let scope = first_scope(cluster, &self.binaries.digests());
+        let gathered = parallel::map(targets.to_vec(), self.options.parallel, |target| {
             let opened = self.open(&target, &scope);
             if let Err(error) = &opened {
                 self.observer.event(&target.name, Event::Unreachable(error));
@@ -122,15 +243,7 @@ impl Engine<'_> {
                 Err(error) => drop(errors.insert(name, error)),
             }
         }
-        let resolution = self.resolve(cluster, goal, &mut live, &mut errors)?;
-        let mut plan = assemble(cluster, goal, chosen, &resolution, &live, &mut errors);
-        for (name, error) in errors {
-            plan.warnings.push(format!("{name}, which was not chosen, could not be asked: {error}"));
-        }
-        let traffic =
-            live.values().map(|l| l.connection.traffic()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        let targets = targets.into_iter().map(|t| (t.name.clone(), t)).collect();
-        Ok(Prepared { plan, specs: resolution.specs, traffic, live, targets })
+        (live, errors)
     }
 
     pub(crate) fn cancelled(&self) -> bool {
@@ -141,35 +254,59 @@ impl Engine<'_> {
         if self.cancelled() {
             return Err(NodeError::Cancelled);
         }
+        self.reopen(target, scope, self.options.answer)
+    }
+
+    /// Opens a session for what must be brought to an end, though the user wants to stop.
+    pub(crate) fn reopen(&self, target: &Target, scope: &Scope, limit: Duration) -> Result<Live, NodeError> {
         let opening = Opening {
             transport: self.transport,
             binaries: self.binaries,
             places: &self.options.places,
             scope,
+            limit,
         };
         let (connection, observed) =
             opening.open(target, &|event| self.observer.event(&target.name, event))?;
-        Ok(Live { connection, observed, scope: scope.clone(), desired: Vec::new() })
+        Ok(Live { line: Line::new(connection), observed, scope: scope.clone(), desired: Vec::new() })
     }
 
     /// Resolves, and looks again at nodes where homelab's files lie, or lay, at places that were not looked at.
     fn resolve(
         &self,
         cluster: &Cluster,
-        goal: Goal,
+        aim: &Aim,
+        chosen: &[String],
         live: &mut BTreeMap<String, Live>,
         errors: &mut BTreeMap<String, NodeError>,
-    ) -> Result<Resolution, PlanError> {
-        let resolution = match goal {
-            Goal::Destroyed => {
-                let (_, departed) = recall(cluster, &seen(live));
-                Resolution { departed, ..Resolution::default() }
+    ) -> Result<Resolved, PlanError> {
+        let known = keys::newest(live);
+        let mut resolved = Resolved { ring: known.clone(), ..Resolved::default() };
+        for node in live.values_mut() {
+            node.desired.clear();
+        }
+        match aim {
+            Aim::Goal(Goal::Desired) => {
+                resolved.cluster = resolve(cluster, &seen(live), &self.binaries.digests())?;
+                let ring = known.unwrap_or(Ring::New);
+                for (name, spec) in &resolved.cluster.specs {
+                    if let Some(node) = live.get_mut(name) {
+                        node.desired = homelab_desired::desired(spec);
+                        node.desired.push(keys::object(ring.text()));
+                    }
+                }
+                resolved.ring = Some(ring);
             }
-            Goal::Desired => resolve(cluster, &seen(live), &self.binaries.digests())?,
-        };
-        for (name, spec) in &resolution.specs {
-            if let Some(node) = live.get_mut(name) {
-                node.desired = homelab_desired::desired(spec);
+            Aim::Goal(Goal::Destroyed) => {
+                let (_, departed) = recall(cluster, &seen(live));
+                resolved.cluster.departed = departed;
+            }
+            Aim::Goal(Goal::Previous) => self.previous(chosen, live, errors, &mut resolved),
+            Aim::Ring(ring) => {
+                for node in live.values_mut() {
+                    node.desired = keys::with(owned(&node.observed), &ring.summary());
+                }
+                resolved.ring = Some(Ring::Given(ring.clone()));
             }
         }
         let nodes = std::mem::take(live).into_iter().collect();
@@ -186,28 +323,50 @@ impl Engine<'_> {
                 }
             }
         }
-        Ok(resolution)
+        Ok(resolved)
     }
+}
+
+/// What the nodes shall become, in full.
+#[derive(Default)]
+pub(crate) struct Resolved {
+    pub(crate) cluster: Resolution,
+    pub(crate) ring: Option<Ring>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Live {
     /// Looks again if something that shall be there, or that the last apply left there, was not looked for yet.
     pub(crate) fn look_closer(&mut self) -> Result<(), NodeError> {
         let before = self.observed.spec.as_ref().map(homelab_desired::desired).unwrap_or_default();
+        let confirmed = self.observed.history.confirmed.as_ref().and_then(|c| c.spec.as_ref());
+        let confirmed = confirmed.map(homelab_desired::desired).unwrap_or_default();
         let device = self.scope.device.clone();
-        let all = Scope::of(&self.desired, &device).keys.into_iter().chain(Scope::of(&before, &device).keys);
+        let all = [&self.desired, &before, &confirmed].map(|objects| Scope::of(objects, &device).keys);
         let mut missing = false;
-        for key in all.filter(|(key, _)| searched_for(key)) {
+        for key in all.into_iter().flatten().filter(|(key, _)| searched_for(key)) {
             if !self.scope.keys.contains(&key) {
                 self.scope.keys.push(key);
                 missing = true;
             }
         }
         if missing {
-            self.observed = self.connection.observe(&self.scope)?;
+            self.observed = self.line.get().observe(&self.scope)?;
         }
         Ok(())
     }
+}
+
+/// How to reach the nodes of the file.
+pub(crate) fn targets(cluster: &Cluster) -> Vec<Target> {
+    let target =
+        |n: &homelab_model::Node| Target { name: n.name.clone(), address: n.address, ssh: n.ssh.clone() };
+    cluster.nodes.iter().map(target).collect()
+}
+
+/// Whether a node is among the chosen ones; none means all.
+pub(crate) fn is_chosen(chosen: &[String], name: &str) -> bool {
+    chosen.is_empty() || chosen.iter().any(|c| c == name)
 }
 
 fn seen(live: &BTreeMap<String, Live>) -> BTreeMap<String, &Observed> {
@@ -216,7 +375,7 @@ fn seen(live: &BTreeMap<String, Live>) -> BTreeMap<String, &Observed> {
 
 fn assemble(
     cluster: &Cluster,
-    goal: Goal,
+    aim: &Aim,
     chosen: &[String],
     resolution: &Resolution,
     live: &BTreeMap<String, Live>,
@@ -225,9 +384,11 @@ fn assemble(
     let nodes = cluster
         .nodes
         .iter()
-        .filter(|n| chosen.is_empty() || chosen.contains(&n.name))
+        .filter(|n| is_chosen(chosen, &n.name))
         .map(|node| {
-            let outcome = match (live.get(&node.name), resolution.problems.get(&node.name)) {
+            let seen = live.get(&node.name);
+            let history = seen.map_or_else(History::default, |l| l.observed.history.clone());
+            let outcome = match (seen, resolution.problems.get(&node.name)) {
                 (None, _) => Err(errors.remove(&node.name).unwrap_or(NodeError::Cancelled)),
                 (Some(_), Some(problems)) => Err(NodeError::Blocked(problems.clone())),
                 (Some(Live { observed, desired, .. }), None) => {
@@ -239,31 +400,14 @@ fn assemble(
                     }
                 }
             };
-            PlannedNode { name: node.name.clone(), address: node.address, outcome }
+            PlannedNode { name: node.name.clone(), address: node.address, outcome, history }
         })
         .collect();
     Plan {
         cluster: cluster.name.clone(),
-        destroy: goal == Goal::Destroyed,
+        destroy: matches!(aim, Aim::Goal(Goal::Destroyed)),
         nodes,
         departed: resolution.departed.clone(),
         warnings: resolution.warnings.clone(),
-    }
-}
-
-/// How to reach a node that is no longer in the file: as all the others are reached, where they agree.
-pub(crate) fn common_ssh(cluster: &Cluster) -> SshSettings {
-    fn same<T: Clone + PartialEq>(cluster: &Cluster, get: impl Fn(&SshSettings) -> Option<T>) -> Option<T> {
-        let mut values = cluster.nodes.iter().map(|n| get(&n.ssh));
-        let first = values.next()??;
-        values.all(|v| v.as_ref() == Some(&first)).then_some(first)
-    }
-    SshSettings {
-        host: None,
-        user: same(cluster, |s| s.user.clone()),
-        port: same(cluster, |s| s.port),
-        identity: same(cluster, |s| s.identity.clone()),
-        jump: same(cluster, |s| s.jump.clone()),
-        r#become: same(cluster, |s| s.r#become),
     }
 }

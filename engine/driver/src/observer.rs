@@ -1,9 +1,11 @@
 //! What the driver tells of its progress. The caller draws it.
 
+use homelab_model::Holder;
+
 use crate::NodeError;
 
 /// A step of one node.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// The connection is being opened.
     Connecting,
@@ -18,6 +20,12 @@ pub enum Event<'a> {
     Observed,
     /// The node could not be observed.
     Unreachable(&'a NodeError),
+    /// The node's lock is being taken.
+    Locking,
+    /// Somebody else holds the node's lock, and is waited for.
+    Waiting(&'a Holder),
+    /// The transaction is being written down and its undo armed.
+    Arming,
     /// Changes are being made.
     Applying {
         /// Changes done.
@@ -25,12 +33,20 @@ pub enum Event<'a> {
         /// Changes in all.
         total: usize,
     },
-    /// All changes are made; the node is looked at again.
+    /// All changes are made; the node is looked at over a fresh connection.
     Verifying,
+    /// All is well; the node is being told that the changes stay.
+    Confirming,
+    /// The node was lost; a connection is tried again and again.
+    Reconnecting,
+    /// The changes are being taken back, for this reason.
+    RollingBack(&'a str),
     /// The node is as desired.
     Done,
     /// The node failed.
     Failed(&'a NodeError),
+    /// The changes were taken back, for this reason.
+    RolledBack(&'a str),
 }
 
 /// Hears of progress. Called from several threads.

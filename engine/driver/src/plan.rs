@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use homelab_model::{
-    Content, Impact, Module, NodeObject, NodePlan, Object, Observed, Problem, Spec, Summary, ours,
+    Content, History, Impact, Module, NodeObject, NodePlan, Object, Observed, Problem, Spec, Summary, ours,
 };
 
 use crate::{Departed, NodeError};
@@ -33,6 +33,8 @@ pub struct PlannedNode {
     pub address: IpAddr,
     /// Its changes, or why there is no plan for it.
     pub outcome: Result<NodePlan, NodeError>,
+    /// What it knows of its transactions, if it was reached.
+    pub history: History,
 }
 
 impl Plan {

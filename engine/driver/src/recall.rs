@@ -46,7 +46,9 @@ pub fn recall(cluster: &Cluster, seen: &BTreeMap<String, &Observed>) -> (Memory,
     };
     for node in &cluster.nodes {
         let Some(observed) = seen.get(&node.name) else { continue };
-        let own = match &observed.spec {
+        // The record may be lost; what the last confirmed transaction told the node then still is known.
+        let confirmed = || observed.history.confirmed.as_ref().and_then(|c| c.spec.as_ref());
+        let own = match observed.spec.as_ref().or_else(confirmed) {
             Some(spec) => spec.pod_cidrs.clone(),
             None => bridge_ranges(&observed.objects),
         };

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use homelab_model::{
-    AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Mtu, Node, NodeSpec, Observed,
-    PeerSpec, Problem, Scope, Spec, VtepSpec, allocate, conflicts, ours,
+    AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Module, Mtu, Node, NodeSpec,
+    Observed, PeerSpec, Problem, Scope, Spec, VtepSpec, allocate, conflicts, ours,
 };
 use ipnet::IpNet;
 
@@ -44,9 +44,11 @@ pub fn resolve(
     for node in &cluster.nodes {
         let Some(observed) = seen.get(&node.name) else { continue };
         let facts = &observed.facts;
-        let mut problems = conflicts(cluster, node.address, facts, &our_links(observed));
+        let mut problems =
+            conflicts(cluster, node.address, facts, &our_links(observed), observed.spec.as_ref());
         problems.extend(own_problems(cluster, node, observed, seen));
         version_warning(node, facts, &mut result.warnings);
+        firewall_warnings(cluster, node, facts, &mut result.warnings);
         match &observed.spec {
             Some(spec) if spec.cluster != cluster.name => result.warnings.push(format!(
                 "{} belongs to the cluster {} until now, and to {} from now on",
@@ -63,7 +65,8 @@ pub fn resolve(
             }
         };
         let digest = digests.get(&facts.arch).map_or("", String::as_str);
-        let spec = node_spec(cluster, node, &ranges, mtu, offload, facts, digest);
+        let mut spec = node_spec(cluster, node, &ranges, mtu, offload, facts, digest);
+        spec.router_advertisements = router_advertisements(cluster, node, observed);
         result.specs.insert(node.name.clone(), spec);
         if !problems.is_empty() {
             result.problems.insert(node.name.clone(), problems);
@@ -82,7 +85,8 @@ pub(crate) fn searched_for(key: &Key) -> bool {
 
 /// Where to look on a node of which nothing is known yet.
 pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>) -> Scope {
-    let mut scope = Scope { keys: Vec::new(), device: cluster.network.vxlan.device.clone() };
+    let keys = vec![(Key::File(ours::KEYS.to_owned()), Module::Agent)];
+    let mut scope = Scope { keys, device: cluster.network.vxlan.device.clone() };
     // Debian's containerd looks for plugins in /usr/lib/cni, podman in /usr/libexec/cni.
     let runtime = CniRuntime {
         name: String::new(),
@@ -146,6 +150,8 @@ fn node_spec(
         },
         pod_mtu: mtu,
         bridge: ours::BRIDGE.to_owned(),
+        ipv6_disabled: facts.ipv6_disabled,
+        router_advertisements: Vec::new(),
         cni_bin_dirs: facts.cni_bin_dirs(),
         cni_conf_dirs: facts.cni_conf_dirs(),
         binary_sha256: digest.to_owned(),
@@ -209,6 +215,37 @@ fn moved_ranges(memory: &Memory, ranges: &BTreeMap<String, Vec<IpNet>>, warnings
     }
 }
 
+/// Links that would lose their IPv6 router when forwarding is switched on, or that were kept from it.
+fn router_advertisements(cluster: &Cluster, node: &Node, observed: &Observed) -> Vec<String> {
+    /// `RTPROT_RA`.
+    const LEARNED: u8 = 9;
+    if cluster.network.pod_cidrs.iter().all(|c| c.addr().is_ipv4()) {
+        return Vec::new();
+    }
+    let facts = &observed.facts;
+    let lan = lan_link(node, facts).map(|l| l.name.as_str());
+    let has_router = |name: &str| {
+        let default = |r: &&homelab_model::RouteFact| {
+            r.destination.addr().is_ipv6() && r.destination.prefix_len() == 0 && r.protocol == LEARNED
+        };
+        facts.routes.iter().filter(default).any(|r| r.link.as_deref() == Some(name))
+    };
+    // What an earlier apply set is on the node's record, and no longer looks as if it were needed.
+    let kept = |name: &str| {
+        let key = format!("net.ipv6.conf.{}.accept_ra", name.replace('.', "/"));
+        observed
+            .objects
+            .iter()
+            .any(|o| matches!(&o.spec, Spec::Sysctl(s) if s.link.is_none() && s.key == key))
+    };
+    let needed = |l: &&LinkFact| {
+        kept(&l.name) || (l.kernel_ra && (lan == Some(l.name.as_str()) || has_router(&l.name)))
+    };
+    let mut links: Vec<String> = facts.links.iter().filter(needed).map(|l| l.name.clone()).collect();
+    links.sort();
+    links
+}
+
 fn offload_of(node: &Node, facts: &Facts) -> Option<String> {
     offload_fault(&facts.kernel, lan_link(node, facts).and_then(|l| l.driver.as_deref()))
 }
@@ -240,6 +277,15 @@ fn own_problems(
             help: "correct the address or ssh.host of one of them".to_owned(),
         });
     }
+    let wants_ipv6 = cluster.network.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
+    if facts.ipv6_disabled && (wants_ipv6 || node.address.is_ipv6()) {
+        problems.push(Problem {
+            message: "the kernel has no IPv6, and the cluster uses it".to_owned(),
+            help: "take ipv6.disable=1 off the kernel's command line and reboot the node, or leave the IPv6 range out \
+                   of network.podCIDR"
+                .to_owned(),
+        });
+    }
     if let Some(format) = newer_format(observed) {
         problems.push(Problem {
             message: format!(
@@ -258,12 +304,40 @@ fn newer_format(observed: &Observed) -> Option<u64> {
     let text = observed.objects.iter().find_map(|o| match &o.spec {
         Spec::File(f) if f.path == ours::NODE_SPEC => match &f.content {
             Content::Text(text) => Some(text),
-            Content::Opaque(_) => None,
+            Content::Opaque(_) | Content::Secret(_) => None,
         },
         _ => None,
     })?;
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     value.get("formatVersion")?.as_u64().filter(|&f| f > u64::from(NodeSpec::FORMAT))
+}
+
+/// Says which foreign firewalls drop pods' traffic, and what lets it through. All that a node forwards for pods comes
+/// from the bridge or goes to it.
+fn firewall_warnings(cluster: &Cluster, node: &Node, facts: &Facts, warnings: &mut Vec<String>) {
+    let bridge = ours::BRIDGE;
+    let used = |v4: bool| cluster.network.pod_cidrs.iter().any(|c| c.addr().is_ipv4() == v4);
+    for drop in &facts.forward_drops {
+        let command = match drop.family.as_str() {
+            "ip" if !used(true) => continue,
+            "ip6" if !used(false) => continue,
+            "ip6" => "ip6tables",
+            _ => "iptables",
+        };
+        let what = match drop.maker.as_deref() {
+            Some("docker") => format!(
+                "{command} -I DOCKER-USER -i {bridge} -j ACCEPT; {command} -I DOCKER-USER -o {bridge} -j ACCEPT \
+                 (after every start of Docker)"
+            ),
+            Some("ufw") => format!("ufw route allow in on {bridge}; ufw route allow out on {bridge}"),
+            _ => format!("accept in that table what comes in on {bridge} and what goes out on {bridge}"),
+        };
+        warnings.push(format!(
+            "{}: the chain {} {} {} drops what it does not know, so pods here reach no other node; homelab does not \
+             touch it, this lets them through: {what}",
+            node.name, drop.family, drop.table, drop.chain
+        ));
+    }
 }
 
 fn version_warning(node: &Node, facts: &Facts, warnings: &mut Vec<String>) {

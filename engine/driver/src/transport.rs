@@ -34,6 +34,9 @@ pub trait Session: Read + Write + Send {
     fn stderr(&mut self) -> String;
     /// Closes stdin, waits for the end and gives the exit status (None: ended by a signal or lost).
     fn finish(&mut self) -> Option<i32>;
+    /// From now on a read or write that sees no progress for longer than `idle` fails with
+    /// [`std::io::ErrorKind::TimedOut`], in place of the transport's own idle timeout.
+    fn patience(&mut self, idle: Duration);
     /// Bytes sent and received so far, before encryption.
     fn traffic(&self) -> (u64, u64);
 }

@@ -20,8 +20,9 @@ fn apply_then_plan_is_empty_then_destroy_leaves_nothing() {
     assert!(plan.is_empty(), "{plan:?}");
     let again = laptop.apply(&home);
     assert!(again.nodes.iter().all(|n| matches!(n.outcome, Outcome::Unchanged)));
-    // Once by plan and once by apply; with the binary in place nothing is sent any more.
-    laptop.lan.with("192.168.50.11", |m| assert_eq!((m.uploads, m.sessions), (2, 4)));
+    // Once by plan and once by apply; with the binary in place nothing is sent any more. A confirmation has a session
+    // of its own.
+    laptop.lan.with("192.168.50.11", |m| assert_eq!((m.uploads, m.sessions), (2, 5)));
     assert!(laptop.destroy(&home).succeeded());
     for (_, address) in THREE {
         laptop.lan.with(address, |m| {
@@ -53,7 +54,10 @@ fn the_first_failure_stops_the_roll_out() {
     let laptop = Laptop::new(Lan::three());
     laptop.lan.with("192.168.50.11", |m| m.fault.fail_at = Some(5));
     let report = laptop.apply(&cluster(&THREE));
-    let Outcome::Failed(error) = &report.nodes[0].outcome else { panic!("{report:?}") };
+    let Outcome::RolledBack { error: Some(error), left, .. } = &report.nodes[0].outcome else {
+        panic!("{report:?}")
+    };
+    assert!(left.is_empty());
     assert!(error.to_string().contains("out of luck; the changes made before it were undone"), "{error}");
     assert!(matches!(report.nodes[1].outcome, Outcome::NotStarted));
     laptop.lan.with("192.168.50.11", |m| assert!(m.objects.is_empty()));
@@ -65,9 +69,10 @@ fn changes_that_have_no_effect_are_noticed() {
     let laptop = Laptop::new(Lan::three());
     laptop.lan.with("192.168.50.11", |m| m.fault.lazy = true);
     let report = laptop.apply(&cluster(&THREE));
-    assert!(
-        matches!(&report.nodes[0].outcome, Outcome::Failed(NodeError::Unsettled(left)) if !left.is_empty())
-    );
+    let Outcome::RolledBack { error: Some(error), .. } = &report.nodes[0].outcome else {
+        panic!("{report:?}")
+    };
+    assert!(matches!(&**error, NodeError::Unsettled(left) if !left.is_empty()), "{error}");
 }
 
 #[test]
@@ -90,7 +95,7 @@ fn another_protocol_version_is_named() {
     laptop.lan.with("192.168.50.11", |m| m.fault.protocol = Some(9));
     let plan = laptop.plan(&cluster(&THREE));
     let error = plan.nodes[0].outcome.as_ref().unwrap_err().to_string();
-    assert!(error.contains("version 9") && error.contains("0.0.9") && error.contains("version 1"), "{error}");
+    assert!(error.contains("version 9") && error.contains("0.0.9") && error.contains("version 2"), "{error}");
 }
 
 #[test]
@@ -121,7 +126,7 @@ fn the_user_can_stop() {
     let engine = laptop.engine();
     let prepared = engine.prepare(&home, Goal::Desired, &[]).unwrap();
     laptop.cancel.store(true, Ordering::Relaxed);
-    let report = engine.apply(prepared);
+    let report = engine.apply(prepared).unwrap();
     assert!(report.nodes.iter().all(|n| matches!(n.outcome, Outcome::NotStarted)));
 }
 
@@ -132,7 +137,7 @@ fn only_the_chosen_nodes_are_changed() {
     let engine = laptop.engine();
     let prepared = engine.prepare(&home, Goal::Desired, &["node2".to_owned()]).unwrap();
     assert_eq!(prepared.plan.nodes.len(), 1);
-    assert!(engine.apply(prepared).succeeded());
+    assert!(engine.apply(prepared).unwrap().succeeded());
     laptop.lan.with("192.168.50.11", |m| assert!(m.objects.is_empty()));
     laptop.lan.with("192.168.50.12", |m| {
         assert_eq!(m.spec().unwrap().pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);

@@ -1,7 +1,6 @@
 //! The start script in the shells that nodes have.
 #![cfg(test)]
 
-#[allow(dead_code)]
 mod fake;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -6,6 +6,7 @@
 
 mod alloc;
 mod cluster;
+mod keys;
 mod mac;
 mod node;
 mod object;
@@ -13,12 +14,14 @@ mod observed;
 pub mod ours;
 mod plan;
 mod spec;
+mod transaction;
 
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
 pub use cluster::{
     Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, Service, ServicePort,
     SshSettings, Vxlan,
 };
+pub use keys::{KeyError, KeyRing, generation_of};
 pub use mac::stable_mac;
 pub use node::{
     Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,
@@ -26,10 +29,12 @@ pub use node::{
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, CniRuntime, Facts, LinkFact, Observed, Problem, RouteFact, Scope, conflicts,
+    AddressFact, AgentFact, CniRuntime, Facts, ForwardDrop, LinkFact, Observed, Problem, RouteFact, Scope,
+    conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use spec::{NodeSpec, PeerSpec, VtepSpec};
+pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 
 /// SHA-256 as lower-case hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {

@@ -80,7 +80,9 @@ pub enum Key {
     Symlink(String),
     /// Path.
     File(String),
-    /// sysctl key that belongs to no link of ours.
+    /// `accept_ra` of a link that is not ours: before forwarding, which makes the kernel drop its router otherwise.
+    AcceptRa(String),
+    /// Any other sysctl key that belongs to no link of ours.
     Sysctl(String),
     /// Link name.
     Link(String),
@@ -145,8 +147,11 @@ pub struct File {
 pub enum Content {
     /// UTF-8 text, shown in plans.
     Text(String),
-    /// Something else (a secret, binary data, over 256 KiB, or no regular file): what is known of it.
+    /// Something else (binary data, over 256 KiB, or no regular file): what is known of it.
     Opaque(String),
+    /// A secret: what tells it from others without giving it away (generation and fingerprints). The text itself
+    /// travels apart from plans and journals.
+    Secret(String),
 }
 
 /// A kernel parameter.
@@ -316,6 +321,7 @@ impl Spec {
             Spec::Symlink(o) => Key::Symlink(o.path.clone()),
             Spec::File(o) => Key::File(o.path.clone()),
             Spec::Sysctl(o) => match &o.link {
+                None if o.key.ends_with(".accept_ra") => Key::AcceptRa(o.key.clone()),
                 None => Key::Sysctl(o.key.clone()),
                 Some(link) => Key::LinkSysctl(link.clone(), o.key.clone()),
             },
@@ -338,7 +344,7 @@ impl std::fmt::Display for Key {
             Key::Binary(path) => write!(f, "binary {path}"),
             Key::Symlink(path) => write!(f, "symlink {path}"),
             Key::File(path) => write!(f, "file {path}"),
-            Key::Sysctl(key) | Key::LinkSysctl(_, key) => write!(f, "sysctl {key}"),
+            Key::AcceptRa(key) | Key::Sysctl(key) | Key::LinkSysctl(_, key) => write!(f, "sysctl {key}"),
             Key::Link(name) => write!(f, "link {name}"),
             Key::Address(link, address) => write!(f, "address {address} dev {link}"),
             Key::Neighbour(link, address) => write!(f, "neighbour {address} dev {link}"),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::node::{Key, Link, Module, NodeObject, Spec};
 use crate::spec::NodeSpec;
+use crate::transaction::History;
 use crate::{Cluster, ours};
 
 /// Where to look on a node for objects that cannot be found by a mark of ours: paths, sysctls, units.
@@ -27,7 +28,7 @@ impl Scope {
 }
 
 /// The answer to an observation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observed {
     /// The node and its surroundings.
@@ -36,6 +37,9 @@ pub struct Observed {
     pub objects: Vec<NodeObject>,
     /// What the last apply left as [`ours::NODE_SPEC`], if it can be read.
     pub spec: Option<NodeSpec>,
+    /// Locks and transactions.
+    #[serde(default)]
+    pub history: History,
 }
 
 /// The node and its surroundings, as far as plans and diagnoses need them.
@@ -54,6 +58,9 @@ pub struct Facts {
     pub systemd: Option<String>,
     /// Version of `nft`, if there is one.
     pub nft: Option<String>,
+    /// The kernel has no IPv6 and none of its parameters (`ipv6.disable=1`).
+    #[serde(default)]
+    pub ipv6_disabled: bool,
     /// All links, ours too.
     pub links: Vec<LinkFact>,
     /// All addresses.
@@ -66,6 +73,9 @@ pub struct Facts {
     pub pods: u32,
     /// The agent's own report, if it runs.
     pub agent: Option<AgentFact>,
+    /// Chains of foreign firewalls that drop what pods send to and get from elsewhere.
+    #[serde(default)]
+    pub forward_drops: Vec<ForwardDrop>,
     /// `Udp: InCsumErrors` and `Tcp: InCsumErrors` of /proc/net/snmp: packets that came in with wrong checksums.
     pub checksum_errors: u64,
 }
@@ -86,6 +96,10 @@ pub struct LinkFact {
     pub alias: String,
     /// VNI and UDP port of VXLAN links.
     pub vxlan: Option<(u32, u16)>,
+    /// The kernel takes router advertisements here (`accept_ra` 1) and will not once it forwards IPv6. False where
+    /// systemd-networkd or NetworkManager do it: they set 0.
+    #[serde(default)]
+    pub kernel_ra: bool,
     /// Driver of hardware links (`/sys/class/net/*/device/driver`), if known.
     pub driver: Option<String>,
 }
@@ -108,6 +122,21 @@ pub struct RouteFact {
     pub link: Option<String>,
     /// `rtm_protocol`.
     pub protocol: u8,
+}
+
+/// A base chain at the forward hook whose policy is `drop`, in a table that does not accept both what comes from our
+/// bridge and what goes to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForwardDrop {
+    /// `ip`, `ip6` or `inet`.
+    pub family: String,
+    /// Table name.
+    pub table: String,
+    /// Chain name.
+    pub chain: String,
+    /// Whose it is, if that can be seen: `docker`, `ufw`.
+    pub maker: Option<String>,
 }
 
 /// A container runtime on the node.
@@ -197,12 +226,14 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
 
 /// What of a node's own, foreign state blocks the cluster network described by `cluster`.
 ///
-/// `owned` are the names of homelab's own links, see [`Observed::our_links`].
+/// `owned` are the names of homelab's own links, see [`Observed::our_links`]; `record` is what the last apply left on
+/// the node.
 pub fn conflicts(
     cluster: &Cluster,
     address: IpAddr,
     facts: &Facts,
     owned: &BTreeSet<String>,
+    record: Option<&NodeSpec>,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut problem = |message: String, help: &str| problems.push(Problem { message, help: help.to_owned() });
@@ -256,8 +287,25 @@ pub fn conflicts(
         if route.protocol == 2 || route.destination.prefix_len() == 0 || !foreign {
             continue;
         }
-        if let Some(range) = ranges().find(|r| overlap(r, &route.destination)) {
-            let link = route.link.as_deref().unwrap_or("none");
+        let link = route.link.as_deref().unwrap_or("none");
+        let ours_is_there = facts
+            .routes
+            .iter()
+            .any(|r| r.protocol == ours::ROUTE_PROTOCOL && r.destination == route.destination);
+        let mut peers = record.iter().flat_map(|r| &r.peers);
+        if let (false, Some(peer)) = (ours_is_there, peers.find(|p| p.pod_cidrs.contains(&route.destination)))
+        {
+            problem(
+                format!(
+                    "a route that homelab did not make has taken the place of its route to {}: {} dev {link}, protocol {}",
+                    peer.name, route.destination, route.protocol
+                ),
+                &format!(
+                    "find out who made it, and remove it (ip route del {} dev {link}); the agent then puts its own back",
+                    route.destination
+                ),
+            );
+        } else if let Some(range) = ranges().find(|r| overlap(r, &route.destination)) {
             problem(
                 format!("route {} dev {link} overlaps the pod range {range}", route.destination),
                 "remove that route, or choose another network.podCIDR",

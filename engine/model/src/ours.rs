@@ -13,6 +13,8 @@ pub const NFT_TABLE: &str = "homelab";
 pub const FILE_HEADER: &str = "# Managed by homelab; local changes are overwritten.";
 /// What a node needs to know of the cluster: the [`crate::NodeSpec`] as JSON.
 pub const NODE_SPEC: &str = "/etc/homelab/node.json";
+/// Keys of the agents' membership traffic; mode 0600, content never in plans.
+pub const KEYS: &str = "/etc/homelab/membership.keys";
 /// Configuration directory.
 pub const ETC: &str = "/etc/homelab";
 /// Directory of the node binary, one sub-directory per content digest.
@@ -21,6 +23,14 @@ pub const LIB: &str = "/usr/local/lib/homelab";
 pub const BINARY: &str = "/usr/local/lib/homelab/homelab-node";
 /// Persistent state: IPAM store, originals of sysctls, directories that homelab made.
 pub const VAR: &str = "/var/lib/homelab";
+/// The transaction that is under way, with all that its undo needs.
+pub const TRANSACTION: &str = "/var/lib/homelab/transaction";
+/// A copy of the node binary that undoes a transaction, whatever becomes of the installed ones.
+pub const RECOVERY: &str = "/usr/local/lib/homelab/recovery/homelab-node";
+/// The unit that undoes an unconfirmed transaction at boot, before the agent starts. Only there while one is open.
+pub const RECOVERY_UNIT: &str = "homelab-recovery.service";
+/// Beginning of the name of the transient units (timer and service) that undo a transaction in time.
+pub const REVERT_UNIT: &str = "homelab-revert";
 /// Volatile state: the agent's report and the lock that orders its work and an apply.
 pub const RUN: &str = "/run/homelab";
 /// The agent's systemd unit.

@@ -32,6 +32,13 @@ pub struct NodeSpec {
     pub pod_mtu: u32,
     /// Name of the pods' bridge.
     pub bridge: String,
+    /// The kernel has no IPv6 and none of its parameters (`ipv6.disable=1`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ipv6_disabled: bool,
+    /// Foreign links on which the kernel itself takes router advertisements, and is to do so although it forwards
+    /// IPv6 (`accept_ra` 2).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub router_advertisements: Vec<String>,
     /// Directories in which the node's runtimes look for CNI plugins.
     pub cni_bin_dirs: Vec<String>,
     /// Directories in which the node's runtimes look for CNI configuration.

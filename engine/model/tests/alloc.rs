@@ -1,45 +1,23 @@
 //! Allocation of pod ranges: stable without a state file.
 
+#[path = "../../../tests/fixtures/mod.rs"]
+mod fixtures;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use homelab_model::{
-    AllocError, Cluster, LoadBalancer, Memory, Mtu, Network, Node, SshSettings, Vxlan, allocate, subnet_at,
-};
+use fixtures::net;
+use homelab_model::{AllocError, Cluster, Memory, allocate, subnet_at};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
-fn net(text: &str) -> IpNet {
-    text.parse().expect("net")
-}
-
 fn cluster(names: &[String], range: &str, prefix: u8) -> Cluster {
-    let node = |(i, name): (usize, &String)| Node {
-        name: name.clone(),
-        address: format!("192.168.50.{}", 10 + i).parse().expect("address"),
-        address6: None,
-        ssh: SshSettings::default(),
-        pod_cidrs: Vec::new(),
-        interface: None,
-        role: None,
-    };
-    Cluster {
-        name: "home".into(),
-        nodes: names.iter().enumerate().map(node).collect(),
-        network: Network {
-            pod_cidrs: vec![net(range)],
-            node_prefixes: vec![prefix],
-            service_cidrs: vec![net("10.96.0.0/12")],
-            vxlan: Vxlan {
-                vni: 1,
-                port: 8472,
-                mtu: Mtu::Auto,
-                device: "homelab.1".into(),
-                checksum_offload: None,
-            },
-        },
-        load_balancer: LoadBalancer::default(),
-        services: Vec::new(),
-    }
+    let addresses: Vec<String> = (0..names.len()).map(|i| format!("192.168.50.{}", 10 + i)).collect();
+    let nodes: Vec<(&str, &str)> =
+        names.iter().zip(&addresses).map(|(name, address)| (name.as_str(), address.as_str())).collect();
+    let mut cluster = fixtures::cluster(&nodes);
+    cluster.network.pod_cidrs = vec![net(range)];
+    cluster.network.node_prefixes = vec![prefix];
+    cluster
 }
 
 fn names(list: &[&str]) -> Vec<String> {

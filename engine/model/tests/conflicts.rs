@@ -1,31 +1,13 @@
 //! What of a node's own state blocks ours.
 
-use homelab_model::{
-    AddressFact, Cluster, Facts, Link, LinkFact, LinkKind, Module, NodeObject, Observed, RouteFact, Spec,
-    conflicts, ours,
-};
+#[path = "../../../tests/fixtures/mod.rs"]
+mod fixtures;
 
-fn cluster() -> Cluster {
-    use homelab_model::{LoadBalancer, Mtu, Network, Vxlan};
-    Cluster {
-        name: "home".into(),
-        nodes: Vec::new(),
-        network: Network {
-            pod_cidrs: vec!["10.244.0.0/16".parse().expect("net")],
-            node_prefixes: vec![24],
-            service_cidrs: Vec::new(),
-            vxlan: Vxlan {
-                vni: 1,
-                port: 8472,
-                mtu: Mtu::Auto,
-                device: "homelab.1".into(),
-                checksum_offload: None,
-            },
-        },
-        load_balancer: LoadBalancer::default(),
-        services: Vec::new(),
-    }
-}
+use fixtures::cluster;
+use homelab_model::{
+    AddressFact, Facts, Link, LinkFact, LinkKind, Module, NodeObject, Observed, RouteFact, Spec, conflicts,
+    ours,
+};
 
 fn link(name: &str, kind: &str, alias: &str, vxlan: Option<(u32, u16)>) -> LinkFact {
     LinkFact {
@@ -35,7 +17,7 @@ fn link(name: &str, kind: &str, alias: &str, vxlan: Option<(u32, u16)>) -> LinkF
         up: true,
         alias: alias.into(),
         vxlan,
-        driver: None,
+        ..LinkFact::default()
     }
 }
 
@@ -62,8 +44,9 @@ fn clean() -> Facts {
 }
 
 fn messages(facts: &Facts) -> Vec<String> {
-    let observed = Observed { facts: facts.clone(), objects: Vec::new(), spec: None };
-    conflicts(&cluster(), "192.168.50.11".parse().expect("address"), facts, &observed.our_links(&[]))
+    let observed = Observed { facts: facts.clone(), ..Observed::default() };
+    let address = "192.168.50.11".parse().expect("address");
+    conflicts(&cluster(&[]), address, facts, &observed.our_links(&[]), None)
         .into_iter()
         .map(|p| p.message)
         .collect()
@@ -121,13 +104,42 @@ fn a_link_that_lost_its_mark_is_still_ours_while_it_is_what_the_record_says() {
     };
     let mut facts = clean();
     facts.links[2].alias.clear();
-    let observed = |mac: &str| Observed { facts: facts.clone(), objects: vec![object(mac, "")], spec: None };
+    let observed =
+        |mac: &str| Observed { facts: facts.clone(), objects: vec![object(mac, "")], ..Observed::default() };
     let recorded = [object("02:00:00:00:00:01", ours::LINK_ALIAS)];
     let blocked = |observed: &Observed, recorded: &[NodeObject]| {
         let address = "192.168.50.11".parse().expect("address");
-        !conflicts(&cluster(), address, &observed.facts, &observed.our_links(recorded)).is_empty()
+        !conflicts(&cluster(&[]), address, &observed.facts, &observed.our_links(recorded), None).is_empty()
     };
     assert!(!blocked(&observed("02:00:00:00:00:01"), &recorded));
     assert!(blocked(&observed("02:00:00:00:00:01"), &[]), "no record");
     assert!(blocked(&observed("02:00:00:00:00:02"), &recorded), "another link under the same name");
+}
+
+#[test]
+fn a_foreign_route_in_the_place_of_ours_is_named_with_its_owner_and_the_peer() {
+    let mut facts = clean();
+    let mut record = fixtures::spec(false);
+    record.peers.push(fixtures::peer("node2", "192.168.50.12", vec![fixtures::net("10.244.1.0/24")]));
+    let owned = Observed { facts: facts.clone(), ..Observed::default() }.our_links(&[]);
+    let found = |facts: &Facts, record| {
+        let address = "192.168.50.11".parse().expect("address");
+        let problems = conflicts(&cluster(&[]), address, facts, &owned, record);
+        problems.into_iter().map(|p| format!("{}; {}", p.message, p.help)).collect::<Vec<_>>()
+    };
+    let foreign =
+        RouteFact { destination: fixtures::net("10.244.1.0/24"), link: Some("eth0".into()), protocol: 3 };
+    // Beside ours, with another metric, it is one that overlaps.
+    facts.routes.push(foreign.clone());
+    let beside = found(&facts, Some(&record));
+    assert!(matches!(&beside[..], [one] if one.contains("overlaps")), "{beside:?}");
+    facts.routes = vec![foreign];
+    let instead = found(&facts, Some(&record));
+    assert!(
+        matches!(&instead[..], [one] if one.contains("the place of its route to node2: 10.244.1.0/24 dev eth0, protocol 3")
+            && one.contains("ip route del 10.244.1.0/24 dev eth0")),
+        "{instead:?}"
+    );
+    // Nothing of ours was ever there.
+    assert!(found(&facts, None)[0].contains("overlaps"));
 }

@@ -1,10 +1,16 @@
 //! Requests of the laptop and responses of the node.
 
-use homelab_model::{Change, NodeObject, Observed, Scope};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use homelab_model::{Change, Holder, NodeObject, Observed, Previous, Scope};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. It changes when an older peer would misunderstand.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
+
+/// Without a word from the laptop for this long, a session's lock is free again, seconds.
+pub const LOCK_PATIENCE: u64 = 30;
 
 /// What the laptop asks for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,19 +23,92 @@ pub enum Request {
         /// Where to look.
         scope: Scope,
     },
-    /// Carry out changes in order; undo what was done if one fails.
-    Apply {
-        /// The changes of the plan.
-        changes: Vec<Change<NodeObject>>,
-        /// Where to look afterwards: the answer holds a fresh observation.
-        scope: Scope,
-        /// Nothing of homelab shall remain: afterwards the node's own records go too.
-        farewell: bool,
-        /// `user@host` of the caller, for the journal.
-        by: String,
+    /// Take the node's lock for this session: until its end, or until nothing was heard of the laptop for
+    /// [`LOCK_PATIENCE`].
+    Lock {
+        /// Who asks.
+        holder: Holder,
+        /// How long to wait for another holder, milliseconds.
+        wait_ms: u64,
+    },
+    /// Take the lock away from whoever holds it.
+    Unlock,
+    /// The laptop is still there. There is no response.
+    Beat,
+    /// Write a transaction down and arm its undo. Changes nothing of ours yet.
+    Begin(Box<Transaction>),
+    /// Carry out the changes of the transaction that this session began; undo them if one fails.
+    Run,
+    /// All is well, as seen over a fresh connection: the changes stay. May be said twice.
+    Confirm {
+        /// The transaction.
+        id: String,
+    },
+    /// All is well, as seen over a fresh connection, and the user wants to try the change for a while.
+    Hold {
+        /// The transaction.
+        id: String,
+        /// Time until the node takes it back by itself, seconds.
+        seconds: u64,
+    },
+    /// Take the open transaction back now.
+    Rollback {
+        /// The transaction.
+        id: String,
+        /// Why, as a part of a sentence.
+        reason: String,
+    },
+    /// The state before the last confirmed transaction.
+    Previous,
+    /// Which of these addresses answer through the tunnel. Takes a second at most.
+    Probe {
+        /// Addresses of other nodes' VTEPs.
+        targets: Vec<IpAddr>,
+    },
+    /// The text of a secret file of ours, for a node that lacks it.
+    Secret {
+        /// Path: only [`homelab_model::ours::KEYS`].
+        path: String,
     },
     /// End of the session.
     Bye,
+}
+
+/// A change of a node that is undone unless it is confirmed.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Transaction {
+    /// Name, chosen by the laptop: lower-case hex digits.
+    pub id: String,
+    /// Whose it is.
+    pub by: Holder,
+    /// The changes of the plan, in order.
+    pub changes: Vec<Change<NodeObject>>,
+    /// Where to look before and afterwards.
+    pub scope: Scope,
+    /// Nothing of homelab shall remain: once it is confirmed the node's own records go too.
+    pub farewell: bool,
+    /// The node takes the changes back if it hears nothing for so long after the last of them, seconds.
+    pub timeout: u64,
+    /// Texts of the secrets among the objects, by what the objects say of them
+    /// ([`homelab_model::Content::Secret`]).
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// Secrets are never printed.
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Transaction { id, by, changes, scope, farewell, timeout, secrets } = self;
+        f.debug_struct("Transaction")
+            .field("id", id)
+            .field("by", by)
+            .field("changes", changes)
+            .field("scope", scope)
+            .field("farewell", farewell)
+            .field("timeout", timeout)
+            .field("secrets", &secrets.keys())
+            .finish()
+    }
 }
 
 /// What the node answers.
@@ -40,15 +119,70 @@ pub enum Response {
     Hello(Hello),
     /// Answer to [`Request::Observe`].
     Observed(Box<Observed>),
-    /// Progress of [`Request::Apply`]: this many changes are done.
+    /// Answer to [`Request::Lock`]: this session has it.
+    Locked {
+        /// Whether another holder had to be waited for: what was seen before may be out of date.
+        waited: bool,
+    },
+    /// Answer to [`Request::Lock`]: somebody else has it.
+    Busy(Holder),
+    /// Answer to [`Request::Unlock`]: who lost the lock, if anybody had it.
+    Unlocked {
+        /// The displaced holder.
+        holder: Option<Holder>,
+    },
+    /// Answer to [`Request::Begin`]: written down and armed.
+    Armed,
+    /// Progress of [`Request::Run`]: this many changes are done.
     Progress {
         /// Changes done.
         done: usize,
     },
-    /// End of a [`Request::Apply`] that went well.
+    /// End of a [`Request::Run`] that went well. The changes wait for [`Request::Confirm`].
     Applied(Box<Applied>),
+    /// Answer to [`Request::Confirm`] and [`Request::Hold`].
+    Confirmed,
+    /// Answer to [`Request::Rollback`].
+    RolledBack {
+        /// Objects, as plans name them, that are not as before; empty if the node was verified to be as before.
+        left: Vec<String>,
+    },
+    /// Answer to [`Request::Previous`].
+    Previous(#[serde(with = "optional")] Option<Box<Previous>>),
+    /// Answer to [`Request::Probe`], in the order of the targets.
+    Reached {
+        /// Whether each answers.
+        reached: Vec<bool>,
+    },
+    /// Answer to [`Request::Secret`].
+    Secret(Secret),
     /// A request failed.
     Failed(Failure),
+}
+
+/// A message has its name among its fields: what may be absent has to be a field, too.
+mod optional {
+    use homelab_model::Previous;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize)]
+    struct Said<'a> {
+        previous: Option<&'a Previous>,
+    }
+
+    #[derive(Deserialize)]
+    struct Heard {
+        previous: Option<Box<Previous>>,
+    }
+
+    #[allow(clippy::ref_option)] // serde's signature
+    pub(super) fn serialize<S: Serializer>(value: &Option<Box<Previous>>, to: S) -> Result<S::Ok, S::Error> {
+        Said { previous: value.as_deref() }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<Previous>>, D::Error> {
+        Heard::deserialize(from).map(|heard| heard.previous)
+    }
 }
 
 /// Who speaks.
@@ -71,16 +205,99 @@ pub struct Applied {
     pub observed: Observed,
 }
 
+/// A secret on its way.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Secret {
+    /// What objects say of it.
+    pub summary: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// Secrets are never printed.
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("summary", &self.summary).finish_non_exhaustive()
+    }
+}
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// Something went wrong.
+    #[default]
+    Error,
+    /// The node is not what the changes were made for; nothing was changed.
+    Stale,
+    /// Something among the changes could not be taken back; nothing was changed.
+    Irreversible,
+    /// Another transaction is open; nothing was changed.
+    Open,
+    /// There is no such transaction: it was taken back, or never was.
+    NoTransaction,
+    /// The session does not hold the lock (any more); nothing was changed.
+    NotLocked,
+}
+
 /// A request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
+    /// What kind of failure it was.
+    #[serde(default)]
+    pub fault: Fault,
     /// The object at fault as plans name it, empty if none is.
     pub object: String,
     /// What went wrong.
     pub message: String,
-    /// Whether the changes made before the failure were undone.
+    /// Whether the changes made before the failure were undone, and the node verified to be as before.
     pub undone: bool,
     /// What could not be undone.
     pub left: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use homelab_model::Confirmed;
+
+    use super::*;
+
+    #[test]
+    fn every_response_survives_the_wire() {
+        let holder = Holder { who: "me@laptop".into(), pid: 7, command: "apply".into(), since: 9 };
+        let confirmed =
+            Confirmed { id: "0a".into(), by: holder.clone(), at: 9, spec: None, revertible: true };
+        let failure = Failure {
+            fault: Fault::Stale,
+            object: "link a".into(),
+            message: "gone".into(),
+            undone: false,
+            left: vec!["link a".into()],
+        };
+        let hello = Hello { protocol: PROTOCOL, version: "1".into(), sha256: "00".into() };
+        let all = [
+            Response::Hello(hello),
+            Response::Observed(Box::default()),
+            Response::Locked { waited: true },
+            Response::Busy(holder.clone()),
+            Response::Unlocked { holder: Some(holder) },
+            Response::Unlocked { holder: None },
+            Response::Armed,
+            Response::Progress { done: 3 },
+            Response::Applied(Box::new(Applied { observed: Observed::default() })),
+            Response::Confirmed,
+            Response::RolledBack { left: vec!["link a".into()] },
+            Response::Previous(None),
+            Response::Previous(Some(Box::new(Previous { confirmed, before: Vec::new() }))),
+            Response::Reached { reached: vec![true, false] },
+            Response::Secret(Secret { summary: "s".into(), text: "t".into() }),
+            Response::Failed(failure),
+        ];
+        for response in all {
+            let text = serde_json::to_string(&response).unwrap();
+            assert_eq!(serde_json::from_str::<Response>(&text).unwrap(), response, "{text}");
+        }
+    }
 }

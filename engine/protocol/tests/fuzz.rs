@@ -6,11 +6,14 @@
 #[path = "../../../tests/fuzz/mutate.rs"]
 mod mutate;
 
+use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::time::Instant;
 
-use homelab_model::Scope;
-use homelab_protocol::{FrameError, Hello, MAX_FRAME, PROTOCOL, Request, Response, read_frame, write_frame};
+use homelab_model::{Holder, Scope};
+use homelab_protocol::{
+    FrameError, Hello, MAX_FRAME, PROTOCOL, Request, Response, Transaction, read_frame, write_frame,
+};
 use mutate::{Random, mutate, peak, time};
 
 /// Gives what it has in small parts, as a network does.
@@ -27,10 +30,26 @@ impl Read for Trickle<'_> {
 
 fn frames() -> Vec<Vec<u8>> {
     let hello = || Hello { protocol: PROTOCOL, version: "0.1.0".into(), sha256: "ab".repeat(32) };
+    let transaction = Transaction {
+        id: "0a".into(),
+        by: Holder::default(),
+        changes: vec![],
+        scope: Scope::default(),
+        farewell: false,
+        timeout: 60,
+        secrets: BTreeMap::from([("summary".to_owned(), "hush".to_owned())]),
+    };
+    assert!(!format!("{transaction:?}").contains("hush"), "secrets are never printed");
     let requests = [
         Request::Hello(hello()),
         Request::Observe { scope: Scope::default() },
-        Request::Apply { changes: vec![], scope: Scope::default(), farewell: false, by: "me@laptop".into() },
+        Request::Lock { holder: Holder::default(), wait_ms: 5 },
+        Request::Begin(Box::new(transaction)),
+        Request::Run,
+        Request::Confirm { id: "0a".into() },
+        Request::Hold { id: "0a".into(), seconds: 600 },
+        Request::Rollback { id: "0a".into(), reason: "a test".into() },
+        Request::Probe { targets: vec!["10.244.1.0".parse().unwrap()] },
         Request::Bye,
     ];
     let mut all = Vec::new();
@@ -40,7 +59,7 @@ fn frames() -> Vec<Vec<u8>> {
         assert_eq!(&read_frame::<_, Request>(&mut Cursor::new(&frame)).unwrap(), request);
         all.push(frame);
     }
-    for response in [Response::Hello(hello()), Response::Progress { done: 7 }] {
+    for response in [Response::Hello(hello()), Response::Progress { done: 7 }, Response::Armed] {
         let mut frame = Vec::new();
         write_frame(&mut frame, &response).unwrap();
         assert_eq!(read_frame::<_, Response>(&mut Cursor::new(&frame)).unwrap(), response);

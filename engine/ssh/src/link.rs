@@ -146,6 +146,8 @@ pub(crate) struct Link {
     alive: Option<(Duration, u32)>,
     heard: Instant,
     probed: Instant,
+    /// When somebody last came to wait for the peer.
+    listened: Instant,
 }
 
 impl Link {
@@ -156,7 +158,7 @@ impl Link {
         session.set_tcp_stream(socket.try_clone().map_err(|e| failed(words(&e)))?);
         session.set_blocking(false);
         let now = Instant::now();
-        Ok(Link { session, socket, below, endpoint, alive: None, heard: now, probed: now })
+        Ok(Link { session, socket, below, endpoint, alive: None, heard: now, probed: now, listened: now })
     }
 
     /// From here on a silent peer is probed every `interval` and given up after `count` probes without a sign.
@@ -169,8 +171,13 @@ impl Link {
 
     /// Forgets silence, e.g. of the time in which the user typed.
     pub(crate) fn refresh(&mut self) {
-        self.heard = Instant::now();
+        self.hear();
         self.probed = self.heard;
+    }
+
+    /// Something has come from the peer.
+    pub(crate) fn hear(&mut self) {
+        self.heard = Instant::now();
     }
 
     /// Repeats `op` until it no longer would block.
@@ -238,7 +245,7 @@ impl Link {
     /// Notes what a poll of [`interest`](Link::interest) said.
     pub(crate) fn polled(&mut self, events: PollFlags) {
         if events.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-            self.heard = Instant::now();
+            self.hear();
         }
     }
 
@@ -261,6 +268,10 @@ impl Link {
     pub(crate) fn probe(&mut self) -> io::Result<Option<Instant>> {
         let Some((interval, count)) = self.alive else { return Ok(None) };
         let now = Instant::now();
+        // Who listens comes by at every interval. What nobody asked for and nobody read is no silence of the peer's.
+        if now.saturating_duration_since(std::mem::replace(&mut self.listened, now)) > interval * 2 {
+            self.refresh();
+        }
         let silent = now.saturating_duration_since(self.heard);
         if silent > interval * count + interval / 2 {
             let text = format!("{} has not answered for {} s", self.endpoint, silent.as_secs());

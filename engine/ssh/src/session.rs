@@ -122,6 +122,8 @@ impl Exec {
                 Ok(n) => {
                     self.inbox.extend(&self.scratch[..n]);
                     self.received += n as u64;
+                    // It may have been there without anybody having had to wait for it.
+                    self.link.hear();
                     moved = true;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -314,6 +316,10 @@ impl Session for Exec {
             Ok(signal) if signal.exit_signal.is_some() => None,
             _ => self.channel.exit_status().ok(),
         }
+    }
+
+    fn patience(&mut self, idle: Duration) {
+        self.patience.idle = idle;
     }
 
     fn traffic(&self) -> (u64, u64) {

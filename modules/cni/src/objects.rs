@@ -48,7 +48,8 @@ pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
         alias: ours::LINK_ALIAS.to_owned(),
         kind: LinkKind::Bridge { stp: false },
     })];
-    for (key, value) in bridge_sysctls(&spec.bridge) {
+    let exists = |key: &str| !(spec.ipv6_disabled && key.starts_with("net.ipv6."));
+    for (key, value) in bridge_sysctls(&spec.bridge).into_iter().filter(|(key, _)| exists(key)) {
         specs.push(Spec::Sysctl(Sysctl { key, link: Some(spec.bridge.clone()), value: value.to_owned() }));
     }
     for cidr in &spec.pod_cidrs {

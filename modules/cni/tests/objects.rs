@@ -1,43 +1,13 @@
 //! The objects of a node, written down: `UPDATE_GOLDEN=1` rewrites them.
 #![allow(clippy::disallowed_methods, reason = "golden files")]
 
+#[path = "../../../tests/fixtures/mod.rs"]
+mod fixtures;
+
 use std::path::Path;
 
-use homelab_model::{Content, NodeSpec, Spec, VtepSpec};
-
-fn spec(dual: bool) -> NodeSpec {
-    let nets = |v4: &str, v6: &str| {
-        let mut nets = vec![v4.parse().expect("net")];
-        if dual {
-            nets.push(v6.parse().expect("net"));
-        }
-        nets
-    };
-    NodeSpec {
-        format_version: NodeSpec::FORMAT,
-        cluster: "home".into(),
-        node: "node1".into(),
-        address: "192.168.50.11".parse().expect("address"),
-        interface: "eth0".into(),
-        pod_cidrs: nets("10.244.0.0/24", "fd00:10:244::/64"),
-        cluster_cidrs: nets("10.244.0.0/16", "fd00:10:244::/56"),
-        service_cidrs: nets("10.96.0.0/12", "fd00:10:96::/112"),
-        vtep: VtepSpec {
-            device: "homelab.1".into(),
-            vni: 1,
-            port: 8472,
-            mtu: 1450,
-            mac: "02:00:00:00:00:01".into(),
-            checksum_offload: true,
-        },
-        pod_mtu: 1450,
-        bridge: homelab_model::ours::BRIDGE.into(),
-        cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
-        cni_conf_dirs: vec!["/etc/cni/net.d".into()],
-        binary_sha256: "5".repeat(64),
-        peers: Vec::new(),
-    }
-}
+use fixtures::spec;
+use homelab_model::{Content, NodeSpec, Spec};
 
 fn check(name: &str, spec: &NodeSpec) {
     let mut text = String::new();
@@ -70,6 +40,18 @@ fn dual_stack() {
 }
 
 #[test]
+fn without_ipv6_in_the_kernel() {
+    let mut spec = spec(false);
+    spec.ipv6_disabled = true;
+    let keys: Vec<String> = homelab_cni::objects(&spec).iter().map(|o| o.spec.key().to_string()).collect();
+    assert!(!keys.iter().any(|key| key.contains("net.ipv6")), "{keys:?}");
+    // All else is the same.
+    spec.ipv6_disabled = false;
+    let full = homelab_cni::objects(&spec).into_iter().map(|o| o.spec.key().to_string());
+    assert_eq!(keys, full.filter(|key| !key.contains("net.ipv6")).collect::<Vec<_>>());
+}
+
+#[test]
 fn conflist_is_json_whatever_the_names_are() {
     let mut spec = spec(true);
     spec.cluster = "a\"b\\c{{ d }}\n".into();
@@ -79,7 +61,7 @@ fn conflist_is_json_whatever_the_names_are() {
         .find_map(|object| match &object.spec {
             Spec::File(file) => match &file.content {
                 Content::Text(text) => Some(text.clone()),
-                Content::Opaque(_) => None,
+                Content::Opaque(_) | Content::Secret(_) => None,
             },
             _ => None,
         })

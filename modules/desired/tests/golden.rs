@@ -1,47 +1,17 @@
 //! The objects of a node, written down: `UPDATE_GOLDEN=1` rewrites them.
 #![allow(clippy::disallowed_methods, reason = "golden files")]
 
+#[path = "../../../tests/fixtures/mod.rs"]
+mod fixtures;
+
 use std::path::Path;
 
-use homelab_model::{NodeSpec, PeerSpec, VtepSpec, plan_node};
+use fixtures::{nets, peer};
+use homelab_model::{NodeSpec, plan_node};
 
 fn spec(dual: bool) -> NodeSpec {
-    let nets = |v4: &str, v6: &str| {
-        let mut nets = vec![v4.parse().expect("net")];
-        if dual {
-            nets.push(v6.parse().expect("net"));
-        }
-        nets
-    };
-    NodeSpec {
-        format_version: NodeSpec::FORMAT,
-        cluster: "home".into(),
-        node: "node1".into(),
-        address: "192.168.50.11".parse().expect("address"),
-        interface: "eth0".into(),
-        pod_cidrs: nets("10.244.0.0/24", "fd00:10:244::/64"),
-        cluster_cidrs: nets("10.244.0.0/16", "fd00:10:244::/56"),
-        service_cidrs: nets("10.96.0.0/12", "fd00:10:96::/112"),
-        vtep: VtepSpec {
-            device: "homelab.1".into(),
-            vni: 1,
-            port: 8472,
-            mtu: 1450,
-            mac: homelab_vtep::mac("home", "node1"),
-            checksum_offload: true,
-        },
-        pod_mtu: 1450,
-        bridge: homelab_model::ours::BRIDGE.into(),
-        cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
-        cni_conf_dirs: vec!["/etc/cni/net.d".into()],
-        binary_sha256: "5".repeat(64),
-        peers: vec![PeerSpec {
-            name: "node2".into(),
-            address: "192.168.50.12".parse().expect("address"),
-            mac: homelab_vtep::mac("home", "node2"),
-            pod_cidrs: nets("10.244.1.0/24", "fd00:10:244:1::/64"),
-        }],
-    }
+    let cidrs = nets("10.244.1.0/24", "fd00:10:244:1::/64", dual);
+    NodeSpec { peers: vec![peer("node2", "192.168.50.12", cidrs)], ..fixtures::spec(dual) }
 }
 
 fn check(name: &str, spec: &NodeSpec) {
@@ -71,6 +41,17 @@ fn ipv4() {
 #[test]
 fn dual_stack() {
     check("dual-stack.txt", &spec(true));
+}
+
+#[test]
+fn without_ipv6_in_the_kernel() {
+    check("without-ipv6.txt", &NodeSpec { ipv6_disabled: true, ..spec(false) });
+}
+
+#[test]
+fn routers_are_kept() {
+    let links = vec!["eth0".to_owned(), "eth1.7".to_owned()];
+    check("router-advertisements.txt", &NodeSpec { router_advertisements: links, ..spec(true) });
 }
 
 #[test]

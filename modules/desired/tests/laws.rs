@@ -3,8 +3,12 @@
 //! The fake is strict where a kernel is: a child needs its parent, nothing is made twice, and a link that goes takes
 //! everything on it along.
 
+#[path = "../../../tests/fixtures/mod.rs"]
+mod fixtures;
+
 use std::collections::BTreeMap;
 
+use fixtures::{net, peer};
 use homelab_model::{
     Backend, Change, Key, NodeObject, NodeSpec, Object, PeerSpec, Spec, VtepSpec, diff, invert, plan_node,
     subnet_at,
@@ -73,10 +77,6 @@ impl Backend<NodeObject> for Fake {
     }
 }
 
-fn net(text: &str) -> ipnet::IpNet {
-    text.parse().expect("net")
-}
-
 prop_compose! {
     fn specs()(
         vni in 1_u32..3, port in prop_oneof![Just(8472_u16), Just(4789)], mtu in prop_oneof![Just(1450_u32), Just(1400)],
@@ -91,18 +91,16 @@ prop_compose! {
             }
             nets
         };
+        let spec = fixtures::spec(true);
+        let mac = homelab_vtep::mac("home", name);
         NodeSpec {
-            format_version: NodeSpec::FORMAT, cluster: "home".into(), node: name.into(),
-            address: "192.168.50.11".parse().expect("address"), interface: "eth0".into(),
-            pod_cidrs: nets(own), cluster_cidrs: vec![net("10.244.0.0/16"), net("fd00:10:244::/56")],
-            service_cidrs: vec![net("10.96.0.0/12")],
-            vtep: VtepSpec { device: device.into(), vni, port, mtu, mac: homelab_vtep::mac("home", name), checksum_offload: offload },
-            pod_mtu: mtu, bridge: "homelab0".into(), cni_bin_dirs: vec!["/opt/cni/bin".into()],
-            cni_conf_dirs: vec!["/etc/cni/net.d".into()], binary_sha256: binary.to_string().repeat(64),
+            node: name.into(), pod_cidrs: nets(own), pod_mtu: mtu, binary_sha256: binary.to_string().repeat(64),
+            vtep: VtepSpec { device: device.into(), vni, port, mtu, mac, checksum_offload: offload },
             peers: peers.into_iter().map(|(index, (host, generation))| PeerSpec {
-                name: format!("peer{index}"), address: format!("192.168.50.{}", 20 + host).parse().expect("address"),
-                mac: homelab_vtep::mac("home", &format!("peer{index}-{generation}")), pod_cidrs: nets(10 + index),
+                mac: homelab_vtep::mac("home", &format!("peer{index}-{generation}")),
+                ..peer(&format!("peer{index}"), &format!("192.168.50.{}", 20 + host), nets(10 + index))
             }).collect(),
+            ..spec
         }
     }
 }

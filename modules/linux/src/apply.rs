@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use homelab_model::{Backend, Change, Content, Key, NodeObject, Spec, ours};
+use homelab_model::{Backend, Change, Key, NodeObject, Spec, ours};
 
 use crate::error::{ApplyError, Error};
 use crate::files::{self, Records};
@@ -13,14 +13,14 @@ impl Node {
     /// Carries out changes in order, and says after each how many are done.
     ///
     /// All changes of our nftables table are one transaction, at the place of the last of them. systemd reads changed
-    /// unit files again with the next change of a unit, or when [`Node::settle`] says that there is none. Undo is the
-    /// caller's: see [`ApplyError::index`].
+    /// unit files again with the next change of a unit, or with [`Node::reload_if_needed`]. Undo is the caller's: see
+    /// [`ApplyError::index`], and [`Node::keep_asides`] for files.
     pub fn apply_all(
         &mut self,
         changes: &[Change<NodeObject>],
         progress: &mut dyn FnMut(usize),
     ) -> Result<(), ApplyError> {
-        let fault = |index: usize, source: Error| {
+        let failed = |index: usize, source: Error| {
             let object = match &source {
                 Error::Nft { chain: Some(chain), .. } => {
                     Key::NftChain(ours::NFT_TABLE.to_owned(), chain.clone())
@@ -32,7 +32,7 @@ impl Node {
         if changes.is_empty() {
             return Ok(());
         }
-        self.begin(changes).map_err(|e| fault(0, e))?;
+        self.begin(changes).map_err(|e| failed(0, e))?;
         let nft: Vec<&Change<NodeObject>> = changes.iter().filter(|c| nft::is_nft(c)).collect();
         let last_nft = changes.iter().rposition(nft::is_nft);
         for (index, change) in changes.iter().enumerate() {
@@ -43,7 +43,7 @@ impl Node {
             } else {
                 Ok(())
             };
-            done.map_err(|e| fault(index, e))?;
+            done.map_err(|e| failed(index, e))?;
             progress(index + 1);
         }
         self.kernel.finish().map_err(|waiting| {
@@ -103,42 +103,13 @@ impl Node {
                 }
                 sysctl::set(&self.root, &mut self.records, o)
             }
-            Spec::File(o) => {
-                self.records.make_parents(&self.root, &o.path)?;
-                // What no plan has words for is kept, unless it is what comes back now.
-                let now = files::file(&self.root, &o.path)?;
-                let wordless = now.is_some_and(|f| matches!(f.content, Content::Opaque(_)));
-                if wordless && matches!(o.content, Content::Text(_)) {
-                    self.keep_aside(&o.path)?;
-                }
-                files::write_file(&self.root, o)?;
-                self.written(&o.path);
-                Ok(())
-            }
-            Spec::Symlink(o) => {
-                self.records.make_parents(&self.root, &o.path)?;
-                let now = files::symlink(&self.root, &o.path)?;
-                let wordless = now.is_some_and(|l| l.target.starts_with('('));
-                if wordless && !o.target.starts_with('(') {
-                    self.keep_aside(&o.path)?;
-                }
-                files::make_symlink(&self.root, o)?;
-                self.written(&o.path);
-                Ok(())
-            }
-            Spec::Binary(o) => {
-                self.records.make_parents(&self.root, &o.path)?;
-                if files::keep(&self.root.path(&o.path), &o.sha256)? {
-                    self.asides.insert(o.path.clone());
-                }
-                files::copy_self(&self.root, o)
-            }
+            Spec::File(_) | Spec::Symlink(_) | Spec::Binary(_) => self.put(after),
             Spec::Unit(o) => {
                 let before = match before {
                     Some(Spec::Unit(unit)) => Some(unit),
                     _ => None,
                 };
-                unit::set(&self.root, before, o, self.reload_pending)?;
+                unit::set(&self.root, before, o, self.reload_pending, self.jobs)?;
                 self.reload_pending = false;
                 Ok(())
             }
@@ -147,11 +118,21 @@ impl Node {
         }
     }
 
-    /// Sets aside what is at `path`; a directory stays and is an error.
-    fn keep_aside(&mut self, path: &str) -> Result<(), Error> {
+    /// Puts a file, symbolic link or binary in its place: what is kept of it, or a new one.
+    fn put(&mut self, spec: &Spec) -> Result<(), Error> {
+        let Some(path) = files::path_of(spec) else { return Ok(()) };
         self.refuse_directory(path)?;
-        files::set_aside(&self.root.path(path))?;
-        self.asides.insert(path.to_owned());
+        self.records.make_parents(&self.root, path)?;
+        let restored = self.kept.is_some() && files::restore(&self.root, spec)?;
+        if !restored {
+            match spec {
+                Spec::File(o) => files::write_file(&self.root, o, &self.secrets)?,
+                Spec::Symlink(o) => files::make_symlink(&self.root, o)?,
+                Spec::Binary(o) if !files::is_stray(o) => files::copy_self(&self.root, o)?,
+                _ => {}
+            }
+        }
+        self.written(path);
         Ok(())
     }
 
@@ -168,25 +149,28 @@ impl Node {
         }
         match spec {
             Spec::Sysctl(o) => sysctl::put_back(&self.root, &mut self.records, o),
-            Spec::File(o) => {
-                let keep = matches!(o.content, Content::Opaque(_));
-                self.remove_path(&o.path, keep)
-            }
-            Spec::Symlink(o) => self.remove_path(&o.path, o.target.starts_with('(')),
-            Spec::Binary(o) => self.remove_path(&o.path, true),
-            Spec::Unit(o) => unit::delete(&self.root, o),
+            Spec::File(_) | Spec::Symlink(_) | Spec::Binary(_) => self.take_away(spec),
+            Spec::Unit(o) => unit::delete(&self.root, o, self.jobs),
             _ => Ok(()),
         }
     }
 
-    fn remove_path(&mut self, path: &str, keep: bool) -> Result<(), Error> {
-        if keep {
-            return self.keep_aside(path);
-        }
+    fn take_away(&mut self, spec: &Spec) -> Result<(), Error> {
+        let Some(path) = files::path_of(spec) else { return Ok(()) };
         self.refuse_directory(path)?;
+        if matches!(spec, Spec::Binary(o) if files::is_stray(o)) {
+            files::remove_stray(&self.root, path, self.kept.is_some())?;
+        }
         files::delete(&self.root.path(path))?;
         self.written(path);
-        self.records.remove_empty_parents(&self.root, path)
+        self.remove_parents(path)
+    }
+
+    /// Takes away directories above `path` that were made for it and are empty.
+    pub(crate) fn remove_parents(&mut self, path: &str) -> Result<(), Error> {
+        self.records.remove_empty_parents(&self.root, path)?;
+        files::remove_digest_directory(&self.root, path);
+        Ok(())
     }
 
     /// A file was written or deleted: systemd must know if it is one of its own.
@@ -195,21 +179,19 @@ impl Node {
         self.reload_pending |= units.is_some_and(|directory| Path::new(path).starts_with(directory));
     }
 
-    /// Gives up what undo would need: from here on the changes stay. Dropping the node does the same; a process that
-    /// ends by `exit` should call it.
-    pub fn settle(&mut self) -> Result<(), Error> {
-        for path in std::mem::take(&mut self.asides) {
-            files::delete(&files::aside(&self.root.path(&path)))?;
-            self.records.remove_empty_parents(&self.root, &path)?;
-            files::remove_digest_directory(&self.root, &path);
-        }
+    /// Makes systemd read its unit files again if one was written and no unit was changed since. Dropping the node
+    /// does the same; a process that ends by `exit` should call it.
+    pub fn reload_if_needed(&mut self) -> Result<(), Error> {
         if std::mem::take(&mut self.reload_pending) { unit::reload(&self.root) } else { Ok(()) }
     }
 
-    /// After the last object is deleted: takes away what is left of running pods' network (their bridge is gone) and
-    /// homelab's own state and records.
+    /// After the last object is deleted: takes away what is left of running pods' network (their bridge is gone),
+    /// what was kept of replaced files, and homelab's own state and records, journal included. What is armed is left
+    /// to [`crate::transaction::disarm`]. May be called twice.
     pub fn farewell(&mut self) -> Result<(), Error> {
-        self.settle()?;
+        self.drop_asides()?;
+        self.drop_previous()?;
+        self.reload_if_needed()?;
         // Pods that still run have lost their network with the bridge; their runtime cannot call the plugin any more.
         self.kernel.delete_pods()?;
         self.records = Records::load(&self.root)?;
@@ -219,8 +201,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Err(error) = self.settle() {
-            tracing::warn!(%error, "old files stay behind");
+        if let Err(error) = self.reload_if_needed() {
+            tracing::warn!(%error, "systemd has not read its unit files again");
         }
     }
 }

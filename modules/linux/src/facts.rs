@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use homelab_model::{AddressFact, Facts, LinkFact, RouteFact, ours};
+use homelab_model::{AddressFact, Facts, ForwardDrop, LinkFact, RouteFact, ours};
 
 use crate::kernel::Snapshot;
 use crate::root::Root;
-use crate::{nft, runtimes, unit};
+use crate::rt::LinkInfo;
+use crate::{nft, runtimes, sysctl, unit};
 
 /// Directories of systemd's own libraries, whose file names carry its version.
 const SYSTEMD_LIBRARIES: [&str; 4] = [
@@ -19,7 +20,7 @@ const SYSTEMD_LIBRARIES: [&str; 4] = [
 ];
 
 /// Everything but links, addresses and routes costs a few small files; nothing starts a process.
-pub(crate) fn facts(root: &Root, snapshot: &Snapshot) -> Facts {
+pub(crate) fn facts(root: &Root, snapshot: &Snapshot, forward_drops: Vec<ForwardDrop>) -> Facts {
     let system = nix::sys::utsname::uname();
     let word = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     let (hostname, arch, kernel) = system
@@ -37,6 +38,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot) -> Facts {
         systemd: unit::systemd_runs(root).then(systemd_version),
         // Its version would cost another process.
         nft: nft::binary().map(|_| "present".to_owned()),
+        ipv6_disabled: !root.proc("sys/net/ipv6").exists(),
         links: snapshot
             .links
             .iter()
@@ -47,6 +49,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot) -> Facts {
                 up: link.operational,
                 alias: link.alias.clone(),
                 vxlan: link.vxlan.as_ref().map(|v| (v.vni, v.port)),
+                kernel_ra: kernel_ra(root, link),
                 driver: if link.kind.is_empty() && !link.loopback { driver(&link.name) } else { None },
             })
             .collect(),
@@ -68,8 +71,23 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot) -> Facts {
         pods: u32::try_from(snapshot.links.iter().filter(|l| l.alias.starts_with(ours::POD_ALIAS)).count())
             .unwrap_or(u32::MAX),
         agent: unit::agent_report(root),
+        forward_drops,
         checksum_errors: fs::read_to_string(root.proc("net/snmp")).map(|t| checksum_errors(&t)).unwrap_or(0),
     }
+}
+
+/// Whether forwarding would stop the kernel from taking router advertisements on the link.
+fn kernel_ra(root: &Root, link: &LinkInfo) -> bool {
+    // Pods and containers come in numbers, and no router is behind them.
+    if link.loopback || link.kind == "veth" || link.alias == ours::LINK_ALIAS {
+        return false;
+    }
+    let escaped = link.name.replace('.', "/");
+    let is = |key: &str, value: &str| {
+        let found = sysctl::read(root, &format!("net.ipv6.conf.{escaped}.{key}"));
+        found.is_ok_and(|found| found.as_deref() == Some(value))
+    };
+    is("accept_ra", "1") && is("forwarding", "0")
 }
 
 /// The driver of a hardware link.

@@ -4,8 +4,11 @@
 //! changes. [`netlink::Events`] says when to look again. [`pod`] is what the CNI plugin needs, and nothing more.
 
 mod apply;
+mod asides;
+mod clock;
 mod error;
 mod facts;
+pub mod fault;
 mod files;
 mod kernel;
 mod lock;
@@ -13,16 +16,24 @@ pub mod netlink;
 pub mod nft;
 mod node;
 pub mod pod;
+mod probe;
 mod process;
 mod root;
 mod rt;
 mod runtimes;
 mod sysctl;
+pub mod transaction;
 mod unit;
 
+pub use asides::read_secret;
+pub use clock::{boot_id, boottime_ms, unix_seconds};
 pub use error::{ApplyError, Error};
 pub use files::{digest_of_self, file_digest};
-pub use lock::{Lock, lock, lock_apply};
+pub use lock::{
+    Lock, SessionLock, displace, kill_apply, lock, lock_apply, progress_age, session_holder, session_lock,
+    touch_progress,
+};
 pub use node::{Kinds, Node, without_strangers};
+pub use probe::probe;
 pub use root::Root;
 pub use rt::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};

@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 
 use homelab_model::{
-    Facts, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object, Observed, Scope, Spec, ours,
+    Facts, ForwardDrop, History, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object,
+    Observed, Scope, Spec, ours,
 };
 
+use crate::asides::Kept;
 use crate::error::{Error, netlink};
 use crate::files::{self, Records};
-use crate::kernel::{Kernel, Snapshot};
-use crate::netlink::{Socket, nfnetlink, nft_generation, nft_has_table};
+use crate::kernel::{Kernel, Snapshot, is_link_local};
+use crate::netlink::{Socket, forward_drops, nfnetlink, nft_generation, nft_has_table};
 use crate::root::Root;
-use crate::unit::Shown;
+use crate::unit::{Jobs, Shown};
 use crate::{facts, nft, sysctl};
 
 /// Which kinds of objects to look at.
@@ -37,11 +40,13 @@ impl Kinds {
     pub const KERNEL: Kinds = Kinds { links: true, nft: true, sysctls: true, files: false, units: false };
 }
 
+/// How often a listing that fails while rulesets change is tried again.
+const LISTINGS: usize = 5;
+
 /// Our nftables table at one generation of the rulesets; None if there is no table.
 type Ruleset = (u32, Option<Vec<NftChain>>);
 
 /// The real node, in the network namespace of the thread that opened it. Use it on that thread.
-#[derive(Debug)]
 pub struct Node {
     pub(crate) root: Root,
     pub(crate) kernel: Kernel,
@@ -50,8 +55,18 @@ pub struct Node {
     pub(crate) records: Records,
     /// Unit files were written since systemd last read them.
     pub(crate) reload_pending: bool,
-    /// Paths of what was set aside and may still come back.
-    pub(crate) asides: BTreeSet<String>,
+    /// The files of the open transaction that this node works on, if it works on one.
+    pub(crate) kept: Option<Kept>,
+    /// Texts of secrets, by what objects say of them ([`homelab_model::Content::Secret`]). Never shown.
+    pub(crate) secrets: BTreeMap<String, String>,
+    pub(crate) jobs: Jobs,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Secrets are never printed.
+        f.debug_struct("Node").field("root", &self.root).field("kept", &self.kept).finish_non_exhaustive()
+    }
 }
 
 /// The modules of the objects in a scope.
@@ -73,7 +88,6 @@ impl Node {
     pub fn open(root: Root) -> Result<Node, Error> {
         let kernel = Kernel::open()?;
         let records = Records::load(&root)?;
-        let asides = BTreeSet::new();
         Ok(Node {
             root,
             kernel,
@@ -81,16 +95,31 @@ impl Node {
             ruleset: None,
             records,
             reload_pending: false,
-            asides,
+            kept: None,
+            secrets: BTreeMap::new(),
+            jobs: Jobs::Wait,
         })
+    }
+
+    /// The texts of secrets that changes may ask for, by what objects say of them
+    /// ([`homelab_model::Content::Secret`]).
+    pub fn set_secrets(&mut self, secrets: BTreeMap<String, String>) {
+        self.secrets = secrets;
+    }
+
+    /// From now on, work for units is only queued: at boot, a job waits for the very unit that asks for it. Whether a
+    /// unit starts is then not checked.
+    pub fn at_boot(&mut self) {
+        self.jobs = Jobs::Queue;
     }
 
     /// The node, its surroundings and everything on it that is ours; also links under names of ours that do not have
     /// our mark, with what hangs on them: [`Observed::our_links`] tells which of them are ours.
     pub fn observe(&mut self, scope: &Scope) -> Result<Observed, Error> {
         let (objects, snapshot) = self.look(scope, Kinds::ALL, true)?;
-        let facts = snapshot.map(|s| facts::facts(&self.root, &s)).unwrap_or_default();
-        Ok(Observed { facts, objects, spec: self.spec() })
+        let drops = self.forward_drops()?;
+        let facts = snapshot.map(|s| facts::facts(&self.root, &s, drops)).unwrap_or_default();
+        Ok(Observed { facts, objects, spec: self.spec(), history: History::default() })
     }
 
     /// What is ours, of some kinds. Links without our mark are among them as in [`Node::observe`].
@@ -101,13 +130,28 @@ impl Node {
     /// The node and its surroundings alone.
     pub fn facts(&mut self) -> Result<Facts, Error> {
         let snapshot = self.kernel.snapshot(true)?;
-        Ok(facts::facts(&self.root, &snapshot))
+        let drops = self.forward_drops()?;
+        Ok(facts::facts(&self.root, &snapshot, drops))
+    }
+
+    fn forward_drops(&mut self) -> Result<Vec<ForwardDrop>, Error> {
+        let Some(socket) = &mut self.netfilter else { return Ok(Vec::new()) };
+        netlink("reading nftables chains", forward_drops(socket))
     }
 
     /// Indices of our links, for [`crate::netlink::Events::watch_neighbours_of`].
     pub fn our_links(&mut self) -> Result<Vec<u32>, Error> {
         let links = self.kernel.snapshot(false)?.links;
         Ok(links.into_iter().filter(|l| l.alias == ours::LINK_ALIAS).map(|l| l.index).collect())
+    }
+
+    /// Addresses of a link, those of its own scope left out: sources for [`crate::probe`]. Empty if there is no
+    /// such link.
+    pub fn addresses_of(&mut self, link: &str) -> Result<Vec<IpAddr>, Error> {
+        let snapshot = self.kernel.snapshot(false)?;
+        let index = snapshot.links.iter().find(|l| l.name == link).map(|l| l.index);
+        let own = snapshot.addresses.iter().filter(|(at, a)| Some(*at) == index && !is_link_local(a));
+        Ok(own.map(|(_, address)| address.addr()).collect())
     }
 
     /// What the last apply left as [`ours::NODE_SPEC`], if it can be read.
@@ -135,11 +179,11 @@ impl Node {
         if kinds.sysctls || kinds.files {
             self.records = Records::load(&self.root)?;
         }
-        let (root, asides, kernel) = (&self.root, &self.asides, &mut self.kernel);
+        let (root, kernel) = (&self.root, &mut self.kernel);
         let mut objects = Vec::new();
         let (from_files, from_kernel) = std::thread::scope(|threads| {
             // Digests of binaries take the longest.
-            let files = kinds.files.then(|| threads.spawn(|| look_at_files(root, scope, asides)));
+            let files = kinds.files.then(|| threads.spawn(|| look_at_files(root, scope)));
             let kernel = (kinds.links || kinds.sysctls || surroundings).then(|| {
                 let snapshot = kernel.snapshot(surroundings)?;
                 let specs = if kinds.links { kernel.objects(&snapshot, &names)? } else { Vec::new() };
@@ -235,9 +279,21 @@ impl Node {
         &mut self,
         started: Option<(u32, Option<nft::Listing>)>,
     ) -> Result<Option<Vec<NftChain>>, Error> {
-        if let Some((generation, listing)) = started {
-            let chains = listing.map_or(Ok(None), nft::Listing::finish)?;
-            self.ruleset = Some((generation, chains));
+        let mut started = started;
+        let mut failures = 0;
+        while let Some((generation, listing)) = started.take() {
+            match listing.map_or(Ok(None), nft::Listing::finish) {
+                Ok(chains) => self.ruleset = Some((generation, chains)),
+                Err(error) => {
+                    failures += 1;
+                    started = self.start_listing()?;
+                    // A table that changes, or goes, while nft lists it may be more than nft can bear.
+                    let changed = started.as_ref().is_none_or(|(now, _)| *now != generation);
+                    if !changed || failures > LISTINGS {
+                        return Err(error);
+                    }
+                }
+            }
         }
         Ok(self.ruleset.as_ref().and_then(|(_, chains)| chains.clone()))
     }
@@ -276,7 +332,7 @@ fn our_names(scope: &Scope) -> BTreeSet<&str> {
 }
 
 /// Files, symbolic links and binaries of the scope, and all versions of the node binary.
-fn look_at_files(root: &Root, scope: &Scope, asides: &BTreeSet<String>) -> Result<Vec<Spec>, Error> {
+fn look_at_files(root: &Root, scope: &Scope) -> Result<Vec<Spec>, Error> {
     let mut found = Vec::new();
     let mut binaries: BTreeSet<String> = files::binaries(root)?.into_iter().collect();
     for (key, _) in &scope.keys {
@@ -290,10 +346,7 @@ fn look_at_files(root: &Root, scope: &Scope, asides: &BTreeSet<String>) -> Resul
         }
     }
     for path in binaries {
-        let binary = files::binary(root, &path)?;
-        // What this process has set aside is as good as gone.
-        let gone = |b: &homelab_model::Binary| b.sha256 == files::LEFT_BEHIND && asides.contains(&path);
-        found.extend(binary.filter(|b| !gone(b)).map(Spec::Binary));
+        found.extend(files::binary(root, &path)?.map(Spec::Binary));
     }
     Ok(found)
 }

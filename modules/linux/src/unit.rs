@@ -9,7 +9,7 @@ use homelab_model::{AgentFact, Unit, ours};
 
 use crate::error::Error;
 use crate::files::is_digest;
-use crate::process::Running;
+use crate::process::{Running, complaint};
 use crate::root::Root;
 
 const PROPERTIES: &str = "--property=Id,LoadState,FragmentPath,ActiveState,NeedDaemonReload,MainPID";
@@ -19,6 +19,25 @@ const JOURNAL_LINES: &str = "20";
 /// Whether systemd is PID 1 here.
 pub(crate) fn systemd_runs(root: &Root) -> bool {
     root.is_system() && Path::new("/run/systemd/system").exists()
+}
+
+/// Whether to wait for what systemd is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Jobs {
+    /// Until it is done.
+    Wait,
+    /// It is put in the queue.
+    Queue,
+}
+
+impl Jobs {
+    /// Runs `systemctl` with a verb that makes a job.
+    fn run(self, verb: &str, name: &str) -> Result<(), String> {
+        match self {
+            Jobs::Wait => systemctl(&[verb, "--", name]),
+            Jobs::Queue => systemctl(&["--no-block", verb, "--", name]),
+        }
+    }
 }
 
 /// A running `systemctl show`.
@@ -44,8 +63,7 @@ impl Shown {
         let Some(running) = self.running else { return Ok(Vec::new()) };
         let output = running.finish().map_err(|e| failure("", e))?;
         if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(Error::Unit { name: String::new(), message });
+            return Err(Error::Unit { name: String::new(), message: complaint(&output) });
         }
         let text = String::from_utf8_lossy(&output.stdout);
         Ok(text.split("\n\n").filter_map(parse_show).filter_map(|shown| shown.unit(root)).collect())
@@ -155,7 +173,7 @@ fn systemctl(arguments: &[&str]) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    Err(complaint(&output))
 }
 
 fn must_run(root: &Root, name: &str) -> Result<(), Error> {
@@ -180,6 +198,7 @@ pub(crate) fn set(
     before: Option<&Unit>,
     after: &Unit,
     files_changed: bool,
+    jobs: Jobs,
 ) -> Result<(), Error> {
     let name = after.name.as_str();
     must_run(root, name)?;
@@ -194,7 +213,7 @@ pub(crate) fn set(
         reload(root)?;
     }
     if after.state != "active" {
-        let _ = systemctl(&["stop", "--", name]);
+        let _ = jobs.run("stop", name);
         let _ = systemctl(&["reset-failed", "--", name]);
         return Ok(());
     }
@@ -205,7 +224,10 @@ pub(crate) fn set(
     }
     // A unit that failed too often in a row may not start before that is forgotten.
     let _ = systemctl(&["reset-failed", "--", name]);
-    let mut started = systemctl(&["restart", "--", name]);
+    let mut started = jobs.run("restart", name);
+    if jobs == Jobs::Queue {
+        return started.map_err(error);
+    }
     let mut now = Shown::start(root, &[name])?.finish(root)?;
     if before.is_none() && (started.is_err() || now.iter().any(|u| u.reload_needed)) {
         // It still held the unit, as one without a file or with an older one.
@@ -222,19 +244,20 @@ pub(crate) fn set(
 }
 
 /// Stops and disables a unit.
-pub(crate) fn delete(root: &Root, unit: &Unit) -> Result<(), Error> {
+pub(crate) fn delete(root: &Root, unit: &Unit, jobs: Jobs) -> Result<(), Error> {
     if !systemd_runs(root) {
         return Ok(());
     }
     let name = unit.name.as_str();
-    if let Err(message) = systemctl(&["--no-reload", "disable", "--now", "--", name]) {
+    let block: &[&str] = if jobs == Jobs::Queue { &["--no-block"] } else { &[] };
+    if let Err(message) = systemctl(&[block, &["--no-reload", "disable", "--now", "--", name]].concat()) {
         // The unit file is gone: what it left is taken away by hand.
-        let _ = systemctl(&["stop", "--", name]);
+        let _ = jobs.run("stop", name);
         for link in enabling_links(root, name) {
             fs::remove_file(&link).map_err(|e| Error::io("removing", link, e))?;
         }
         let left = Shown::start(root, &[name])?.finish(root)?;
-        if left.iter().any(|u| u.state == "active") {
+        if jobs == Jobs::Wait && left.iter().any(|u| u.state == "active") {
             return Err(Error::Unit { name: name.to_owned(), message });
         }
     }

@@ -6,85 +6,17 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::time::Duration;
 
+use common::place::{Place, apply, binary, file, link, observe};
 use common::{in_new_netns, run};
-use homelab_linux::{Error, Kinds, Node, Root, digest_of_self, lock};
-use homelab_model::{
-    Backend, Binary, Change, Content, File, Key, Module, NodeObject, Object, Scope, Spec, Symlink, Sysctl,
-    diff, invert, ours,
-};
-
-const KINDS: Kinds = Kinds { links: false, nft: false, sysctls: true, files: true, units: false };
-
-struct Place {
-    directory: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Place {
-        let directory = tempfile::tempdir().unwrap();
-        for key in ["net/ipv4/ip_forward", "kernel/x"] {
-            let path = directory.path().join("proc/sys").join(key);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "7\n").unwrap();
-        }
-        fs::create_dir_all(directory.path().join("root/etc")).unwrap();
-        Place { directory }
-    }
-
-    fn root(&self) -> Root {
-        Root::at(self.directory.path().join("root")).with_proc(self.directory.path().join("proc"))
-    }
-
-    fn node(&self) -> Node {
-        Node::open(self.root()).unwrap()
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.directory.path().join("root").join(path.trim_start_matches('/'))
-    }
-
-    /// Everything there is: type, mode, owner, path, target, content.
-    fn all(&self) -> String {
-        let directory = self.directory.path().display();
-        run(&format!(
-            "cd {directory} && find . -printf '%y %m %U:%G %p %l\\n' | sort && find . -type f | sort | xargs sha256sum"
-        ))
-    }
-}
-
-fn file(path: &str, text: &str) -> NodeObject {
-    let content = Content::Text(text.into());
-    let file = File { path: path.into(), mode: 0o640, owner: "3:4".into(), content };
-    NodeObject { module: Module::Agent, spec: Spec::File(file) }
-}
-
-fn link(path: &str, target: &str) -> NodeObject {
-    let link = Symlink { path: path.into(), target: target.into() };
-    NodeObject { module: Module::Agent, spec: Spec::Symlink(link) }
-}
-
-fn binary(sha256: &str) -> NodeObject {
-    let path = ours::binary_path(sha256);
-    let binary = Binary { path, sha256: sha256.into(), mode: 0o755, owner: "0:0".into() };
-    NodeObject { module: Module::Agent, spec: Spec::Binary(binary) }
-}
+use homelab_linux::transaction::write_journal;
+use homelab_linux::{Error, Node, Root, digest_of_self, lock};
+use homelab_model::{Backend, Change, Key, Module, NodeObject, Object, Spec, Sysctl, diff, invert, ours};
 
 fn sysctl(key: &str, value: &str) -> NodeObject {
     let sysctl = Sysctl { key: key.into(), link: None, value: value.into() };
     NodeObject { module: Module::Vtep, spec: Spec::Sysctl(sysctl) }
-}
-
-fn observe(node: &mut Node, scope: &[NodeObject]) -> Vec<NodeObject> {
-    let mut found = node.observe_objects(&Scope::of(scope, ""), KINDS).unwrap();
-    found.sort_by_key(Object::key);
-    found
-}
-
-fn apply(node: &mut Node, changes: &[Change<NodeObject>]) {
-    node.apply_all(changes, &mut |_| {}).unwrap_or_else(|e| panic!("{e}\n{changes:#?}"));
 }
 
 #[test]
@@ -121,7 +53,7 @@ fn everything_comes_and_goes_with_its_directories_and_nothing_else() {
         let found = observe(&mut node, &wanted);
         apply(&mut node, &diff(&found, &[]));
         assert_eq!(observe(&mut node, &wanted), []);
-        node.settle().unwrap();
+        node.reload_if_needed().unwrap();
         assert_eq!(place.all(), before, "byte for byte");
     });
 }
@@ -248,16 +180,17 @@ fn other_things_in_our_places_are_shown_replaced_and_brought_back() {
         }
         let plan = diff(&found, &wanted);
         assert_eq!(plan.len(), 5);
+        node.keep_asides(&plan).unwrap();
         apply(&mut node, &plan);
         assert_eq!(diff(&observe(&mut node, &wanted), &wanted), []);
         apply(&mut node, &invert(&plan));
-        node.settle().unwrap();
+        node.drop_asides().unwrap();
         assert_eq!(place.all(), before);
-        // And once it is sure, nothing is kept.
+        // Outside a transaction nothing is kept.
         apply(&mut node, &plan);
         drop(node);
         let now = place.all();
-        assert!(!now.contains("aside"), "{now}");
+        assert!(!now.contains("homelab-"), "{now}");
     });
 }
 
@@ -298,26 +231,13 @@ fn an_old_binary_comes_back_although_another_runs() {
         assert!(matches!(&found[..], [o] if o.key() == Key::Binary(ours::binary_path(&old))));
         let wanted = [binary(&own)];
         let plan = diff(&found, &wanted);
+        write_journal(&place.root(), b"{}").unwrap();
+        node.keep_asides(&plan).unwrap();
         apply(&mut node, &plan);
-        assert_eq!(diff(&observe(&mut node, &wanted), &wanted), [], "what is set aside is not seen");
+        assert_eq!(diff(&observe(&mut node, &wanted), &wanted), [], "what is kept is not seen");
         apply(&mut node, &invert(&plan));
         assert_eq!(fs::read_to_string(&path).unwrap(), "an old binary");
         assert_eq!(observe(&mut node, &[]), found);
-
-        // A process that dies before it is sure leaves something that the next plan sees.
-        apply(&mut node, &plan);
-        std::mem::forget(node);
-        let mut node = place.node();
-        let left = observe(&mut node, &wanted);
-        assert_eq!(left.len(), 2, "{left:?}");
-        let plan = diff(&left, &wanted);
-        apply(&mut node, &plan);
-        drop(node);
-        assert!(
-            !path.parent().unwrap().exists()
-                || fs::read_dir(path.parent().unwrap()).unwrap().next().is_none()
-        );
-        assert_eq!(diff(&observe(&mut place.node(), &wanted), &wanted), []);
     });
 }
 

@@ -118,6 +118,38 @@ fn a_reading_during_changes_is_whole() {
     });
 }
 
+#[test]
+fn a_table_that_comes_and_goes_is_there_or_not_and_no_error() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = Node::open(Root::at(directory.path())).unwrap();
+        let chains: String = (0..12).map(|n| format!("add chain inet homelab c{n}\n")).collect();
+        let script = format!(
+            "add table inet homelab\n{chains}delete table inet homelab\nadd table inet homelab\n{chains}"
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), script).unwrap();
+        let end = AtomicBool::new(false);
+        let mut sizes = std::collections::BTreeSet::new();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    run(&format!("nft -f {} && nft delete table inet homelab", file.path().display()));
+                }
+            });
+            for _ in 0..150 {
+                let seen = node.observe_objects(&Scope::default(), Kinds::KERNEL);
+                if seen.is_err() {
+                    end.store(true, Ordering::Relaxed);
+                }
+                sizes.insert(seen.unwrap().len());
+            }
+            end.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [0, 13], "all of it or nothing");
+    });
+}
+
 fn chain(name: &str, rules: &[&str]) -> NodeObject {
     let rules = rules.iter().map(|r| (*r).to_owned()).collect();
     let chain = NftChain { table: ours::NFT_TABLE.into(), name: name.into(), hook: None, rules };

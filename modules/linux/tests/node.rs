@@ -79,6 +79,46 @@ fn the_modules_objects_come_stay_and_go() {
     });
 }
 
+/// `ipv6.disable=1` as far as a test can have it: a namespace cannot be without IPv6, so the parameters are missing from
+/// the /proc that the node is given.
+#[test]
+fn a_kernel_without_ipv6() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = node(directory.path());
+        std::fs::remove_dir_all(directory.path().join("proc/sys/net/ipv6")).unwrap();
+        assert!(node.facts().unwrap().ipv6_disabled);
+
+        let mut spec = spec(3);
+        let only_ipv4 = |cidrs: &mut Vec<ipnet::IpNet>| cidrs.retain(|c| c.addr().is_ipv4());
+        only_ipv4(&mut spec.pod_cidrs);
+        only_ipv4(&mut spec.cluster_cidrs);
+        spec.peers.iter_mut().for_each(|peer| only_ipv4(&mut peer.pod_cidrs));
+        let unaware = objects(&spec);
+        let fault = node.apply_all(&diff(&[], &unaware), &mut |_| {}).unwrap_err().to_string();
+        assert!(fault.contains("net/ipv6"), "{fault}");
+        let scope = Scope::of(&unaware, "homelab.vx");
+        let left = observe(&mut node, &scope);
+        apply(&mut node, &diff(&left, &[]));
+
+        spec.ipv6_disabled = true;
+        let wanted = objects(&spec);
+        let plan = diff(&[], &wanted);
+        apply(&mut node, &plan);
+        assert_eq!(diff(&observe(&mut node, &scope), &wanted), []);
+        apply(&mut node, &invert(&plan));
+        assert_eq!(observe(&mut node, &scope), []);
+    });
+}
+
+#[test]
+fn a_kernel_with_ipv6() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!node(directory.path()).facts().unwrap().ipv6_disabled);
+    });
+}
+
 /// What somebody does to a node, and the objects that a plan then names, and no others.
 const DRIFT: &[(&str, &[&str])] = &[
     ("bridge fdb del MAC1 dev VX dst 192.0.3.3", &["fdb MAC1 dst 192.0.3.3 dev VX"]),

@@ -5,19 +5,21 @@
 //! only the laptop changes that. While the laptop applies, the lock keeps the agent out; under the lock it reads
 //! the spec again, so it never works for yesterday's.
 
+mod events;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use homelab_linux::netlink::{Events, Happened};
 use homelab_linux::{Error, Kinds, Node, Root};
 use homelab_model::{AgentFact, Backend, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
+
+use events::{EVERYTHING, FILES, NOTHING, among, kinds_of_events, listen, union};
 
 /// Files and sysctls have no events that could be trusted: they are read this often.
 const FILES_EVERY: Duration = Duration::from_millis(400);
@@ -50,40 +52,6 @@ pub(crate) fn main() -> ExitCode {
             error!("{message}");
             ExitCode::FAILURE
         }
-    }
-}
-
-const NOTHING: Kinds = Kinds { links: false, nft: false, sysctls: false, files: false, units: false };
-const FILES: Kinds = Kinds { sysctls: true, files: true, ..NOTHING };
-/// Units are the laptop's business.
-const EVERYTHING: Kinds = Kinds { units: false, ..Kinds::ALL };
-
-fn union(a: Kinds, b: Kinds) -> Kinds {
-    Kinds {
-        links: a.links || b.links,
-        nft: a.nft || b.nft,
-        sysctls: a.sysctls || b.sysctls,
-        files: a.files || b.files,
-        units: a.units || b.units,
-    }
-}
-
-fn kinds_of_events(happened: Happened) -> Kinds {
-    if happened.overflow {
-        return Kinds::KERNEL;
-    }
-    let links = happened.links || happened.addresses || happened.routes || happened.neighbours;
-    // A link that was made anew has the kernel's own parameters.
-    Kinds { links, nft: happened.nft, sysctls: links || happened.sysctls, ..NOTHING }
-}
-
-fn among(kinds: Kinds, spec: &Spec) -> bool {
-    match spec {
-        Spec::Binary(_) | Spec::Symlink(_) | Spec::File(_) => kinds.files,
-        Spec::Sysctl(_) => kinds.sysctls,
-        Spec::Link(_) | Spec::Address(_) | Spec::Neighbour(_) | Spec::Fdb(_) | Spec::Route(_) => kinds.links,
-        Spec::NftTable(_) | Spec::NftChain(_) => kinds.nft,
-        Spec::Unit(_) => kinds.units,
     }
 }
 
@@ -157,10 +125,11 @@ async fn run() -> Result<(), String> {
             () = sleep_until(wait), if check_at.is_some() => {
                 check_at = None;
                 if agent.check(due) {
-                    due = NOTHING;
-                    if let (Ok(links), Ok(mut watched)) = (agent.node.our_links(), watched.lock()) {
+                    // Files have no links: their check, which comes often, costs no look at the kernel.
+                    if due.links && let (Ok(links), Ok(mut watched)) = (agent.node.our_links(), watched.lock()) {
                         *watched = links;
                     }
+                    due = NOTHING;
                 } else {
                     check_at = Some(Instant::now() + RETRY);
                 }
@@ -171,30 +140,6 @@ async fn run() -> Result<(), String> {
     info!("agent stops; the kernel keeps its state");
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     Ok(())
-}
-
-/// Passes events on from a thread of their own. `watched` are the indices of our links: neighbours of other links
-/// come and go all the time and are none of our business.
-fn listen(watched: Arc<Mutex<Vec<u32>>>) -> Result<mpsc::Receiver<std::io::Result<Happened>>, String> {
-    let mut events = Events::open().map_err(|e| format!("netlink events: {e}"))?;
-    let (sender, receiver) = mpsc::channel(4);
-    let work = move || {
-        loop {
-            let happened = events.wait().and_then(|()| {
-                if let Ok(watched) = watched.lock() {
-                    events.watch_neighbours_of(watched.iter().copied());
-                }
-                events.drain()
-            });
-            let ends = happened.is_err();
-            let tells = happened.as_ref().map_or(true, Happened::any);
-            if tells && (sender.blocking_send(happened).is_err() || ends) {
-                return;
-            }
-        }
-    };
-    std::thread::Builder::new().name("events".to_owned()).spawn(work).map_err(|e| e.to_string())?;
-    Ok(receiver)
 }
 
 impl Agent {

@@ -1,11 +1,46 @@
-//! What serve and agent need of the machine. The real one is `homelab-linux`; tests have a fake.
+//! What serve, revert and their transactions need of the machine. The real one is [`crate::machine::Machine`]; tests
+//! have a fake.
 
-use homelab_linux::Root;
-use homelab_model::{Change, NodeObject, Observed, Scope};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use homelab_model::{Change, Holder, NodeObject, Observed, Scope};
+use homelab_protocol::Secret;
+
+/// Something held until it is dropped or the process ends.
+pub(crate) type Guard = Box<dyn Any>;
+
+/// Says that a named place was reached where a fault may strike. It can be called while the machine is at work.
+pub(crate) type Marker = Rc<dyn Fn(&str)>;
+
+/// A small file of ours about transactions that are over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Record {
+    /// The last confirmed transaction.
+    Confirmed,
+    /// The last transaction that was taken back.
+    Reverted,
+}
+
+/// The answer to a wish for the session lock.
+pub(crate) enum Locking {
+    /// This process has it until the guard is dropped.
+    Held {
+        /// Holds it.
+        guard: Guard,
+        /// Whether somebody else had it first.
+        waited: bool,
+    },
+    /// Somebody else has it.
+    Busy(Holder),
+}
 
 /// A machine that can be looked at and changed.
 pub(crate) trait Host {
-    /// A look at everything; changes nothing.
+    /// A look at everything; changes nothing. Its history is empty.
     fn observe(&mut self, scope: &Scope) -> Result<Observed, String>;
     /// Carries out changes in order. `progress` hears how many are done. On an error nothing after it was tried.
     fn apply(
@@ -13,16 +48,91 @@ pub(crate) trait Host {
         changes: &[Change<NodeObject>],
         progress: &mut dyn FnMut(usize),
     ) -> Result<(), ApplyFailure>;
-    /// Takes the lock that keeps other applies out, their undo too; it is held until the guard is dropped.
-    fn lock_apply(&mut self) -> Result<Box<dyn Send>, String>;
-    /// Takes the lock that keeps the agent out while changes are made; it is held until the guard is dropped.
-    fn lock(&mut self) -> Result<Box<dyn Send>, String>;
-    /// Gives up what an undo would need: the changes stay.
-    fn settle(&mut self) -> Result<(), String>;
-    /// Removes homelab's own records once nothing of it remains.
+    /// Lets systemd read its unit files again if they changed since it last did.
+    fn reload_if_needed(&mut self) -> Result<(), String>;
+    /// Removes homelab's own records, those of transactions too, once nothing of it remains.
     fn farewell(&mut self) -> Result<(), String>;
     /// SHA-256 of the running binary, lower-case hex.
     fn binary_sha256(&self) -> Result<String, String>;
+
+    /// Takes the lock that keeps other applies out, their undo too, and waits for it at most `wait`. None if somebody
+    /// else has it still.
+    fn lock_apply(&mut self, wait: Duration) -> Result<Option<Guard>, String>;
+    /// Takes the lock that keeps the agent out while changes are made.
+    fn lock(&mut self) -> Result<Guard, String>;
+    /// The holder of the apply lock is at work.
+    fn touch_progress(&mut self);
+    /// How long ago the holder of the apply lock was last seen at work.
+    fn progress_age(&mut self) -> Option<Duration>;
+    /// Ends the process that holds the apply lock.
+    fn kill_apply(&mut self);
+
+    /// Takes the lock of a laptop's session, and waits for it at most `wait`.
+    fn session_lock(&mut self, holder: &Holder, wait: Duration) -> Result<Locking, String>;
+    /// Who holds the session lock, if anybody does.
+    fn session_holder(&mut self) -> Option<Holder>;
+    /// Takes the session lock away from the process that holds it.
+    fn displace(&mut self) -> Result<Option<Holder>, String>;
+
+    /// The journal of the open transaction.
+    fn read_journal(&mut self) -> Result<Option<Vec<u8>>, String>;
+    /// Writes it whole and synced, or not at all.
+    fn write_journal(&mut self, bytes: &[u8]) -> Result<(), String>;
+    /// Sets room on the disk aside for an undo.
+    fn reserve(&mut self) -> Result<(), String>;
+    /// Whether that room is still set aside. An undo begins by giving it up: that needs no room.
+    fn reserved(&mut self) -> bool;
+    /// Gives that room up.
+    fn free_reserve(&mut self) -> Result<(), String>;
+    /// Removes the journal and the reserve, if they are there, and directories that were made for them.
+    fn remove_transaction(&mut self) -> Result<(), String>;
+    /// Reads a record, wherever it is.
+    fn read_record(&mut self, record: Record) -> Result<Option<Vec<u8>>, String>;
+    /// Writes it whole and synced, or not at all. Unless it is `lasting` it needs no room on a disk, and a reboot takes
+    /// it away.
+    fn write_record(&mut self, record: Record, lasting: bool, bytes: &[u8]) -> Result<(), String>;
+    /// Removes it, if it is there.
+    fn remove_record(&mut self, record: Record) -> Result<(), String>;
+
+    /// Why the undo of a transaction could not be armed here, if so.
+    fn can_arm(&mut self) -> Result<(), String>;
+    /// From now on the transaction is undone after so many seconds and at the next boot, whatever becomes of us.
+    fn arm(&mut self, id: &str, seconds: u64) -> Result<(), String>;
+    /// The same for what is armed already: a timer more.
+    fn rearm(&mut self, id: &str, seconds: u64) -> Result<(), String>;
+    /// Takes back whatever [`Host::arm`] left; `None` for the name where only that of a dead boot is known.
+    fn disarm(&mut self, id: Option<&str>) -> Result<(), String>;
+
+    /// The texts of secrets among the objects of the next changes.
+    fn secrets(&mut self, texts: &BTreeMap<String, String>);
+    /// The text of a secret file.
+    fn read_secret(&mut self, path: &str) -> Result<Secret, String>;
+    /// Keeps what is at the paths of `changes` beside it, synced: an undo brings it back without needing room. Once in
+    /// a transaction, after its journal was written.
+    fn keep_asides(&mut self, changes: &[Change<NodeObject>]) -> Result<(), String>;
+    /// What is kept beside the paths of `changes` belongs to the open transaction: for another process than the one
+    /// that kept it.
+    fn adopt_asides(&mut self, changes: &[Change<NodeObject>]);
+    /// The transaction is taken back: removes what was kept for it.
+    fn drop_asides(&mut self) -> Result<(), String>;
+    /// The transaction is confirmed: what no plan has words for stays until the next one is, the rest goes.
+    fn retire_asides(&mut self, id: &str) -> Result<(), String>;
+    /// The machine is starting: systemd's jobs must not be waited for, and processes do not run yet.
+    fn at_boot(&mut self);
+
+    /// Which of these addresses answer through the tunnel.
+    fn probe(&mut self, targets: &[IpAddr]) -> Result<Vec<bool>, String>;
+
+    /// Milliseconds since the boot, time asleep included (`CLOCK_BOOTTIME`).
+    fn now_ms(&mut self) -> u64;
+    /// Names this boot.
+    fn boot_id(&mut self) -> String;
+    /// Seconds since 1970.
+    fn unix_seconds(&mut self) -> u64;
+    /// Waits.
+    fn sleep(&mut self, time: Duration);
+    /// Where faults are told to strike, see [`Marker`].
+    fn marker(&self) -> Marker;
 }
 
 /// A change that failed.
@@ -32,63 +142,4 @@ pub(crate) struct ApplyFailure {
     pub(crate) object: String,
     /// What went wrong.
     pub(crate) message: String,
-}
-
-/// The real machine.
-pub(crate) struct Machine {
-    node: homelab_linux::Node,
-}
-
-impl Machine {
-    pub(crate) fn open() -> Result<Self, String> {
-        homelab_linux::Node::open(Root::system()).map(|node| Machine { node }).map_err(|e| e.to_string())
-    }
-}
-
-/// How long an apply waits for another one.
-const APPLY_WAIT: std::time::Duration = std::time::Duration::from_secs(20);
-/// How long an apply waits for the agent to finish a check.
-const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
-
-impl Host for Machine {
-    fn observe(&mut self, scope: &Scope) -> Result<Observed, String> {
-        self.node.observe(scope).map_err(|e| e.to_string())
-    }
-
-    fn apply(
-        &mut self,
-        changes: &[Change<NodeObject>],
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<(), ApplyFailure> {
-        self.node.apply_all(changes, progress).map_err(|error| ApplyFailure {
-            object: error.object.to_string(),
-            message: error.source.to_string(),
-        })
-    }
-
-    fn lock_apply(&mut self) -> Result<Box<dyn Send>, String> {
-        match homelab_linux::lock_apply(&Root::system(), APPLY_WAIT) {
-            Ok(lock) => Ok(Box::new(lock)),
-            Err(error) => Err(format!("another apply is at work here: {error}")),
-        }
-    }
-
-    fn lock(&mut self) -> Result<Box<dyn Send>, String> {
-        match homelab_linux::lock(&Root::system(), LOCK_WAIT) {
-            Ok(lock) => Ok(Box::new(lock)),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn settle(&mut self) -> Result<(), String> {
-        self.node.settle().map_err(|e| e.to_string())
-    }
-
-    fn farewell(&mut self) -> Result<(), String> {
-        self.node.farewell().map_err(|e| e.to_string())
-    }
-
-    fn binary_sha256(&self) -> Result<String, String> {
-        homelab_linux::digest_of_self().map_err(|e| e.to_string())
-    }
 }

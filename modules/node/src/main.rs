@@ -5,9 +5,14 @@
 
 mod agent;
 mod cni;
+#[cfg(test)]
+mod fake;
 mod host;
+mod machine;
+mod revert;
 mod serve;
 mod status;
+mod transaction;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +43,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take a change back that nobody confirmed (systemd runs this)
+    #[command(hide = true)]
+    Revert {
+        /// The transaction, once its time is over
+        #[arg(long, required_unless_present = "boot", conflicts_with = "boot")]
+        id: Option<String>,
+        /// Whatever is open: the node starts anew
+        #[arg(long)]
+        boot: bool,
+    },
     /// Print version, protocol and digest of this binary
     Version,
 }
@@ -50,6 +65,7 @@ fn main() -> ExitCode {
         Command::Agent => agent::main(),
         Command::Serve { temporary } => serve::main(temporary.as_deref()),
         Command::Status { json } => status::main(json),
+        Command::Revert { id, boot: _ } => revert::main(id.as_deref()),
         Command::Version => status::version(),
     }
 }

@@ -4,9 +4,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use homelab_linux::{Node, Root};
-use homelab_model::{NodeSpec, ours, plan_node};
+use homelab_model::{History, NodeSpec, Phase, ours, plan_node};
 use homelab_protocol::PROTOCOL;
 use serde_json::json;
+
+use crate::machine::Machine;
+use crate::transaction::history;
 
 /// Prints version, protocol and digest.
 pub(crate) fn version() -> ExitCode {
@@ -17,9 +20,20 @@ pub(crate) fn version() -> ExitCode {
 
 /// Prints the node's state; exit 1 if something differs or cannot be seen.
 pub(crate) fn main(as_json: bool) -> ExitCode {
+    let history = match Machine::open() {
+        Ok(mut machine) => history(&mut machine),
+        Err(message) => {
+            let _ = writeln!(io::stderr(), "homelab-node status: {message}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let changes = told(&history);
     let text = match std::fs::read_to_string(ours::NODE_SPEC) {
         Ok(text) => text,
         Err(error) => {
+            for line in changes {
+                let _ = writeln!(io::stdout(), "{line}");
+            }
             let _ = writeln!(
                 io::stderr(),
                 "homelab-node status: {}: {error}\nThis node belongs to no cluster: run homelab apply on the laptop.",
@@ -36,6 +50,7 @@ pub(crate) fn main(as_json: bool) -> ExitCode {
                 let value = json!({
                     "format_version": 1, "cluster": spec.cluster, "node": spec.node,
                     "agent": observed.facts.agent, "pods": observed.facts.pods, "differs": differs,
+                    "history": history,
                 });
                 writeln!(io::stdout(), "{value:#}")
             } else {
@@ -54,6 +69,7 @@ pub(crate) fn main(as_json: bool) -> ExitCode {
                     ),
                     format!("pods     {}", observed.facts.pods),
                 ];
+                lines.extend(changes);
                 lines.extend(differs.iter().map(|d| format!("differs  {d}")));
                 lines.extend(errors.iter().map(|e| format!("error    {e}")));
                 writeln!(io::stdout(), "{}", lines.join("\n"))
@@ -65,6 +81,28 @@ pub(crate) fn main(as_json: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What there is to say of transactions, a line each.
+fn told(history: &History) -> Vec<String> {
+    let open = history.open.as_ref().map(|open| {
+        let after = format!("is taken back in {} s unless it is confirmed", open.remaining);
+        let state = match open.phase {
+            Phase::Armed => "is under way".to_owned(),
+            Phase::RollingBack => "is being taken back".to_owned(),
+            Phase::Applied => after,
+            Phase::Held => format!("{after}: homelab confirm"),
+        };
+        format!("change   {} of {} {state}", open.id, open.by)
+    });
+    let reverted = history.reverted.as_ref().map(|reverted| {
+        let left = match reverted.left.is_empty() {
+            true => String::new(),
+            false => format!("; not as before: {}", reverted.left.join(", ")),
+        };
+        format!("change   {} of {} was taken back: {}{left}", reverted.id, reverted.by, reverted.reason)
+    });
+    open.into_iter().chain(reverted).collect()
 }
 
 fn look(text: &str) -> Result<(NodeSpec, homelab_model::Observed, Vec<String>), String> {
@@ -82,4 +120,31 @@ fn look(text: &str) -> Result<(NodeSpec, homelab_model::Observed, Vec<String>), 
 
 fn finish(printed: io::Result<()>, healthy: bool) -> ExitCode {
     if printed.is_ok() && healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use homelab_model::{Holder, OpenTransaction, Reverted};
+
+    use super::*;
+
+    #[test]
+    fn transactions_are_told() {
+        let by = Holder { who: "me@laptop".into(), pid: 7, command: "apply".into(), since: 0 };
+        let open =
+            OpenTransaction { id: "ab".into(), by: by.clone(), phase: Phase::Held, remaining: 9, changes: 3 };
+        let (reason, left) = ("nobody confirmed it within 60 s".into(), vec!["link homelab0".to_owned()]);
+        let reverted = Reverted { id: "cd".into(), by, at: 0, reason, left };
+        let history = History { open: Some(open), reverted: Some(reverted), ..History::default() };
+        assert_eq!(
+            told(&history),
+            [
+                "change   ab of me@laptop (homelab apply, process 7) is taken back in 9 s unless it is confirmed: \
+                 homelab confirm",
+                "change   cd of me@laptop (homelab apply, process 7) was taken back: nobody confirmed it within 60 s; \
+                 not as before: link homelab0",
+            ]
+        );
+        assert_eq!(told(&History::default()), [""; 0]);
+    }
 }

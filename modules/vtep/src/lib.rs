@@ -19,7 +19,8 @@
 //! and comes back (USB network cards, bonds that are rebuilt) would take the VXLAN link with it.
 //!
 //! Masquerade: pods -> outside the cluster, fully random; never pod -> pod, never node -> pod, never multicast.
-//! Forwarding is switched on. `rp_filter` of the link is loose (2; the kernel takes the larger of `all` and the
+//! Forwarding is switched on. It makes the kernel ignore router advertisements and drop the routers that it learned
+//! from them, so links on which the kernel takes them get `accept_ra` 2 first. `rp_filter` of the link is loose (2; the kernel takes the larger of `all` and the
 //! link's), because a node may send from its LAN address to a pod and expects the answer on the LAN.
 
 use std::net::IpAddr;
@@ -44,19 +45,23 @@ pub fn mac(cluster: &str, node: &str) -> String {
 
 /// Everything of the tunnel that a node holds.
 pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
-    let mut specs = Vec::new();
     let dual = |v4: bool| spec.pod_cidrs.iter().any(|c| c.addr().is_ipv4() == v4);
-    let mut forwarding = Vec::new();
+    let mut specs = Vec::new();
+    let mut lines = Vec::new();
     if dual(true) {
-        forwarding.push("net.ipv4.ip_forward");
+        specs.push(sysctl("net.ipv4.ip_forward", None, "1"));
+        lines.push("net.ipv4.ip_forward = 1\n".to_owned());
     }
     if dual(false) {
-        forwarding.push("net.ipv6.conf.all.forwarding");
+        specs.push(sysctl("net.ipv6.conf.all.forwarding", None, "1"));
+        lines.push("net.ipv6.conf.all.forwarding = 1\n".to_owned());
+        for link in &spec.router_advertisements {
+            let key = format!("net.ipv6.conf.{}.accept_ra", link.replace('.', "/"));
+            // With a minus in front it is no error that the link is not there yet: udev comes back to it.
+            lines.push(format!("-{key} = 2\n"));
+            specs.push(sysctl(&key, None, "2"));
+        }
     }
-    for key in &forwarding {
-        specs.push(sysctl(key, None, "1"));
-    }
-    let lines: Vec<String> = forwarding.iter().map(|key| format!("{key} = 1\n")).collect();
     specs.push(Spec::File(File {
         path: ours::SYSCTL_FILE.to_owned(),
         mode: 0o644,
@@ -95,7 +100,9 @@ fn link(spec: &NodeSpec) -> Vec<Spec> {
     let escaped = vtep.device.replace('.', "/");
     specs.push(sysctl(&format!("net.ipv4.conf.{escaped}.rp_filter"), Some(&vtep.device), "2"));
     // Nobody behind the tunnel may configure this node.
-    specs.push(sysctl(&format!("net.ipv6.conf.{escaped}.accept_ra"), Some(&vtep.device), "0"));
+    if !spec.ipv6_disabled {
+        specs.push(sysctl(&format!("net.ipv6.conf.{escaped}.accept_ra"), Some(&vtep.device), "0"));
+    }
     for cidr in &spec.pod_cidrs {
         let Ok(address) = ipnet::IpNet::new(cidr.network(), cidr.max_prefix_len()) else { continue };
         specs.push(Spec::Address(Address { link: vtep.device.clone(), address }));

@@ -4,8 +4,12 @@
 use crate::image::place;
 use crate::{Error, Result, paths};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::statvfs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+
+/// Size of a disk, bytes.
+const SIZE: u64 = 4 << 30;
 
 /// The directories of one host's disk.
 pub(crate) struct Disk(PathBuf);
@@ -50,7 +54,8 @@ impl Disk {
     pub(crate) fn create(&self, image: &Path, identity: &Identity<'_>) -> Result<()> {
         let dir = &self.0;
         paths::make_dir(dir)?;
-        mount(Some("homelab-lab"), dir, Some("tmpfs"), MsFlags::empty(), Some("mode=755,size=4g"))
+        let size = format!("mode=755,size={SIZE}");
+        mount(Some("homelab-lab"), dir, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
             .map_err(Error::system(format!("mount {}", dir.display())))?;
         for part in ["upper", "work", "root", "containerd", "containers"] {
             paths::make_dir(&dir.join(part))?;
@@ -102,6 +107,30 @@ impl Disk {
             place(&self.root().join("etc/ssh").join(entry.file_name()), mode, &text)?;
         }
         Ok(())
+    }
+
+    /// Makes the disk as small as what is on it, so that not one block more can be written.
+    pub(crate) fn fill(&self) -> Result<()> {
+        let used = || {
+            let state = statvfs(&self.0).map_err(Error::system(format!("ask {}", self.0.display())))?;
+            Ok((state.blocks() - state.blocks_free()) * state.fragment_size())
+        };
+        // Whoever writes in between makes the size too small, which the kernel refuses.
+        let full = crate::command::wait_until(std::time::Duration::from_secs(2), || {
+            used().and_then(|used| self.resize(used)).is_ok()
+        });
+        if full { Ok(()) } else { used().and_then(|used| self.resize(used)) }
+    }
+
+    /// Gives the disk its size again.
+    pub(crate) fn free(&self) -> Result<()> {
+        self.resize(SIZE)
+    }
+
+    fn resize(&self, bytes: u64) -> Result<()> {
+        let size = format!("size={bytes}");
+        mount(None::<&str>, &self.0, None::<&str>, MsFlags::MS_REMOUNT, Some(size.as_str()))
+            .map_err(Error::system(format!("resize {}", self.0.display())))
     }
 
     /// Unmounts it; everything on it is lost.

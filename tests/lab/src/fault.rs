@@ -37,6 +37,17 @@ impl Lab {
         cgroup::freeze(&self.name, node, false)
     }
 
+    /// Fills the node's disk to the last block: nothing more can be written, names can still be changed and files
+    /// removed. `/run` has a disk of its own. Lasts over power cuts.
+    pub fn fill_disk(&self, node: &str) -> Result<()> {
+        self.disk(node)?.fill()
+    }
+
+    /// Ends a [`Lab::fill_disk`].
+    pub fn free_disk(&self, node: &str) -> Result<()> {
+        self.disk(node)?.free()
+    }
+
     /// Cuts the node off in the switch. The node still sees a carrier, as behind a switch that failed further on;
     /// see [`Lab::link_flap`] for a cable that is pulled.
     pub fn partition(&self, node: &str) -> Result<()> {

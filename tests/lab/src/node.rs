@@ -196,7 +196,8 @@ impl Lab {
     /// namespace, so a cut cable does not matter.
     pub(crate) fn wait_ready(&self, node: &str) -> Result<()> {
         let addresses = [IpAddr::V4(self.address(node)?), IpAddr::V6(self.address6(node)?)];
-        let limit = Duration::from_secs(30);
+        // Nodes boot at once: 30 of them on two cores need more than one.
+        let limit = Duration::from_secs(30.max(4 * self.nodes().len() as u64));
         let space = lan::space(&self.name, node);
         let ready = wait_until(limit, || {
             // The namespace is new at every boot: enter it anew for every try.

@@ -74,6 +74,16 @@ impl NodeSnapshot {
         self
     }
 
+    /// The same without units that are loaded and do nothing: systemd remembers some for what refers to them, and
+    /// others not.
+    #[must_use]
+    pub fn without_idle_units(mut self) -> Self {
+        if let Some(units) = self.sections.get_mut("unit") {
+            units.retain(|_, state| state != "loaded inactive dead");
+        }
+        self
+    }
+
     /// The same without times of modification: what was made and removed again leaves its directory's time changed.
     #[must_use]
     pub fn without_times(&self) -> Self {

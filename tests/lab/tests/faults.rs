@@ -126,6 +126,30 @@ fn an_impairment_does_what_it_says() {
     assert!(rate > 200.0, "{rate} Mbit/s");
 }
 
+#[test]
+fn a_full_disk_takes_no_block_more_until_it_is_freed() {
+    let lab = LabGuard::up(LabOptions::unique("lt").nodes(1)).unwrap();
+    lab.wait_settled("node1").unwrap();
+    lab.sh("node1", "echo old >/root/old").unwrap().ok().unwrap();
+    let write = "dd if=/dev/zero of=/root/new bs=4k count=1 conv=fsync 2>&1";
+    for _ in 0..2 {
+        lab.fill_disk("node1").unwrap();
+        let written = lab.sh("node1", write).unwrap();
+        assert!(!written.success() && written.stdout.contains("No space left"), "{written:?}");
+        lab.sh("node1", "rm /root/new; mv /root/old /root/moved && mv /root/moved /root/old")
+            .unwrap()
+            .ok()
+            .unwrap();
+        lab.sh("node1", "touch /run/another-disk && echo x >/run/another-disk").unwrap().ok().unwrap();
+        lab.power_cut(&["node1"]).unwrap();
+        lab.start("node1").unwrap();
+        assert!(!lab.sh("node1", write).unwrap().success(), "a reboot frees nothing");
+        lab.free_disk("node1").unwrap();
+        lab.sh("node1", write).unwrap().ok().unwrap();
+        lab.sh("node1", "rm /root/new; test $(cat /root/old) = old").unwrap().ok().unwrap();
+    }
+}
+
 /// Mbit/s of one TCP connection from node1 to node2.
 fn throughput(lab: &Lab) -> f64 {
     lab.exec("node2", &["iperf3", "--server", "--one-off", "--daemon"]).unwrap().ok().unwrap();

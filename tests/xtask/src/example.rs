@@ -23,6 +23,20 @@ fn workflow() -> Value {
     serde_saphyr::from_str(&read(".github/workflows/homelab.yml")).expect("YAML")
 }
 
+/// Commands that a workflow may call.
+const COMMANDS: [&str; 10] = [
+    "validate",
+    "plan",
+    "apply",
+    "destroy",
+    "status",
+    "drift",
+    "confirm",
+    "rollback",
+    "unlock",
+    "rotate-key",
+];
+
 /// All scripts of the workflow.
 fn scripts(value: &Value) -> Vec<String> {
     match value {
@@ -108,6 +122,8 @@ fn the_workflow_knows_its_events_and_jobs() {
         ["pull_request", "push", "schedule", "workflow_dispatch"].map(str::to_owned).into()
     );
     assert_eq!(keys(&workflow["jobs"]), ["apply", "drift", "plan"].map(str::to_owned).into());
+    // Two runs at once would lock each other out, and a cancelled one would leave a rollback to the nodes.
+    assert_eq!(workflow["concurrency"]["cancel-in-progress"], Value::Bool(false));
     // Secrets come by the environment, never as words of a script.
     for script in scripts(&workflow) {
         assert!(!script.contains("${{"), "{script}");
@@ -120,27 +136,66 @@ fn the_workflow_knows_its_events_and_jobs() {
 fn the_workflow_uses_only_what_the_command_knows() {
     let calls: Vec<Vec<String>> = scripts(&workflow()).iter().flat_map(|script| calls(script)).collect();
     let mut used = BTreeSet::new();
+    let mut given = BTreeSet::new();
     for call in &calls {
-        let mut words = call.iter().map(String::as_str).peekable();
-        let mut command = None;
-        let mut flags = Vec::new();
-        while let Some(word) = words.next() {
-            match word {
-                "-f" | "--format" => {
-                    flags.push(word);
-                    words.next();
-                }
-                flag if flag.starts_with('-') => flags.push(flag),
-                word => command = command.or(Some(word)),
-            }
-        }
-        let command = command.expect("a command");
-        used.insert(command);
+        let command = call.iter().find(|word| COMMANDS.contains(&word.as_str())).expect("a command");
+        used.insert(command.clone());
         let help = homelab(&[command, "--help"]);
-        for flag in flags {
+        for flag in call.iter().filter(|word| word.starts_with('-')) {
             let known = help.split(|c: char| c.is_whitespace() || c == ',').any(|word| word == flag);
             assert!(known, "homelab {command} does not know {flag}:\n{help}");
+            given.insert(format!("{command} {flag}"));
         }
+        // clap itself has the last word: flags without their values, words too many.
+        let mut words: Vec<&str> = call.iter().map(String::as_str).collect();
+        words.push("--help");
+        homelab(&words);
     }
-    assert_eq!(used, ["apply", "plan", "validate"].into());
+    assert_eq!(used, ["apply", "drift", "plan", "validate"].map(str::to_owned).into());
+    // What pipelines are made for is used.
+    for flag in [
+        "plan --detailed-exitcode",
+        "plan --format",
+        "plan --json-into",
+        "plan --out",
+        "apply --format",
+        "apply --json-into",
+        "apply --lock-timeout",
+        "apply --yes",
+        "drift --detailed-exitcode",
+    ] {
+        assert!(given.contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn files_that_jobs_hand_on_are_written_before_they_are_read() {
+    let workflow = workflow();
+    let steps = |job: &str| workflow["jobs"][job]["steps"].as_array().expect("steps").clone();
+    let words = |job: &str, command: &str| -> Vec<String> {
+        let calls = scripts(&workflow["jobs"][job]);
+        let all = calls.iter().flat_map(|script| calls_of(script, command)).next();
+        all.expect("a call")
+    };
+    let after = |words: &[String], flag: &str| {
+        words.iter().skip_while(|word| *word != flag).nth(1).expect("a value").clone()
+    };
+    let with = |job: &str, uses: &str| -> Value {
+        let action = |step: &&Value| step["uses"].as_str().is_some_and(|u| u.starts_with(uses));
+        steps(job).iter().find(action).expect("the step")["with"].clone()
+    };
+    let out = after(&words("plan", "plan"), "--out");
+    let kept = with("plan", "actions/upload-artifact@");
+    assert!(kept["path"].as_str().expect("paths").lines().any(|line| line == out), "{out}");
+    assert_eq!(kept["name"], with("apply", "actions/download-artifact@")["name"]);
+    assert_eq!(after(&words("apply", "apply"), "apply"), out, "the plan that is applied");
+    let result = after(&words("apply", "apply"), "--json-into");
+    let kept = with("apply", "actions/upload-artifact@");
+    assert!(kept["path"].as_str().expect("paths").lines().any(|line| line == result), "{result}");
+    assert_eq!(workflow["jobs"]["apply"]["needs"], "plan");
+}
+
+/// The calls of one command in a script.
+fn calls_of(script: &str, command: &str) -> Vec<Vec<String>> {
+    calls(script).into_iter().filter(|call| call.iter().any(|word| word == command)).collect()
 }

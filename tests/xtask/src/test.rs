@@ -38,7 +38,7 @@ pub(crate) fn run(args: Args) -> Outcome {
             homelab_lab::host::ensure_packages()?;
             tools::ensure_sshd().map(|()| true)
         })?;
-        timed("node binary", &mut || dist::build_here(&tools::root().join("target/debug")).map(|()| true))?;
+        timed("node binaries", &mut || dist::build_for_tests().map(|()| true))?;
     }
     // All phases select the whole workspace, else cargo builds dependencies again with other features.
     timed("build", &mut || {

@@ -5,22 +5,23 @@ use clap::CommandFactory;
 use super::DONE;
 use crate::args::Cli;
 use crate::error::CliError;
+use crate::render::Shown;
 use crate::terminal::Terminal;
 
 pub(crate) fn schema(terminal: &Terminal) -> Result<u8, CliError> {
-    terminal.out(&homelab_config::schema_text())?;
+    terminal.out(&Shown::own(homelab_config::schema_text()))?;
     Ok(DONE)
 }
 
 pub(crate) fn completions(terminal: &Terminal, shell: clap_complete::Shell) -> Result<u8, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "homelab", &mut script);
-    terminal.out(&String::from_utf8_lossy(&script))?;
+    terminal.out(&Shown::own(String::from_utf8_lossy(&script).into_owned()))?;
     Ok(DONE)
 }
 
 pub(crate) fn man(terminal: &Terminal) -> Result<u8, CliError> {
-    terminal.out(&manual()?)?;
+    terminal.out(&Shown::own(manual()?))?;
     Ok(DONE)
 }
 
@@ -46,7 +47,21 @@ mod tests {
     #[test]
     fn the_manual_names_every_command() {
         let page = manual().unwrap();
-        for name in ["validate", "plan", "apply", "destroy", "status", "schema", "completions", "man"] {
+        for name in [
+            "validate",
+            "plan",
+            "apply",
+            "confirm",
+            "rollback",
+            "destroy",
+            "drift",
+            "unlock",
+            "rotate-key",
+            "status",
+            "schema",
+            "completions",
+            "man",
+        ] {
             assert!(page.contains(&format!(".SH {}\n", name.to_uppercase())), "{name}");
         }
         assert!(page.contains("detailed"));
@@ -57,7 +72,10 @@ mod tests {
         for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "homelab", &mut script);
-            assert!(String::from_utf8(script).unwrap().contains("detailed-exitcode"));
+            let script = String::from_utf8(script).unwrap();
+            for word in ["detailed-exitcode", "confirm", "rollback", "drift", "unlock", "rotate-key"] {
+                assert!(script.contains(word), "{shell}: {word}");
+            }
         }
     }
 }

@@ -1,35 +1,113 @@
 //! The commands. Each gives its exit code.
 
 mod apply;
+mod drift;
 mod files;
+mod output;
 mod plan;
+mod rotate;
 mod session;
 mod status;
+mod transactions;
 mod validate;
 
-use crate::args::{Cli, Command};
+use homelab_driver::Goal;
+use serde_json::json;
+
+use crate::args::{Cli, Command, Consent, Format, Trial};
 use crate::error::CliError;
+use crate::render::Shown;
+use crate::stream;
 use crate::terminal::Terminal;
+use apply::Task;
+pub(crate) use session::{Manner, Session};
 
 /// Everything is well.
 pub(crate) const DONE: u8 = 0;
 /// An error, or a node failed.
 pub(crate) const FAILED: u8 = 1;
-/// Changes are pending; only where asked for.
+/// Something is to be done; only where asked for.
 pub(crate) const PENDING: u8 = 2;
+/// A change was rolled back on at least one node.
+pub(crate) const ROLLED_BACK: u8 = 3;
 
 /// Runs the command of `cli`.
 pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<u8, CliError> {
+    let global = &cli.global;
     match &cli.command {
-        Command::Validate => validate::run(&cli.global, terminal),
-        Command::Plan { detailed_exitcode, out } => {
-            plan::run(&cli.global, terminal, *detailed_exitcode, out.as_deref())
-        }
-        Command::Apply(consent) => apply::run(&cli.global, terminal, consent, false),
-        Command::Destroy(consent) => apply::run(&cli.global, terminal, consent, true),
-        Command::Status => status::run(&cli.global, terminal),
+        Command::Validate => validate::run(global, terminal),
         Command::Schema => files::schema(terminal),
         Command::Completions { shell } => files::completions(terminal, *shell),
         Command::Man => files::man(terminal),
+        command => on_nodes(cli, terminal, &Session::new(global, terminal, &Manner::of(command))?),
+    }
+}
+
+/// Runs a command that asks nodes.
+pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Result<u8, CliError> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Plan { detailed_exitcode, out } => {
+            plan::run(global, terminal, session, *detailed_exitcode, out.as_deref())
+        }
+        Command::Apply { plan_file, consent, trial, .. } => {
+            let mut task = task(Goal::Desired, consent, trial);
+            task.plan_file = plan_file.as_deref();
+            apply::run(global, terminal, session, &task)
+        }
+        Command::Destroy { consent, trial, .. } => {
+            apply::run(global, terminal, session, &task(Goal::Destroyed, consent, trial))
+        }
+        Command::Rollback { consent, trial, .. } => {
+            transactions::rollback(global, terminal, session, &task(Goal::Previous, consent, trial))
+        }
+        Command::Confirm => transactions::confirm(global, terminal, session),
+        Command::Unlock { force } => transactions::unlock(global, terminal, session, *force),
+        Command::RotateKey { yes, .. } => rotate::run(global, terminal, session, *yes),
+        Command::Drift { detailed_exitcode } => drift::run(global, terminal, session, *detailed_exitcode),
+        Command::Status => status::run(global, terminal, session),
+        // These need no session: see `run`.
+        Command::Validate | Command::Schema | Command::Completions { .. } | Command::Man => {
+            run(cli, terminal)
+        }
+    }
+}
+
+fn task<'a>(goal: Goal, consent: &'a Consent, trial: &Trial) -> Task<'a> {
+    Task { goal, plan_file: None, consent, hold: trial.hold }
+}
+
+/// Asks a question that `yes` answers; where nobody can be asked, only that will do.
+fn ask(terminal: &Terminal, yes: bool, question: &str) -> Result<(), CliError> {
+    if yes {
+        return Ok(());
+    }
+    if !terminal.interactive {
+        return Err(CliError::new("there is no terminal to ask on, and nothing was changed")
+            .hint("add --yes to go on without a question"));
+    }
+    if terminal.confirm(question)? { Ok(()) } else { Err(CliError::new("nothing was changed")) }
+}
+
+/// Tells programs, too, what ended the command early.
+pub(crate) fn report_error(cli: &Cli, terminal: &Terminal, error: &CliError) {
+    let (message, hints) = match error {
+        CliError::Reported => return,
+        CliError::Config(_) => ("problems in the cluster file", &[][..]),
+        CliError::Message { text, hints, .. } => (text.as_str(), hints.as_slice()),
+    };
+    let value = json!({
+        "format_version": stream::FORMAT,
+        "error": {"message": message, "hints": hints},
+        "exit_code": error.code(),
+    });
+    let streams =
+        matches!(cli.command, Command::Apply { .. } | Command::Destroy { .. } | Command::Rollback { .. });
+    if streams && cli.global.format == Format::Json {
+        stream::Stream::new(terminal).send("error", value.clone());
+    }
+    if let (Some(path), false) = (&cli.global.json_into, matches!(cli.command, Command::Validate)) {
+        // What went wrong is said already; a second error about its report would hide it.
+        let _ = output::write(path, &Shown::json(&value));
     }
 }

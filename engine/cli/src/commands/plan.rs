@@ -4,39 +4,43 @@ use std::path::Path;
 
 use homelab_driver::{Goal, Plan};
 
+use super::output;
 use super::session::Session;
 use super::{DONE, FAILED, PENDING};
 use crate::args::{Format, Global};
 use crate::error::CliError;
-use crate::render::{plan_human, plan_json, plan_markdown};
+use crate::planfile;
+use crate::render::{Shown, plan_human, plan_json, plan_markdown};
 use crate::terminal::Terminal;
 
 pub(crate) fn run(
     global: &Global,
     terminal: &Terminal,
+    session: &Session,
     detailed_exitcode: bool,
     out: Option<&Path>,
 ) -> Result<u8, CliError> {
-    let session = Session::new(global, terminal)?;
-    let prepared = session
-        .with(terminal, |engine| engine.prepare(&session.cluster, Goal::Desired, &session.chosen))
-        .map_err(|e| CliError::new(e.to_string()))?;
-    terminal.out(&render(&prepared.plan, global, terminal))?;
+    let mut prepared = session.prepare(terminal, Goal::Desired)?;
+    let by_hand = super::drift::by_hand(session, &prepared);
+    prepared.plan.warnings.extend(by_hand);
+    let plan = &prepared.plan;
+    let json = plan_json(plan);
     if let Some(path) = out {
-        std::fs::write(path, format!("{:#}\n", plan_json(&prepared.plan)))
-            .map_err(|e| CliError::new(format!("cannot write {}: {e}", path.display())))?;
+        let bound = planfile::bind(json.clone(), &session.basis(&prepared));
+        output::write(path, &Shown::json(&bound))?;
     }
-    let code = code(&prepared.plan, detailed_exitcode);
+    let human = |paint| plan_human(plan, paint, global.verbose);
+    output::deliver(global, terminal, &json, human, || plan_markdown(plan))?;
+    let code = code(plan, detailed_exitcode);
     prepared.close(session.parallel());
     Ok(code)
 }
 
-/// The plan in the form that was asked for.
-pub(crate) fn render(plan: &Plan, global: &Global, terminal: &Terminal) -> String {
+/// The plan for people.
+pub(crate) fn text(plan: &Plan, global: &Global, terminal: &Terminal) -> Shown {
     match global.format {
-        Format::Human => plan_human(plan, terminal.paint, global.verbose),
-        Format::Json => format!("{:#}\n", plan_json(plan)),
         Format::Markdown => plan_markdown(plan),
+        _ => plan_human(plan, terminal.paint, global.verbose),
     }
 }
 

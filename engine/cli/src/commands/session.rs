@@ -1,38 +1,43 @@
 //! What the commands that ask nodes have in common.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use homelab_driver::{Engine, NodeBinaries, Options, Transport};
+use homelab_driver::{Engine, Goal, NodeBinaries, Options, Prepared, Transport};
 use homelab_model::Cluster;
 use homelab_ssh::{NoPrompt, Prompt, SshOptions, SshTransport};
 use tokio::runtime::Runtime;
 
-use crate::args::Global;
+use crate::args::{Command, Global, Rollout, Trial};
 use crate::error::CliError;
+use crate::planfile::Basis;
+use crate::random::Random;
+use crate::signals::Signals;
+use crate::stream::{Both, Stream};
 use crate::terminal::{AskSecret, Terminal};
 use crate::{hints, input, progress};
 
-/// Exit code of a process that Ctrl-C ended (128 + SIGINT).
-const INTERRUPTED: i32 = 130;
-
-/// A checked cluster file, the way to its nodes, and Ctrl-C.
+/// A checked cluster file, the way to its nodes, and the signals.
 pub(crate) struct Session {
     pub(crate) cluster: Cluster,
     /// The names of `--nodes`.
     pub(crate) chosen: Vec<String>,
     transport: Box<dyn Transport>,
     binaries: NodeBinaries,
-    cancel: Arc<AtomicBool>,
-    changing: Arc<AtomicBool>,
-    parallel: usize,
-    /// Listens for Ctrl-C as long as it lives.
+    /// What this process is told from outside.
+    pub(crate) signals: Signals,
+    options: Options,
+    random: Random,
+    /// Listens for signals as long as it lives.
     _runtime: Runtime,
 }
 
 impl Session {
-    pub(crate) fn new(global: &Global, terminal: &Terminal) -> Result<Session, CliError> {
+    pub(crate) fn new(
+        global: &Global,
+        terminal: &Terminal,
+        manner: &Manner<'_>,
+    ) -> Result<Session, CliError> {
         let loaded = input::cluster(&global.files)?;
         if !terminal.quiet {
             for warning in &loaded.warnings {
@@ -44,52 +49,150 @@ impl Session {
         let binaries = NodeBinaries::find(global.node_binaries.as_deref(), exe.as_deref())
             .map_err(|e| CliError::new(e.to_string()).hint(hints::binaries(&e)))?;
         let transport = transport(global, terminal)?;
-        let cancel = Arc::new(AtomicBool::new(false));
-        let changing = Arc::new(AtomicBool::new(false));
-        let runtime = interrupts(Arc::clone(&cancel), Arc::clone(&changing), terminal)?;
-        let parallel = usize::from(global.parallel);
+        let signals = Signals::default();
+        let runtime = signals.listen(terminal)?;
+        let options = options(global, manner);
+        let random = Random::new()?;
         Ok(Session {
             cluster: loaded.cluster,
             chosen,
             transport,
             binaries,
-            cancel,
-            changing,
-            parallel,
+            signals,
+            options,
+            random,
             _runtime: runtime,
         })
     }
 
-    /// Does `work` with an engine that reports to the terminal.
-    pub(crate) fn with<R>(&self, terminal: &Terminal, work: impl FnOnce(&Engine<'_>) -> R) -> R {
+    /// Does `work` with an engine that reports to the terminal, and to `stream` if there is one.
+    pub(crate) fn with<R>(
+        &self,
+        terminal: &Terminal,
+        stream: Option<&Stream<'_>>,
+        work: impl FnOnce(&Engine<'_>) -> R,
+    ) -> R {
         let names: Vec<String> = self.cluster.nodes.iter().map(|n| n.name.clone()).collect();
-        let observer = progress::observer(terminal, &names);
+        let mut observer = progress::observer(terminal, &names);
+        if let Some(stream) = stream {
+            observer = Box::new(Both(observer, stream));
+        }
         let engine = Engine {
             transport: self.transport.as_ref(),
             binaries: &self.binaries,
             observer: observer.as_ref(),
-            cancel: &self.cancel,
-            options: Options { parallel: self.parallel, by: caller(), ..Options::default() },
+            cancel: &self.signals.cancel,
+            random: &|| self.random.next(),
+            options: self.options.clone(),
         };
         work(&engine)
     }
 
-    /// Does `work`, which changes nodes: Ctrl-C lets it come to a good end.
-    pub(crate) fn changing<R>(&self, terminal: &Terminal, work: impl FnOnce(&Engine<'_>) -> R) -> R {
-        self.changing.store(true, Ordering::SeqCst);
-        let result = self.with(terminal, work);
-        self.changing.store(false, Ordering::SeqCst);
-        result
+    /// Gathers and plans.
+    pub(crate) fn prepare(&self, terminal: &Terminal, goal: Goal) -> Result<Prepared, CliError> {
+        self.with(terminal, None, |engine| engine.prepare(&self.cluster, goal, &self.chosen))
+            .map_err(|e| CliError::new(e.to_string()))
     }
 
-    /// Whether the user pressed Ctrl-C.
-    pub(crate) fn cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed)
+    /// What a plan file depends on.
+    pub(crate) fn basis<'a>(&'a self, prepared: &'a Prepared) -> Basis<'a> {
+        let names = self.cluster.nodes.iter().map(|n| &n.name);
+        Basis {
+            cluster: &self.cluster,
+            chosen: &self.chosen,
+            binaries: self.binaries.digests(),
+            observed: names.filter_map(|n| Some((n.clone(), prepared.observed(n)?))).collect(),
+            specs: &prepared.specs,
+            by: self.options.by.clone(),
+            at: self.options.now,
+        }
+    }
+
+    /// Whether a signal has asked us to stop.
+    pub(crate) fn stopped(&self) -> bool {
+        self.signals.cancel.load(Ordering::SeqCst)
     }
 
     pub(crate) fn parallel(&self) -> usize {
-        self.parallel
+        self.options.parallel
     }
+}
+
+#[cfg(test)]
+impl Session {
+    /// A session with nodes of tests.
+    pub(crate) fn fake(
+        global: &Global,
+        manner: &Manner<'_>,
+        cluster: Cluster,
+        transport: Box<dyn Transport>,
+        binaries: NodeBinaries,
+    ) -> Session {
+        let mut options = options(global, manner);
+        options.settle = Duration::ZERO;
+        options.pause = Duration::ZERO;
+        Session {
+            cluster,
+            chosen: global.nodes.clone(),
+            transport,
+            binaries,
+            signals: Signals::default(),
+            options,
+            random: Random::new().unwrap(),
+            _runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        }
+    }
+}
+
+/// How a command works on nodes.
+#[derive(Default)]
+pub(crate) struct Manner<'a> {
+    /// Its name, as locks and journals say it.
+    pub(crate) command: &'static str,
+    /// How its changes are rolled out.
+    pub(crate) rollout: Option<&'a Rollout>,
+    /// They are only tried for so long.
+    pub(crate) hold: Option<Duration>,
+}
+
+impl Manner<'_> {
+    pub(crate) fn of(command: &Command) -> Manner<'_> {
+        let changing = |command, rollout, trial: Option<&Trial>| Manner {
+            command,
+            rollout: Some(rollout),
+            hold: trial.and_then(|t| t.hold),
+        };
+        let looking = |command| Manner { command, ..Manner::default() };
+        match command {
+            Command::Apply { rollout, trial, .. } => changing("apply", rollout, Some(trial)),
+            Command::Rollback { rollout, trial, .. } => changing("rollback", rollout, Some(trial)),
+            Command::Destroy { rollout, trial, .. } => changing("destroy", rollout, Some(trial)),
+            Command::RotateKey { rollout, .. } => changing("rotate-key", rollout, None),
+            Command::Confirm => looking("confirm"),
+            Command::Unlock { .. } => looking("unlock"),
+            _ => looking("plan"),
+        }
+    }
+}
+
+pub(super) fn options(global: &Global, manner: &Manner<'_>) -> Options {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut options = Options {
+        parallel: usize::from(global.parallel),
+        by: caller(),
+        pid: std::process::id(),
+        command: manner.command.to_owned(),
+        now,
+        ..Options::default()
+    };
+    options.hold = manner.hold;
+    if let Some(rollout) = manner.rollout {
+        options.confirm_timeout = rollout.confirm_timeout;
+        options.batch = rollout.batch;
+        options.max_unavailable = rollout.max_unavailable;
+        options.lock_wait = rollout.lock_timeout;
+    }
+    options
 }
 
 fn chosen(cluster: &Cluster, names: &[String]) -> Result<Vec<String>, CliError> {
@@ -123,39 +226,16 @@ fn transport(global: &Global, terminal: &Terminal) -> Result<Box<dyn Transport>,
     Ok(Box::new(SshTransport::new(options)))
 }
 
-/// Ctrl-C ends the process at once, unless nodes are being changed: then the first one stops before the next node.
-fn interrupts(
-    cancel: Arc<AtomicBool>,
-    changing: Arc<AtomicBool>,
-    terminal: &Terminal,
-) -> Result<Runtime, CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let (bars, interactive) = (terminal.bars.clone(), terminal.interactive);
-    runtime.spawn(async move {
-        while tokio::signal::ctrl_c().await.is_ok() {
-            if !changing.load(Ordering::SeqCst) || cancel.swap(true, Ordering::SeqCst) {
-                if interactive {
-                    // A question for a password may have left the terminal silent.
-                    let _ = std::process::Command::new("stty").arg("echo").status();
-                }
-                std::process::exit(INTERRUPTED);
-            }
-            bars.suspend(|| eprintln!("stopping after the nodes at work; Ctrl-C again ends at once"));
-        }
-    });
-    Ok(runtime)
-}
-
 /// `user@host`, for the nodes' journals.
 fn caller() -> String {
-    let user =
-        ["USER", "LOGNAME"].iter().find_map(|v| std::env::var(v).ok()).unwrap_or_else(|| "unknown".into());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .ok()
-        .or_else(|| {
-            let output = std::process::Command::new("hostname").output().ok()?;
-            String::from_utf8(output.stdout).ok()
-        })
-        .unwrap_or_else(|| "unknown".to_owned());
-    format!("{user}@{}", host.trim())
+    let said = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().ok()?;
+        String::from_utf8(output.stdout).ok().filter(|text| !text.trim().is_empty())
+    };
+    let unknown = || "unknown".to_owned();
+    let named = |variable: &&str| std::env::var(variable).ok().filter(|name| !name.is_empty());
+    // Services and pipelines often run without either variable.
+    let user = ["USER", "LOGNAME"].iter().find_map(named).or_else(|| said("id", &["-un"]));
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| said("hostname", &[]));
+    format!("{}@{}", user.unwrap_or_else(unknown).trim(), host.unwrap_or_else(unknown).trim())
 }

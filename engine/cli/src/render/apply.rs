@@ -5,34 +5,63 @@ use std::time::Duration;
 use homelab_driver::{Departed, Farewell, NodeReport, Outcome, Report};
 use serde_json::{Value, json};
 
-use super::{ErrorText, Paint, bytes, count, duration, parts};
+use super::markdown::{code, prose};
+use super::page::{Page, Paint, Shown, bold, line, yellow};
+use super::words::{Named, Words, words_human, words_markdown};
+use super::{ErrorText, bytes, count, duration, parts};
+use crate::amounts::words;
 
 /// A node that left the file, and what became of it (None: the user said no).
 pub type Goodbye = (Departed, Option<Farewell>);
 
-/// What is said of a node, and whether that is good.
-fn node_words(node: &NodeReport) -> (bool, String, Option<ErrorText>) {
+fn node_words(node: &NodeReport) -> Words {
     match &node.outcome {
         Outcome::Changed(summary) => {
-            (true, format!("{} in {}", parts(summary, false), duration(node.elapsed)), None)
+            Words::good(format!("{}, confirmed in {}", parts(summary, false), duration(node.elapsed)))
         }
-        Outcome::Unchanged => (true, "nothing to do".to_owned(), None),
-        Outcome::Unplanned(error) => (false, "not changed".to_owned(), Some(ErrorText::of(error))),
-        Outcome::Failed(error) => (false, "failed".to_owned(), Some(ErrorText::of(error))),
-        Outcome::NotStarted => (false, "not started".to_owned(), None),
+        Outcome::Unchanged => Words::good("nothing to do"),
+        Outcome::Unplanned(error) => Words::bad("not changed").error(Some(ErrorText::of(error))),
+        Outcome::Failed(error) => Words::bad("failed").error(Some(ErrorText::of(error))),
+        Outcome::NotStarted => Words::bad("not started"),
+        Outcome::Held { summary, seconds } => {
+            let text = format!("{}, on trial: taken back in {}", parts(summary, false), words(*seconds));
+            Words::good(text).hint("homelab confirm keeps the change, homelab rollback takes it back now")
+        }
+        Outcome::RolledBack { reason, error, left } if left.is_empty() => {
+            Words::bad(format!("rolled back, verified to be as before: {reason}"))
+                .error(error.as_deref().map(ErrorText::of))
+        }
+        Outcome::RolledBack { reason, error, left } => {
+            Words::bad(format!("rolled back: {reason}; not as before: {}", left.join(", ")))
+                .error(error.as_deref().map(ErrorText::of))
+                .hint("run homelab plan: it shows what these need; homelab apply mends them")
+        }
+        Outcome::Unsure(error) => {
+            Words::bad("not reached after the change: it takes it back by itself within --confirm-timeout")
+                .error(Some(ErrorText::of(error)))
+                .hint(
+                    "when it answers again, homelab status says whether the change was taken back or stayed",
+                )
+        }
     }
 }
 
-fn goodbye_words(gone: &Goodbye) -> (bool, String, Option<ErrorText>) {
+/// What is said of a node that left the file.
+fn goodbye_words(gone: &Goodbye) -> Words {
+    let back = |reason: &str, left: &[String]| match left.is_empty() {
+        true => format!("left the file; homelab is still there, the removal was rolled back: {reason}"),
+        false => format!("left the file; the removal was rolled back: {reason}; lost: {}", left.join(", ")),
+    };
     match &gone.1 {
-        Some(Farewell::Cleaned(summary)) => (true, format!("left the file; {}", parts(summary, false)), None),
-        Some(Farewell::Clean) => (true, "left the file; nothing of homelab is there".to_owned(), None),
-        Some(Farewell::Failed(error)) => {
-            let mut text = ErrorText::of(error);
-            text.hints.push(clean_later(&gone.0));
-            (true, "left the file; homelab may still be there".to_owned(), Some(text))
+        Some(Farewell::Cleaned(summary)) => Words::good(format!("left the file; {}", parts(summary, false))),
+        Some(Farewell::Clean) => Words::good("left the file; nothing of homelab is there"),
+        Some(Farewell::Failed(error)) => Words::bad("left the file; homelab may still be there")
+            .error(Some(ErrorText::of(error)))
+            .hint(clean_later(&gone.0)),
+        Some(Farewell::RolledBack { reason, left }) => {
+            Words::bad(back(reason, left)).hint(clean_later(&gone.0))
         }
-        None => (true, format!("left the file and was left as it is; {}", clean_later(&gone.0)), None),
+        None => Words::good(format!("left the file and was left as it is; {}", clean_later(&gone.0))),
     }
 }
 
@@ -53,44 +82,47 @@ pub fn report_human(
     total: Duration,
     destroy: bool,
     paint: Paint,
-) -> String {
-    let mut out = String::new();
-    let width = report.nodes.iter().map(|n| n.name.len()).max().unwrap_or(0);
-    let nodes = report.nodes.iter().map(|n| (n.name.clone(), node_words(n)));
-    let gone = departed.iter().map(|g| (g.0.label(), goodbye_words(g)));
-    for (name, (good, words, error)) in nodes.chain(gone) {
-        let mark = if good { paint.green("ok") } else { paint.red("!!") };
-        out.push_str(&format!("{mark} {name:<width$}  {words}\n"));
-        if let Some(error) = error {
-            out.push_str(&format!("   {} {}\n", paint.red("error:"), error.message));
-            for hint in error.hints {
-                out.push_str(&format!("   {} {hint}\n", paint.bold("hint:")));
-            }
-        }
+) -> Shown {
+    let mut page = Page::new(paint);
+    words_human(&mut page, &all_words(report, departed));
+    if !report.warnings.is_empty() {
+        page.blank();
     }
-    out.push('\n');
-    out.push_str(&paint.bold(&sentence(report, total, destroy)));
-    out.push('\n');
-    out
+    for warning in &report.warnings {
+        page.paragraph(&[yellow("warning:"), " ".into()], warning);
+    }
+    page.blank();
+    line!(page, bold(sentence(report, total, destroy)));
+    page.end()
+}
+
+fn all_words(report: &Report, departed: &[Goodbye]) -> Named {
+    let nodes = report.nodes.iter().map(|n| (n.name.clone(), node_words(n)));
+    nodes.chain(departed.iter().map(|g| (g.0.label(), goodbye_words(g)))).collect()
 }
 
 fn sentence(report: &Report, total: Duration, destroy: bool) -> String {
-    let changed = report.nodes.iter().filter(|n| matches!(n.outcome, Outcome::Changed(_))).count();
-    let bad: Vec<&str> = report
-        .nodes
-        .iter()
-        .filter(|n| !matches!(n.outcome, Outcome::Changed(_) | Outcome::Unchanged))
-        .map(|n| n.name.as_str())
-        .collect();
-    let verb = if destroy { "cleaned" } else { "changed and verified" };
-    let time = duration(total);
+    let names = |is: &dyn Fn(&Outcome) -> bool| -> Vec<&str> {
+        report.nodes.iter().filter(|n| is(&n.outcome)).map(|n| n.name.as_str()).collect()
+    };
+    let changed = names(&|o| matches!(o, Outcome::Changed(_)));
+    let held = names(&|o| matches!(o, Outcome::Held { .. }));
+    let back = names(&|o| matches!(o, Outcome::RolledBack { .. }));
+    let unsure = names(&|o| matches!(o, Outcome::Unsure(_)));
+    let verb = if destroy { "cleaned" } else { "changed and confirmed" };
     let (sent, received) = report.traffic;
-    let mut text = format!(
-        "{} {verb} in {time} ({} sent, {} received).",
-        count(changed, "node"),
-        bytes(sent),
-        bytes(received)
-    );
+    let mut text = if held.is_empty() {
+        format!("{} {verb}", count(changed.len(), "node"))
+    } else {
+        format!("{} changed on trial", count(held.len(), "node"))
+    };
+    text.push_str(&format!(" in {} ({} sent, {} received).", duration(total), bytes(sent), bytes(received)));
+    for (group, verb) in [(&back, "rolled back"), (&unsure, "not reached any more")] {
+        if !group.is_empty() {
+            text.push_str(&format!(" {} {verb}: {}.", count(group.len(), "node"), group.join(", ")));
+        }
+    }
+    let bad = names(&|o| !o.is_good());
     if !bad.is_empty() {
         text.push_str(&format!(
             " {} not done: {}. Run the command again, or with --nodes {}.",
@@ -103,18 +135,16 @@ fn sentence(report: &Report, total: Duration, destroy: bool) -> String {
 }
 
 /// The report for comments.
-pub fn report_markdown(report: &Report, departed: &[Goodbye], total: Duration, destroy: bool) -> String {
-    let mut out = format!("**{}**\n\n| node | result |\n|---|---|\n", sentence(report, total, destroy));
-    let nodes = report.nodes.iter().map(|n| (n.name.clone(), node_words(n)));
-    let gone = departed.iter().map(|g| (g.0.label(), goodbye_words(g)));
-    for (name, (_, mut words, error)) in nodes.chain(gone) {
-        if let Some(error) = error {
-            words.push_str(&format!(": {}", error.message));
-        }
-        let words = words.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ");
-        out.push_str(&format!("| {name} | {words} |\n"));
+pub fn report_markdown(report: &Report, departed: &[Goodbye], total: Duration, destroy: bool) -> Shown {
+    let mut page = Page::new(Paint(false));
+    line!(page, format!("**{}**", prose(&sentence(report, total, destroy))));
+    page.blank();
+    words_markdown(&mut page, &all_words(report, departed));
+    for warning in &report.warnings {
+        page.blank();
+        line!(page, format!("> **Warning:** {}", code(warning)));
     }
-    out
+    page.end()
 }
 
 /// The report for programs.
@@ -123,32 +153,53 @@ pub fn report_json(report: &Report, departed: &[Goodbye], total: Duration) -> Va
         let (outcome, summary, error) = match &node.outcome {
             Outcome::Changed(summary) => ("changed", Some(*summary), None),
             Outcome::Unchanged => ("unchanged", None, None),
-            Outcome::Unplanned(error) => ("unplanned", None, Some(ErrorText::of(error))),
-            Outcome::Failed(error) => ("failed", None, Some(ErrorText::of(error))),
+            Outcome::Unplanned(error) => ("unplanned", None, Some(error)),
+            Outcome::Failed(error) => ("failed", None, Some(error)),
             Outcome::NotStarted => ("not_started", None, None),
+            Outcome::Held { summary, .. } => ("held", Some(*summary), None),
+            Outcome::RolledBack { error, .. } => ("rolled_back", None, error.as_deref()),
+            Outcome::Unsure(error) => ("unsure", None, Some(error)),
         };
-        json!({
+        let mut value = json!({
             "name": node.name,
             "address": node.address,
             "outcome": outcome,
             "summary": summary,
-            "error": error,
+            "error": error.map(ErrorText::of),
             "seconds": node.elapsed.as_secs_f64(),
-        })
+        });
+        match &node.outcome {
+            Outcome::Held { seconds, .. } => value["held_for"] = json!(seconds),
+            Outcome::RolledBack { reason, left, .. } => {
+                value["rollback"] = json!({"reason": reason, "verified": left.is_empty(), "left": left});
+            }
+            _ => {}
+        }
+        value
     });
     let gone = departed.iter().map(|(node, farewell)| {
         let (outcome, error) = match farewell {
             Some(Farewell::Cleaned(_)) => ("cleaned", None),
             Some(Farewell::Clean) => ("clean", None),
-            Some(Farewell::Failed(error)) => ("failed", Some(ErrorText::of(error))),
+            Some(Farewell::Failed(error)) => ("failed", Some(error)),
+            Some(Farewell::RolledBack { .. }) => ("rolled_back", None),
             None => ("left", None),
         };
-        json!({"name": node.name, "address": node.address, "outcome": outcome, "error": error})
+        let error = error.map(ErrorText::of);
+        let mut value =
+            json!({"name": node.name, "address": node.address, "outcome": outcome, "error": error});
+        if let Some(Farewell::RolledBack { reason, left }) = farewell {
+            value["rollback"] = json!({"reason": reason, "verified": left.is_empty(), "left": left});
+        }
+        value
     });
     json!({
+        "format_version": 1,
         "nodes": nodes.collect::<Vec<_>>(),
         "departed": gone.collect::<Vec<_>>(),
+        "warnings": report.warnings,
         "succeeded": report.succeeded(),
+        "rolled_back": report.rolled_back(),
         "seconds": total.as_secs_f64(),
         "bytes": {"sent": report.traffic.0, "received": report.traffic.1},
     })

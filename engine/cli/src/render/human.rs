@@ -1,107 +1,107 @@
 //! Plans for people at a terminal.
 
 use homelab_driver::{MODULES, Plan, PlannedNode};
-use homelab_model::{Action, Impact, PlannedChange};
+use homelab_model::{Action, Impact, NodePlan, PlannedChange};
 
+use super::page::{Page, Paint, Shown, Span, bold, dim, green, line, red, yellow};
 use super::{
-    ErrorText, Field, Line, Paint, Sign, count, fields, impact_word, module_title, plan_sentence, short,
-    still_known,
+    ErrorText, Field, Line, Sign, count, fields, impact_word, module_title, plan_sentence, short, still_known,
 };
 
 /// The plan, node by node, with its summary last.
-pub fn plan_human(plan: &Plan, paint: Paint, verbose: bool) -> String {
-    let mut out = String::new();
+pub fn plan_human(plan: &Plan, paint: Paint, verbose: bool) -> Shown {
+    let mut page = Page::new(paint);
     for node in &plan.nodes {
-        node_human(&mut out, node, paint, verbose);
+        node_human(&mut page, node, verbose);
     }
     for gone in &plan.departed {
         let label = match &gone.name {
             Some(name) => format!("{name} ({})", gone.address),
             None => gone.address.to_string(),
         };
-        out.push_str(&format!("{} left the cluster file; {}.\n\n", paint.bold(&label), still_known(gone)));
+        line!(page, bold(label), format!(" left the cluster file; {}.", still_known(gone)));
+        page.blank();
     }
     for warning in &plan.warnings {
-        out.push_str(&format!("{} {warning}\n", paint.yellow("warning:")));
+        page.paragraph(&[yellow("warning:"), " ".into()], warning);
     }
     if !plan.warnings.is_empty() {
-        out.push('\n');
+        page.blank();
     }
-    out.push_str(&paint.bold(&plan_sentence(plan)));
-    out.push('\n');
-    out.push_str(&impact_lines(plan, paint));
+    line!(page, bold(plan_sentence(plan)));
+    impact_lines(&mut page, plan);
     let failed: Vec<&str> =
         plan.nodes.iter().filter(|n| n.outcome.is_err()).map(|n| n.name.as_str()).collect();
     if !failed.is_empty() {
         let text = format!("{} could not be planned: {}.", count(failed.len(), "node"), failed.join(", "));
-        out.push_str(&format!("{}\n", paint.red(&text)));
+        line!(page, red(text));
     }
-    out
+    page.end()
 }
 
 /// Which nodes notice what.
-fn impact_lines(plan: &Plan, paint: Paint) -> String {
-    let mut out = String::new();
+fn impact_lines(page: &mut Page, plan: &Plan) {
     for impact in [Impact::Disruptive, Impact::Brief] {
         let hit = plan.nodes.iter().filter(|n| n.outcome.as_ref().is_ok_and(|p| p.impact() == impact));
         let names: Vec<&str> = hit.map(|n| n.name.as_str()).collect();
         if !names.is_empty() {
-            let word = paint_impact(impact, impact_word(impact), paint);
-            out.push_str(&format!("Impact on running traffic: {word} on {}.\n", names.join(", ")));
+            let word = of_impact(impact, impact_word(impact));
+            line!(page, "Impact on running traffic: ", word, format!(" on {}.", names.join(", ")));
         }
     }
-    out
 }
 
-fn paint_impact(impact: Impact, text: &str, paint: Paint) -> String {
+fn of_impact(impact: Impact, text: &str) -> Span {
     match impact {
-        Impact::None => text.to_owned(),
-        Impact::Brief => paint.yellow(text),
-        Impact::Disruptive => paint.red(text),
+        Impact::None => Span::from(text),
+        Impact::Brief => yellow(text),
+        Impact::Disruptive => red(text),
     }
 }
 
-fn node_human(out: &mut String, node: &PlannedNode, paint: Paint, verbose: bool) {
-    let head = format!("{} ({})", paint.bold(&node.name), node.address);
+fn node_human(page: &mut Page, node: &PlannedNode, verbose: bool) {
+    let head = [bold(&node.name), format!(" ({})", node.address).into()];
     match &node.outcome {
         Err(error) => {
-            let text = ErrorText::of(error);
-            out.push_str(&format!("{head}\n  {} {}\n", paint.red("error:"), text.message));
-            for hint in text.hints {
-                out.push_str(&format!("  {} {hint}\n", paint.bold("hint:")));
-            }
-            out.push('\n');
+            page.line(&head);
+            ErrorText::of(error).show(page, 2);
+            page.blank();
         }
         Ok(planned) if planned.changes.is_empty() => {}
         Ok(planned) => {
-            out.push_str(&format!("{head}\n"));
-            let shown = planned.shown();
-            for module in MODULES {
-                let mut changes = shown.iter().filter(|c| c.module == module).peekable();
-                if changes.peek().is_some() {
-                    out.push_str(&format!("  {}\n", module_title(module)));
-                }
-                for change in changes {
-                    change_human(out, change, paint, verbose);
-                }
-            }
-            out.push('\n');
+            page.line(&head);
+            changes_human(page, planned, verbose);
+            page.blank();
         }
     }
 }
 
-fn paint_action(action: Action, text: &str, paint: Paint) -> String {
-    match action {
-        Action::Create => paint.green(text),
-        Action::Delete => paint.red(text),
-        Action::Update | Action::Replace => paint.yellow(text),
+/// A node's changes, module by module.
+pub(super) fn changes_human(page: &mut Page, planned: &NodePlan, verbose: bool) {
+    let shown = planned.shown();
+    for module in MODULES {
+        let mut changes = shown.iter().filter(|c| c.module == module).peekable();
+        if changes.peek().is_some() {
+            line!(page, format!("  {}", module_title(module)));
+        }
+        for change in changes {
+            change_human(page, change, verbose);
+        }
     }
 }
 
-fn change_human(out: &mut String, change: &PlannedChange, paint: Paint, verbose: bool) {
-    let sign = paint_action(change.action, &format!("{:>3}", change.action.sign()), paint);
+fn of_action(action: Action, text: String) -> Span {
+    match action {
+        Action::Create => green(text),
+        Action::Delete => red(text),
+        Action::Update | Action::Replace => yellow(text),
+    }
+}
+
+fn change_human(page: &mut Page, change: &PlannedChange, verbose: bool) {
+    let sign = of_action(change.action, format!("{:>3}", change.action.sign()));
     let title = if verbose { change.object.clone() } else { short(&change.object) };
-    out.push_str(&format!("  {sign} {title}\n"));
+    line!(page, "  ", sign, " ", title);
     let shown = fields(change, verbose);
     let name_of = |f: &Field| match f {
         Field::Value { name, .. } | Field::Lines { name, .. } => name.chars().count(),
@@ -110,37 +110,37 @@ fn change_human(out: &mut String, change: &PlannedChange, paint: Paint, verbose:
     for field in &shown {
         match field {
             Field::Value { name, before, after } => {
-                let none = || paint.dim("(none)");
-                let value = match (change.action, before, after) {
-                    (Action::Create, _, Some(after)) => after.clone(),
-                    (Action::Delete, Some(before), _) => before.clone(),
-                    (_, before, after) => format!(
-                        "{} -> {}",
-                        before.as_deref().map_or_else(none, |v| paint.red(v)),
-                        after.as_deref().map_or_else(none, |v| paint.green(v))
-                    ),
-                };
-                out.push_str(&format!("        {name:<width$}  {value}\n"));
+                let head = Span::from(format!("        {name:<width$}  "));
+                match (change.action, before, after) {
+                    (Action::Create, _, Some(only)) | (Action::Delete, Some(only), _) => {
+                        line!(page, head, only);
+                    }
+                    (_, before, after) => {
+                        let before = before.as_ref().map_or_else(|| dim("(none)"), red);
+                        let after = after.as_ref().map_or_else(|| dim("(none)"), green);
+                        line!(page, head, before, " -> ", after);
+                    }
+                }
             }
             Field::Lines { name, lines } => {
-                out.push_str(&format!("        {name}\n"));
+                line!(page, format!("        {name}"));
                 for line in lines {
-                    out.push_str(&format!("          {}\n", line_human(line, paint)));
+                    line!(page, "          ", line_human(line));
                 }
             }
         }
     }
     if change.impact != Impact::None {
         let text = format!("! {}: {}", impact_word(change.impact), change.reason);
-        out.push_str(&format!("        {}\n", paint_impact(change.impact, &text, paint)));
+        line!(page, "        ", of_impact(change.impact, &text));
     }
 }
 
-fn line_human(line: &Line, paint: Paint) -> String {
+fn line_human(line: &Line) -> Span {
     match line.sign {
-        Sign::Same => format!("  {}", line.text).trim_end().to_owned(),
-        Sign::Add => paint.green(format!("+ {}", line.text).trim_end()),
-        Sign::Remove => paint.red(format!("- {}", line.text).trim_end()),
-        Sign::Note => paint.dim(&line.text),
+        Sign::Same => Span::from(format!("  {}", line.text).trim_end()),
+        Sign::Add => green(format!("+ {}", line.text).trim_end()),
+        Sign::Remove => red(format!("- {}", line.text).trim_end()),
+        Sign::Note => dim(&line.text),
     }
 }

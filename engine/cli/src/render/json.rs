@@ -4,7 +4,7 @@ use homelab_driver::{Plan, PlannedNode};
 use homelab_model::{NodeObject, PlannedChange};
 use serde_json::{Value, json};
 
-use super::ErrorText;
+use super::{ErrorText, history_json};
 
 /// The plan as JSON. Names that other things rely on: `format_version`, `nodes[].name`, `nodes[].changes[]` with
 /// `module`, `object`, `action`, `before`, `after`, `impact`; `summary`.
@@ -31,13 +31,19 @@ pub fn plan_json(plan: &Plan) -> Value {
 
 fn node(node: &PlannedNode) -> Value {
     let (changes, error) = match &node.outcome {
-        Ok(plan) => (plan.shown().iter().map(change).collect(), None),
+        Ok(plan) => (plan.shown().iter().map(change_json).collect(), None),
         Err(error) => (Vec::new(), Some(ErrorText::of(error))),
     };
-    json!({"name": node.name, "address": node.address, "changes": changes, "error": error})
+    json!({
+        "name": node.name,
+        "address": node.address,
+        "changes": changes,
+        "error": error,
+        "history": history_json(&node.history),
+    })
 }
 
-fn change(change: &PlannedChange) -> Value {
+pub(super) fn change_json(change: &PlannedChange) -> Value {
     json!({
         "module": change.module,
         "object": change.object,

@@ -1,8 +1,9 @@
 //! Plans for comments on pull requests.
 
 use homelab_driver::{MODULES, Plan, PlannedNode};
-use homelab_model::{Action, Impact};
+use homelab_model::{Action, Impact, NodePlan};
 
+use super::page::{Page, Paint, Shown, clean, line};
 use super::{ErrorText, Field, Sign, fields, impact_word, parts, plan_sentence, short, still_known};
 
 /// Longest text, bytes. GitHub takes 65,536 characters per comment; a workflow adds its own words.
@@ -11,76 +12,135 @@ pub const MARKDOWN_LIMIT: usize = 60_000;
 const NOTE: usize = 400;
 
 /// The plan as Markdown, its summary first, cut to [`MARKDOWN_LIMIT`].
-pub fn plan_markdown(plan: &Plan) -> String {
-    let mut out = format!("### homelab plan: {}\n\n**{}**\n\n", plan.cluster, plan_sentence(plan));
+pub fn plan_markdown(plan: &Plan) -> Shown {
+    let mut page = Page::new(Paint(false));
+    line!(page, format!("### homelab plan: {}", prose(&plan.cluster)));
+    page.blank();
+    line!(page, format!("**{}**", plan_sentence(plan)));
+    page.blank();
     if plan.impact() != Impact::None {
         let nodes =
             plan.nodes.iter().filter(|n| n.outcome.as_ref().is_ok_and(|p| p.impact() == plan.impact()));
-        let names: Vec<&str> = nodes.map(|n| n.name.as_str()).collect();
+        let names: Vec<String> = nodes.map(|n| prose(&n.name)).collect();
         let word = impact_word(plan.impact());
-        out.push_str(&format!("Impact on running traffic: **{word}** on {}.\n\n", names.join(", ")));
+        line!(page, format!("Impact on running traffic: **{word}** on {}.", names.join(", ")));
+        page.blank();
     }
+    let mut notes = Vec::new();
     for gone in &plan.departed {
-        out.push_str(&format!(
-            "`{}` ({}) left the cluster file; {}.\n\n",
-            gone.label(),
-            gone.address,
-            still_known(gone)
-        ));
+        let known = prose(&still_known(gone));
+        notes.push(format!("{} ({}) left the cluster file; {known}.", code(&gone.label()), gone.address));
     }
-    for warning in &plan.warnings {
-        out.push_str(&format!("> **Warning:** {}\n\n", escape(warning)));
-    }
+    notes.extend(plan.warnings.iter().map(|w| format!("> **Warning:** {}", code(w))));
     for node in &plan.nodes {
         if let Err(error) = &node.outcome {
-            let text = ErrorText::of(error);
-            out.push_str(&format!("> **{}** ({}) could not be planned: ", node.name, node.address));
-            out.push_str(&format!("{}\n", escape(&text.message)));
-            for hint in text.hints {
-                out.push_str(&format!("> Hint: {}\n", escape(&hint)));
-            }
-            out.push('\n');
+            notes.push(not_planned(node, &ErrorText::of(error)));
         }
     }
-    truncate(&mut out, MARKDOWN_LIMIT - NOTE);
+    fit(&mut page, notes, MARKDOWN_LIMIT / 2);
     let mut left_out = Vec::new();
     for node in &plan.nodes {
         let Some(details) = node_markdown(node) else { continue };
-        if out.len() + details.len() + NOTE <= MARKDOWN_LIMIT {
-            out.push_str(&details);
+        if page.len() + details.len() + NOTE <= MARKDOWN_LIMIT {
+            page.append(&details);
         } else {
             left_out.push(node.name.as_str());
         }
     }
     if !left_out.is_empty() {
-        let mut names = left_out.join(", ");
-        truncate(&mut names, NOTE / 2);
-        out.push_str(&format!(
-            "_Too long for a comment; left out here: {names}. Run `homelab plan` to see all._\n"
-        ));
+        let names: String = left_out.join(", ").chars().take(NOTE / 4).collect();
+        let names = prose(&names);
+        line!(
+            page,
+            format!("_Too long for a comment; left out here: {names}. Run `homelab plan` to see all._")
+        );
     }
-    out
+    page.end()
 }
 
-fn truncate(text: &mut String, limit: usize) {
-    if text.len() > limit {
-        let mut end = limit;
-        while !text.is_char_boundary(end) {
-            end -= 1;
+fn not_planned(node: &PlannedNode, error: &ErrorText) -> String {
+    let mut text = format!(
+        "> **{}** ({}) could not be planned: {}",
+        prose(&node.name),
+        node.address,
+        code(&error.message)
+    );
+    for hint in &error.hints {
+        text.push_str(&format!("\n> Hint: {}", code(hint)));
+    }
+    text
+}
+
+/// Paragraphs, as many as fit into `limit` bytes; then says how many do not.
+pub(super) fn fit(page: &mut Page, paragraphs: Vec<String>, limit: usize) {
+    let mut left = 0;
+    for text in paragraphs {
+        if page.len() + text.len() > limit {
+            left += 1;
+            continue;
         }
-        text.truncate(end);
-        text.push_str("…\n\n");
+        for one in text.lines() {
+            line!(page, one);
+        }
+        page.blank();
+    }
+    if left > 0 {
+        line!(page, format!("_Too long for a comment; {} left out here._", super::count(left, "note")));
+        page.blank();
     }
 }
 
-/// Text that shall not be taken for HTML or end a line of a quotation.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('\n', " ")
+/// Foreign text in a comment: a code span, in which neither HTML nor Markdown nor a mention means anything.
+/// It is cut to a length that leaves room for others.
+pub(super) fn code(text: &str) -> String {
+    const LONGEST: usize = 1_000;
+    let mut text = clean(&text.trim().replace('\n', " "));
+    if text.chars().count() > LONGEST {
+        text = text.chars().take(LONGEST).chain(['…']).collect();
+    }
+    if text.is_empty() {
+        return text;
+    }
+    let ticks = "`".repeat(text.split(|c| c != '`').map(str::len).max().unwrap_or(0) + 1);
+    // A backtick next to the fence would lengthen it. Renderers drop one space on each side.
+    if text.contains('`') { format!("{ticks} {text} {ticks}") } else { format!("{ticks}{text}{ticks}") }
 }
 
-fn node_markdown(node: &PlannedNode) -> Option<String> {
+/// Foreign text in a cell of a table.
+pub(super) fn cell(text: &str) -> String {
+    code(text).replace('|', "\\|")
+}
+
+/// A name or a sentence in running text: as it is if all its letters mean nothing to Markdown, else a code span.
+pub(super) fn prose(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || " -.,;:()/%'\"+=…".contains(c);
+    if text.chars().all(plain) && !text.contains("://") && !text.contains("www.") {
+        return clean(text);
+    }
+    code(text)
+}
+
+/// A name within HTML, where Markdown means nothing. An entity that shows nothing breaks mentions.
+fn html(text: &str) -> String {
+    let entity = |c: char| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        '@' => "@&#8203;".to_owned(),
+        other => other.to_string(),
+    };
+    clean(text).chars().map(entity).collect()
+}
+
+fn node_markdown(node: &PlannedNode) -> Option<Page> {
     let plan = node.outcome.as_ref().ok().filter(|p| !p.changes.is_empty())?;
-    let mut body = String::new();
+    let title = format!("{} ({}): {}", node.name, node.address, parts(&plan.summary(), true));
+    Some(details(&title, plan))
+}
+
+/// A node's changes, folded away.
+pub(super) fn details(title: &str, plan: &NodePlan) -> Page {
+    let mut body = Vec::new();
     let shown = plan.shown();
     for module in MODULES {
         for change in shown.iter().filter(|c| c.module == module) {
@@ -91,49 +151,54 @@ fn node_markdown(node: &PlannedNode) -> Option<String> {
                 Action::Update | Action::Replace => "!",
             };
             let again = if change.action == Action::Replace { " (made anew)" } else { "" };
-            body.push_str(&format!("{sign} {}: {}{again}\n", module.as_str(), short(&change.object)));
+            body.push(format!("{sign} {}: {}{again}", module.as_str(), short(&change.object)));
             for field in fields(change, false) {
                 field_markdown(&mut body, &field);
             }
             if change.impact != Impact::None {
-                body.push_str(&format!("# {}: {}\n", impact_word(change.impact), change.reason));
+                body.push(format!("# {}: {}", impact_word(change.impact), change.reason));
             }
         }
     }
     let fence = fence(&body);
-    Some(format!(
-        "<details><summary>{} ({}): {}</summary>\n\n{fence}diff\n{body}{fence}\n\n</details>\n\n",
-        node.name,
-        node.address,
-        parts(&plan.summary(), true)
-    ))
+    let mut page = Page::new(Paint(false));
+    line!(page, format!("<details><summary>{}</summary>", html(title)));
+    page.blank();
+    line!(page, format!("{fence}diff"));
+    for text in body {
+        line!(page, text);
+    }
+    line!(page, fence);
+    page.blank();
+    line!(page, "</details>");
+    page.blank();
+    page
 }
 
 /// A fence longer than any run of backticks in `body`.
-fn fence(body: &str) -> String {
-    let longest = body.split(|c| c != '`').map(str::len).max().unwrap_or(0);
-    "`".repeat(longest.max(2) + 1)
+fn fence(body: &[String]) -> String {
+    let runs = body.iter().flat_map(|line| line.split(|c| c != '`')).map(str::len);
+    "`".repeat(runs.max().unwrap_or(0).max(2) + 1)
 }
 
-fn field_markdown(body: &mut String, field: &Field) {
+fn field_markdown(body: &mut Vec<String>, field: &Field) {
     match field {
         Field::Value { name, before, after } => {
             for (sign, value) in [('-', before), ('+', after)] {
                 if let Some(value) = value {
-                    body.push_str(&format!("{sign}     {name}: {value}\n"));
+                    body.push(format!("{sign}     {name}: {value}"));
                 }
             }
         }
         Field::Lines { name, lines } => {
-            body.push_str(&format!("      {name}:\n"));
+            body.push(format!("      {name}:"));
             for line in lines {
                 let sign = match line.sign {
                     Sign::Add => '+',
                     Sign::Remove => '-',
                     Sign::Same | Sign::Note => ' ',
                 };
-                body.push_str(format!("{sign}       {}", line.text).trim_end());
-                body.push('\n');
+                body.push(format!("{sign}       {}", line.text).trim_end().to_owned());
             }
         }
     }

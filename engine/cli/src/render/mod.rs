@@ -1,65 +1,41 @@
 //! What is printed, as pure functions of what is known.
 
 mod apply;
+mod drift;
 mod fields;
+mod history;
+#[cfg(test)]
+mod hostile;
 mod human;
 mod json;
 mod markdown;
+pub(crate) mod page;
 mod status;
 #[cfg(test)]
 mod tests;
+pub(crate) mod words;
 
 use std::time::Duration;
 
 use homelab_driver::{Departed, NodeError, Plan};
 use homelab_model::{Impact, Module, Summary};
 
+use page::{Page, Span, bold, red};
+
 pub use apply::{Goodbye, report_human, report_json, report_markdown};
+pub use drift::{NodeDrift, drift_human, drift_json, drift_markdown, node_drift};
 pub use fields::{Field, Line, Sign, fields, short};
+pub(crate) use history::history_json;
 pub use human::plan_human;
 pub use json::plan_json;
 pub use markdown::{MARKDOWN_LIMIT, plan_markdown};
+pub use page::{Paint, Shown};
 pub use status::{
     AgentStatus, NodeStatus, VtepStatus, node_status, status_human, status_json, status_markdown,
 };
 
-/// ANSI colours, or none.
-#[derive(Debug, Clone, Copy)]
-pub struct Paint(pub bool);
-
-impl Paint {
-    fn wrap(self, code: &str, text: &str) -> String {
-        if self.0 && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    /// Headings.
-    pub fn bold(self, text: &str) -> String {
-        self.wrap("1", text)
-    }
-
-    /// Side remarks.
-    pub fn dim(self, text: &str) -> String {
-        self.wrap("2", text)
-    }
-
-    /// What goes, errors.
-    pub fn red(self, text: &str) -> String {
-        self.wrap("31", text)
-    }
-
-    /// What comes.
-    pub fn green(self, text: &str) -> String {
-        self.wrap("32", text)
-    }
-
-    /// What changes, warnings.
-    pub fn yellow(self, text: &str) -> String {
-        self.wrap("33", text)
-    }
-}
-
 /// A node's error and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub struct ErrorText {
     /// What is wrong.
     pub message: String,
@@ -71,6 +47,17 @@ impl ErrorText {
     /// The error with its hints.
     pub fn of(error: &NodeError) -> ErrorText {
         ErrorText { message: error.to_string(), hints: crate::hints::hints(error) }
+    }
+
+    /// On a page, below the node's name.
+    fn show(&self, page: &mut Page, indent: usize) {
+        let lead = || Span::from(" ".repeat(indent));
+        if !self.message.is_empty() {
+            page.paragraph(&[lead(), red("error:"), " ".into()], &self.message);
+        }
+        for hint in &self.hints {
+            page.paragraph(&[lead(), bold("hint:"), " ".into()], hint);
+        }
     }
 }
 

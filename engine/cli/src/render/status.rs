@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use homelab_driver::PlannedNode;
-use homelab_model::{LinkKind, NodeSpec, Observed, Spec};
+use homelab_model::{History, LinkKind, NodeSpec, Observed, Spec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{ErrorText, Paint, count};
+use super::history::{history_json, history_lines};
+use super::markdown::{cell, code, prose};
+use super::page::{Page, Paint, Shown, Span, bold, green, line, red, yellow};
+use super::{ErrorText, count};
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,6 +35,13 @@ pub struct NodeStatus {
     pub pods: Option<u32>,
     /// Objects that are not as they should be; None: unknown.
     pub drift: Option<usize>,
+    /// Its lock and its transactions.
+    #[serde(serialize_with = "history_out")]
+    pub history: History,
+}
+
+fn history_out<S: serde::Serializer>(history: &History, out: S) -> Result<S::Ok, S::Error> {
+    history_json(history).serialize(out)
 }
 
 /// The machine.
@@ -110,6 +120,7 @@ pub fn node_status(node: &PlannedNode, observed: Option<&Observed>, spec: Option
         pod_cidrs: own.map(|s| s.pod_cidrs.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         pods: facts.map(|f| f.pods),
         drift: node.outcome.as_ref().ok().map(|p| p.shown().len()),
+        history: node.history.clone(),
     }
 }
 
@@ -139,6 +150,8 @@ impl NodeStatus {
         self.reachable
             && self.error.is_none()
             && self.drift == Some(0)
+            && self.history.open.is_none()
+            && self.history.reverted.is_none()
             && self.agent.as_ref().is_some_and(|a| a.config_current && a.errors.is_empty())
     }
 }
@@ -204,56 +217,58 @@ fn lines(node: &NodeStatus) -> Vec<(&'static str, bool, String)> {
         }
         None => {}
     }
+    lines.extend(history_lines(&node.history));
     lines
 }
 
+fn state(node: &NodeStatus) -> &'static str {
+    match (node.reachable, node.healthy()) {
+        (false, _) => "unreachable",
+        (true, true) => "good",
+        (true, false) => "needs attention",
+    }
+}
+
 /// The status for people.
-pub fn status_human(nodes: &[NodeStatus], warnings: &[String], paint: Paint) -> String {
-    let mut out = String::new();
+pub fn status_human(nodes: &[NodeStatus], warnings: &[String], paint: Paint) -> Shown {
+    let mut page = Page::new(paint);
     for node in nodes {
-        let state = match (node.reachable, node.healthy()) {
-            (false, _) => paint.red("unreachable"),
-            (true, true) => paint.green("good"),
-            (true, false) => paint.yellow("needs attention"),
+        let color = match (node.reachable, node.healthy()) {
+            (false, _) => red,
+            (true, true) => green,
+            (true, false) => yellow,
         };
-        out.push_str(&format!("{} ({}): {state}\n", paint.bold(&node.name), node.address));
+        line!(page, bold(&node.name), format!(" ({}): ", node.address), color(state(node)));
         if let Some(error) = &node.error {
-            out.push_str(&format!("  {} {}\n", paint.red("error:"), error.message));
-            for hint in &error.hints {
-                out.push_str(&format!("  {} {hint}\n", paint.bold("hint:")));
-            }
+            error.show(&mut page, 2);
         }
         for (label, good, text) in lines(node) {
-            let text = if good { text } else { paint.yellow(&text) };
-            out.push_str(&format!("  {label:<9}  {text}\n"));
+            line!(page, format!("  {label:<9}  "), if good { Span::from(text) } else { yellow(text) });
         }
-        out.push('\n');
+        page.blank();
     }
     for warning in warnings {
-        out.push_str(&format!("{} {warning}\n", paint.yellow("warning:")));
+        page.paragraph(&[yellow("warning:"), " ".into()], warning);
     }
     let good = nodes.iter().filter(|n| n.healthy()).count();
-    out.push_str(&paint.bold(&format!("{good} of {} good.", count(nodes.len(), "node"))));
-    out.push('\n');
-    out
+    line!(page, bold(format!("{good} of {} good.", count(nodes.len(), "node"))));
+    page.end()
 }
 
 /// The status for comments.
-pub fn status_markdown(nodes: &[NodeStatus], warnings: &[String]) -> String {
-    let mut out = "| node | address | state | details |\n|---|---|---|---|\n".to_owned();
+pub fn status_markdown(nodes: &[NodeStatus], warnings: &[String]) -> Shown {
+    let mut page = Page::new(Paint(false));
+    line!(page, "| node | address | state | details |");
+    line!(page, "|---|---|---|---|");
     for node in nodes {
-        let state = match (node.reachable, node.healthy()) {
-            (false, _) => "unreachable",
-            (true, true) => "good",
-            (true, false) => "needs attention",
-        };
-        let mut details: Vec<String> = node.error.iter().map(|e| e.message.clone()).collect();
-        details.extend(lines(node).into_iter().map(|(label, _, text)| format!("{label}: {text}")));
-        let details = details.join("<br>").replace('|', "\\|").replace('\n', " ");
-        out.push_str(&format!("| {} | {} | {state} | {details} |\n", node.name, node.address));
+        let mut details: Vec<String> = node.error.iter().map(|e| cell(&e.message)).collect();
+        details.extend(lines(node).into_iter().map(|(label, _, text)| format!("{label}: {}", cell(&text))));
+        let details = details.join("<br>");
+        line!(page, format!("| {} | {} | {} | {details} |", prose(&node.name), node.address, state(node)));
     }
     for warning in warnings {
-        out.push_str(&format!("\n> **Warning:** {warning}\n"));
+        page.blank();
+        line!(page, format!("> **Warning:** {}", code(warning)));
     }
-    out
+    page.end()
 }

@@ -6,8 +6,9 @@ use homelab_driver::{
     Departed, Farewell, NodeError, NodeReport, Outcome, Plan, PlannedNode, Report, TransportError,
 };
 use homelab_model::{
-    AgentFact, Content, Facts, Fdb, File, Hook, Link, LinkKind, Module, NftChain, NodeObject, NodePlan,
-    Observed, Problem, Route, Spec, Summary, Unit, plan_node,
+    AgentFact, Confirmed, Content, Facts, Fdb, File, History, Holder, Hook, Link, LinkKind, Module, NftChain,
+    NodeObject, NodePlan, Observed, OpenTransaction, Phase, Problem, Reverted, Route, Spec, Summary, Unit,
+    plan_node,
 };
 
 use super::*;
@@ -101,6 +102,7 @@ fn plan() -> Plan {
         name: format!("node{i}"),
         address: format!("192.168.50.1{i}").parse().unwrap(),
         outcome,
+        history: History::default(),
     };
     let down =
         TransportError::Connect { endpoint: "192.168.50.14:22".into(), reason: "no route to host".into() };
@@ -158,9 +160,9 @@ fn no_changes() {
     plan.nodes.retain(|n| n.name == "node3");
     plan.departed.clear();
     plan.warnings.clear();
-    insta::assert_snapshot!(plan_human(&plan, Paint(false), false), @"No changes. The node is as the cluster file says.");
+    insta::assert_snapshot!(plan_human(&plan, Paint(false), false).to_string(), @"No changes. The node is as the cluster file says.");
     plan.destroy = true;
-    insta::assert_snapshot!(plan_human(&plan, Paint(false), false), @"No changes. Nothing of homelab is on the node.");
+    insta::assert_snapshot!(plan_human(&plan, Paint(false), false).to_string(), @"No changes. Nothing of homelab is on the node.");
 }
 
 #[test]
@@ -181,6 +183,7 @@ fn markdown_stays_below_its_limit() {
             name: format!("node{i}"),
             address: "192.168.50.11".parse().unwrap(),
             outcome: Ok(plan_node("n", &[], &objects)),
+            history: History::default(),
         })
         .collect();
     plan.warnings = vec!["<x>".repeat(40_000)];
@@ -232,7 +235,112 @@ fn report() -> (Report, Vec<(Departed, Option<Farewell>)>) {
         node(4, Outcome::NotStarted, 0),
         node(5, Outcome::Unplanned(NodeError::Cancelled), 0),
     ];
-    (Report { nodes, traffic: (540_000, 23_000) }, vec![(gone(), None)])
+    let warnings = vec!["pods of node1 do not reach node2: is UDP 8472 open between them?".into()];
+    (Report { nodes, traffic: (540_000, 23_000), warnings }, vec![(gone(), None)])
+}
+
+#[test]
+fn report_of_a_rollback() {
+    let (mut report, _) = report();
+    report.warnings.clear();
+    report.nodes.truncate(4);
+    let lost = NodeError::Transport(TransportError::Lost {
+        endpoint: "192.168.50.12:22".into(),
+        reason: "broken pipe".into(),
+    });
+    report.nodes[1].outcome = Outcome::RolledBack {
+        reason: "nobody confirmed it within 60 s".into(),
+        error: Some(Box::new(lost)),
+        left: Vec::new(),
+    };
+    report.nodes[2].outcome = Outcome::RolledBack {
+        reason: "another node failed".into(),
+        error: None,
+        left: vec!["unit homelab-node.service".into()],
+    };
+    report.nodes[3].outcome = Outcome::Unsure(NodeError::Cancelled);
+    let gone = vec![(
+        gone(),
+        Some(Farewell::RolledBack { reason: "it could not be verified".into(), left: Vec::new() }),
+    )];
+    let total = Duration::from_secs(64);
+    insta::assert_snapshot!(report_human(&report, &gone, total, false, Paint(false)).to_string());
+    insta::assert_snapshot!(report_markdown(&report, &gone, total, false).to_string());
+    insta::assert_snapshot!(format!("{:#}", report_json(&report, &gone, total)));
+}
+
+#[test]
+fn report_of_a_trial() {
+    let (mut report, _) = report();
+    report.nodes.truncate(2);
+    report.warnings.clear();
+    let summary = Summary { create: 0, update: 2, replace: 0, delete: 0 };
+    report.nodes[0].outcome = Outcome::Held { summary, seconds: 600 };
+    insta::assert_snapshot!(
+        report_human(&report, &[], Duration::from_secs(2), false, Paint(false)).to_string()
+    );
+}
+
+fn me() -> Holder {
+    Holder { who: "me@laptop".into(), pid: 4711, command: "apply".into(), since: 1_764_098_305 }
+}
+
+fn history() -> History {
+    let open = OpenTransaction { id: "ab".into(), by: me(), phase: Phase::Held, remaining: 540, changes: 3 };
+    let reverted = Reverted {
+        id: "aa".into(),
+        by: me(),
+        at: 1_764_098_305,
+        reason: "nobody confirmed it within 60 s".into(),
+        left: vec!["route 10.244.2.0/24".into()],
+    };
+    let confirmed = Confirmed { id: "a9".into(), by: me(), at: 1_764_000_000, spec: None, revertible: true };
+    History { holder: Some(me()), open: Some(open), reverted: Some(reverted), confirmed: Some(confirmed) }
+}
+
+#[test]
+fn status_tells_of_locks_and_transactions() {
+    let mut node = plan().nodes.remove(2);
+    node.history = history();
+    let status = [node_status(&node, Some(&Observed::default()), None)];
+    insta::assert_snapshot!(status_human(&status, &[], Paint(false)).to_string());
+    assert_eq!(status_json("home", &status, &[])["nodes"][0]["history"]["open"]["phase"], "held");
+    assert!(!status[0].healthy());
+    insta::assert_snapshot!(format!("{:#}", history_json(&history())));
+}
+
+#[test]
+fn drift_tells_hands_from_the_file() {
+    // As the last apply made it; somebody altered the link and the file, removed the route and added a chain.
+    let base = [link(1450, 1), file("a = 1\n"), route()];
+    let now = [link(9000, 1), file("a = 2\n"), chain(&["x"])];
+    // The file wants another MTU than the last apply, and a conflist.
+    let wanted = [link(1400, 1), file("a = 1\n"), route(), conflist()];
+    let mut plan = plan();
+    plan.nodes.truncate(4);
+    plan.nodes[0].outcome = Ok(plan_node("node1", &now, &wanted));
+    plan.nodes[1].outcome = Ok(plan_node("node2", &base, &wanted));
+    plan.nodes[2].outcome = Ok(plan_node("node3", &[], &wanted));
+    plan.nodes.swap(2, 3);
+    let undo = [Some(plan_node("node1", &now, &base)), Some(plan_node("node2", &base, &base)), None, None];
+    let mut nodes: Vec<NodeDrift> =
+        plan.nodes.iter().zip(undo).map(|(node, undo)| node_drift(node, undo, false)).collect();
+    assert_eq!(nodes.iter().map(NodeDrift::drifted).collect::<Vec<_>>(), [true, false, false, false]);
+    assert_eq!(nodes[0].by_file, ["file /etc/cni/net.d/05-homelab.conflist", "link homelab.1"]);
+    insta::assert_snapshot!(drift_human(&nodes, &[], Paint(false), false).to_string());
+    insta::assert_snapshot!(drift_markdown("home", &nodes, &["odd".into()]).to_string());
+    let json = drift_json("home", &nodes, &[]);
+    assert_eq!(json["drifted"], true);
+    assert_eq!(json["nodes"][2]["by_hand"], serde_json::Value::Null);
+    insta::assert_snapshot!(format!("{:#}", json["nodes"][0]));
+    assert_eq!(
+        nodes[0].sentence().unwrap(),
+        "node1: changed by hand since the last apply: nft chain inet homelab vtep-postrouting, file \
+         /etc/sysctl.d/90-homelab.conf, link homelab.1, route 10.244.2.0/24"
+    );
+    nodes[0].other_build = true;
+    assert_eq!(nodes[0].sentence(), None);
+    assert!(drift_human(&nodes, &[], Paint(false), false).contains("by another build of homelab"));
 }
 
 #[test]
@@ -270,7 +378,7 @@ fn human_status() {
             ..Facts::default()
         },
         objects: vec![link(1450, 1)],
-        spec: None,
+        ..Observed::default()
     };
     let nodes = [node_status(&plan.nodes[0], Some(&observed), None), node_status(&plan.nodes[1], None, None)];
     insta::assert_snapshot!(status_human(&nodes, &[], Paint(false)));

@@ -301,6 +301,29 @@ fn keepalives_leave_a_quiet_command_alone() {
 }
 
 #[test]
+fn silence_counts_only_while_somebody_listens() {
+    let (_sshd, wire, transport) = wired(|o| {
+        o.idle_timeout = Duration::from_secs(600);
+        o.keepalive = Some(Duration::from_secs(2));
+    });
+    let mut session = transport.open(&target(), "while read word; do sleep 1; echo $word; done").unwrap();
+    let mut line = [0; 4];
+    // Longer than a peer that is listened to may be silent: the user reads a plan, another node's lock is waited for.
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(8200));
+        session.write_all(b"one\n").unwrap();
+        session.flush().unwrap();
+        session.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"one\n");
+    }
+    // A peer that has gone meanwhile is still found.
+    wire.cut();
+    std::thread::sleep(Duration::from_millis(8200));
+    let e = within(Duration::from_secs(12), || read_error(&mut *session));
+    assert!(e.to_string().contains("has not answered for"), "{e}");
+}
+
+#[test]
 fn total_time() {
     let (_sshd, _wire, transport) = wired(|o| o.total_timeout = Some(Duration::from_secs(2)));
     let mut session = transport.open(&target(), "while :; do echo tick; sleep 0.1; done").unwrap();

@@ -43,7 +43,7 @@ impl Sshd {
         let mut text = format!(
             "Port {port}\nListenAddress 127.0.0.1\nAuthorizedKeysFile {path}/authorized_keys\nPidFile none\nUsePAM no\n\
              StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             MaxStartups 100\nLogLevel VERBOSE\nSetEnv HOME={path} {env}\n"
+             MaxStartups 100\nLogLevel VERBOSE\nPermitUserRC no\nSetEnv HOME={path} {env}\n"
         );
         for kind in host_keys {
             text += &format!("HostKey {path}/host_{kind}\n");

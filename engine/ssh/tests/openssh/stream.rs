@@ -120,6 +120,20 @@ fn any_command_arrives_as_it_is() {
 }
 
 #[test]
+fn the_files_of_who_runs_the_tests_are_not_read() {
+    let sshd = Sshd::start();
+    let home = sshd.path("").display().to_string();
+    assert_eq!(sshd.run("printf %s \"$HOME\""), home.trim_end_matches('/'));
+    // ~/.ssh/rc is found by the password file, not by HOME.
+    let config = std::process::Command::new("/usr/sbin/sshd")
+        .args(["-T", "-f"])
+        .arg(sshd.path("sshd_config"))
+        .output();
+    let config = String::from_utf8(config.unwrap().stdout).unwrap();
+    assert!(config.lines().any(|line| line == "permituserrc no"), "{config}");
+}
+
+#[test]
 fn login_noise_is_dropped() {
     let sshd = Sshd::start();
     let (rc, ran) = (sshd.path(".bashrc"), sshd.path("ran"));

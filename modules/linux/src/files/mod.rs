@@ -1,13 +1,18 @@
 //! Files, symbolic links, the node binary, and the records of what must be put back.
 
+mod aside;
 mod digest;
 mod observe;
 mod records;
 mod write;
 
+pub(crate) use aside::{
+    is_stray, is_wordless, keep, path_of, previous, remove_stray, remove_temporaries, restore, undo,
+};
+pub(crate) use digest::{carry_digest, known_digest_of_self};
 pub use digest::{digest_of_self, file_digest};
-pub(crate) use observe::{LEFT_BEHIND, binaries, binary, file, is_digest, symlink};
-pub(crate) use records::{Original, Records};
+pub(crate) use observe::{binaries, binary, file, is_digest, symlink};
+pub(crate) use records::{JOURNAL, Original, Records};
 pub(crate) use write::{
-    aside, copy_self, delete, keep, make_symlink, remove_digest_directory, set_aside, write_file,
+    copy_self, delete, make_symlink, remove_digest_directory, sync_parent, write_atomic, write_file,
 };

@@ -5,17 +5,17 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use homelab_model::{Binary, Content, File, Symlink, ours};
+use homelab_model::{Binary, Content, File, KeyRing, Symlink, ours};
 
+use super::aside::stray;
 use super::digest::file_digest;
-use super::write::aside;
 use crate::error::Error;
 use crate::root::Root;
 
 /// Text files up to this size appear in plans, bytes.
 const MAX_TEXT: u64 = 256 << 10;
 
-/// Digest of a binary of which only the aside is left.
+/// Digest of a binary of which only the aside is left, and no transaction that it belongs to.
 pub(crate) const LEFT_BEHIND: &str = "(left behind)";
 
 /// The inode at `path`, links not followed; None if there is nothing.
@@ -47,22 +47,26 @@ fn owner(meta: &Metadata) -> String {
 
 /// The object at a path that should hold a regular file.
 pub(crate) fn file(root: &Root, path: &str) -> Result<Option<File>, Error> {
-    let real = root.path(path);
-    let Some(meta) = inode(&real)? else { return Ok(None) };
+    file_at(&root.path(path), path)
+}
+
+/// The object that would be at `path` if what is at `real` were there.
+pub(super) fn file_at(real: &Path, path: &str) -> Result<Option<File>, Error> {
+    let Some(meta) = inode(real)? else { return Ok(None) };
     let content = if meta.is_symlink() {
-        let target = fs::read_link(&real).map_err(|e| Error::io("reading", &real, e))?;
+        let target = fs::read_link(real).map_err(|e| Error::io("reading", real, e))?;
         Content::Opaque(format!("symbolic link to {}", target.display()))
     } else if !meta.is_file() {
         Content::Opaque(type_name(meta.file_type()).to_owned())
     } else {
-        let Some(content) = content(&real)? else { return Ok(None) };
+        let Some(content) = content(real, path == ours::KEYS)? else { return Ok(None) };
         content
     };
     Ok(Some(File { path: path.to_owned(), mode: meta.mode() & 0o7777, owner: owner(&meta), content }))
 }
 
-/// None if the file went away in the meantime.
-fn content(real: &Path) -> Result<Option<Content>, Error> {
+/// None if the file went away in the meantime. Of a secret nothing is shown but what tells it from others.
+fn content(real: &Path, secret: bool) -> Result<Option<Content>, Error> {
     let mut bytes = Vec::new();
     let read = fs::File::open(real).and_then(|f| f.take(MAX_TEXT + 1).read_to_end(&mut bytes));
     match read {
@@ -71,22 +75,29 @@ fn content(real: &Path) -> Result<Option<Content>, Error> {
         Ok(_) => {}
     }
     let large = bytes.len() as u64 > MAX_TEXT;
-    match String::from_utf8(bytes) {
-        Ok(text) if !large => Ok(Some(Content::Text(text))),
-        _ => {
-            let digest = file_digest(real).map_err(|e| Error::io("reading", real, e))?;
-            let what = if large { "large file" } else { "binary file" };
-            Ok(Some(Content::Opaque(format!("{what}, sha256 {digest}"))))
-        }
-    }
+    let text = String::from_utf8(bytes).ok().filter(|_| !large);
+    let what = match text {
+        Some(text) if secret => match KeyRing::parse(&text) {
+            Ok(ring) => return Ok(Some(Content::Secret(ring.summary()))),
+            Err(_) => "damaged keys",
+        },
+        Some(text) => return Ok(Some(Content::Text(text))),
+        None if large => "large file",
+        None => "binary file",
+    };
+    let digest = file_digest(real).map_err(|e| Error::io("reading", real, e))?;
+    Ok(Some(Content::Opaque(format!("{what}, sha256 {digest}"))))
 }
 
 /// The object at a path that should hold a symbolic link.
 pub(crate) fn symlink(root: &Root, path: &str) -> Result<Option<Symlink>, Error> {
-    let real = root.path(path);
-    let Some(meta) = inode(&real)? else { return Ok(None) };
+    symlink_at(&root.path(path), path)
+}
+
+pub(super) fn symlink_at(real: &Path, path: &str) -> Result<Option<Symlink>, Error> {
+    let Some(meta) = inode(real)? else { return Ok(None) };
     let target = if meta.is_symlink() {
-        fs::read_link(&real).map_err(|e| Error::io("reading", &real, e))?.display().to_string()
+        fs::read_link(real).map_err(|e| Error::io("reading", real, e))?.display().to_string()
     } else {
         format!("({})", type_name(meta.file_type()))
     };
@@ -95,19 +106,20 @@ pub(crate) fn symlink(root: &Root, path: &str) -> Result<Option<Symlink>, Error>
 
 /// The object at a path that should hold the node binary.
 pub(crate) fn binary(root: &Root, path: &str) -> Result<Option<Binary>, Error> {
-    let real = root.path(path);
-    let (meta, left) = match inode(&real)? {
-        Some(meta) => (meta, false),
-        // A process that deleted it died before it was sure.
-        None => match inode(&aside(&real))? {
-            Some(meta) => (meta, true),
-            None => return Ok(None),
-        },
-    };
-    let sha256 = if left {
-        LEFT_BEHIND.to_owned()
-    } else if meta.is_file() {
-        file_digest(&real).map_err(|e| Error::io("reading", &real, e))?
+    if let Some(binary) = binary_at(&root.path(path), path)? {
+        return Ok(Some(binary));
+    }
+    // A process that deleted it died before it was sure.
+    let Some(stray) = stray(root, path) else { return Ok(None) };
+    let Some(meta) = inode(&stray)? else { return Ok(None) };
+    let (path, sha256) = (path.to_owned(), LEFT_BEHIND.to_owned());
+    Ok(Some(Binary { path, sha256, mode: meta.mode() & 0o7777, owner: owner(&meta) }))
+}
+
+pub(super) fn binary_at(real: &Path, path: &str) -> Result<Option<Binary>, Error> {
+    let Some(meta) = inode(real)? else { return Ok(None) };
+    let sha256 = if meta.is_file() {
+        file_digest(real).map_err(|e| Error::io("reading", real, e))?
     } else {
         format!("({})", type_name(meta.file_type()))
     };
@@ -130,8 +142,7 @@ pub(crate) fn binaries(root: &Root) -> Result<Vec<String>, Error> {
         let name = entry.file_name();
         let Some(digest) = name.to_str().filter(|n| is_digest(n)) else { continue };
         let path = ours::binary_path(digest);
-        let real = root.path(&path);
-        if inode(&real)?.is_some() || inode(&aside(&real))?.is_some() {
+        if inode(&root.path(&path))?.is_some() || stray(root, &path).is_some() {
             found.push(path);
         }
     }

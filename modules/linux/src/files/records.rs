@@ -10,10 +10,13 @@ use homelab_model::ours;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::write::write_atomic;
+use super::aside::remove_temporaries;
+use super::write::{delete, write_atomic};
 use crate::error::Error;
 use crate::root::Root;
 
+/// The journal of a transaction, in [`ours::TRANSACTION`].
+pub(crate) const JOURNAL: &str = "journal.json";
 const ORIGINALS: &str = "originals.json";
 const DIRECTORIES: &str = "directories.json";
 
@@ -137,6 +140,9 @@ impl Records {
         if !self.originals.is_empty() || !self.directories.is_subset(&own) || self.directories.is_empty() {
             return Ok(());
         }
+        for name in [ORIGINALS, DIRECTORIES] {
+            remove_temporaries(root, &root.path(ours::VAR).join(name));
+        }
         let others = |entry: io::Result<fs::DirEntry>| {
             entry.is_ok_and(|e| e.file_name() != ORIGINALS && e.file_name() != DIRECTORIES)
         };
@@ -164,6 +170,9 @@ impl Records {
         for name in self.directories.clone().iter().rev() {
             self.remove_empty_parents(root, &format!("{name}/x"))?;
         }
+        // The journal goes before what says that its transaction is confirmed: or, killed between the two, the next
+        // process would undo it.
+        delete(&root.path(ours::TRANSACTION).join(JOURNAL))?;
         for directory in [ours::VAR, ours::RUN] {
             let path = root.path(directory);
             match fs::remove_dir_all(&path) {
@@ -171,7 +180,10 @@ impl Records {
                 _ => {}
             }
         }
-        self.directories.clear();
+        for name in std::mem::take(&mut self.directories).iter().rev() {
+            // One that is in use stays.
+            let _ = fs::remove_dir(root.path(name));
+        }
         Ok(())
     }
 }

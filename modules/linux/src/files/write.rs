@@ -1,20 +1,22 @@
 //! Writing so that a reader, or a power cut, finds the old or the new content and nothing between.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use homelab_model::{self as model, Content, ours};
+use homelab_model::{self as model, Content, KeyRing, ours};
 
+use super::aside::{previous, undo};
 use super::digest::{digest_of_self, file_digest};
 use super::observe::is_digest;
 use crate::error::Error;
 use crate::root::Root;
 
 /// A name beside `path` that nobody else uses.
-fn beside(path: &Path) -> PathBuf {
+pub(super) fn beside(path: &Path) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -27,7 +29,7 @@ fn parse_owner(owner: &str) -> Result<(u32, u32), Error> {
 }
 
 /// Makes a rename or removal in `path`'s directory outlast a power cut.
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
@@ -70,50 +72,39 @@ pub(crate) fn write_atomic(
     replace(path, mode, owner, |file| file.write_all(content))
 }
 
-/// Where a file is kept until it is sure that it will not come back.
-pub(crate) fn aside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.homelab-aside"))
-}
-
-/// Keeps what is at `path` aside. Whether there was something.
-pub(crate) fn set_aside(path: &Path) -> Result<bool, Error> {
-    match fs::rename(path, aside(path)) {
-        Ok(()) => Ok(true),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
-        Err(e) => Err(Error::io("setting aside", path, e)),
-    }
-}
-
-/// Keeps a file aside that is about to be replaced by one with another content, and leaves it in its place until
-/// then. Whether there was one.
-pub(crate) fn keep(path: &Path, sha256: &str) -> Result<bool, Error> {
-    let aside = aside(path);
-    let other =
-        path.symlink_metadata().is_ok_and(|m| m.is_file()) && file_digest(path).is_ok_and(|d| d != sha256);
-    if !other || file_digest(&aside).is_ok_and(|d| d == sha256) {
-        // Nothing to keep, or the aside itself comes back.
-        return Ok(false);
-    }
-    delete(&aside)?;
-    fs::hard_link(path, &aside).map_err(|e| Error::io("setting aside", path, e))?;
-    Ok(true)
-}
-
-/// Puts back what was set aside from `path`.
-fn bring_back(path: &Path) -> Result<(), Error> {
-    fs::rename(aside(path), path)
-        .and_then(|()| sync_parent(path))
-        .map_err(|e| Error::io("bringing back", path, e))
-}
-
-/// Writes the object.
-pub(crate) fn write_file(root: &Root, file: &model::File) -> Result<(), Error> {
-    let Content::Text(text) = &file.content else {
+/// Writes the object. Texts of secrets are in `secrets`, by what the object says of them.
+pub(crate) fn write_file(
+    root: &Root,
+    file: &model::File,
+    secrets: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let text = match &file.content {
+        Content::Text(text) => text,
+        Content::Secret(summary) => secret(file, summary, secrets)?,
         // Only an undo asks for content that no plan can hold.
-        return bring_back(&root.path(&file.path));
+        Content::Opaque(what) => return Err(lost(&file.path, what)),
     };
     write_atomic(&root.path(&file.path), text.as_bytes(), file.mode, Some(parse_owner(&file.owner)?))
+}
+
+/// The text of a secret. Errors do not show it.
+fn secret<'a>(
+    file: &model::File,
+    summary: &str,
+    secrets: &'a BTreeMap<String, String>,
+) -> Result<&'a String, Error> {
+    if file.mode & 0o077 != 0 {
+        return Err(Error::Invalid(format!("{} is a secret, and its mode is {:04o}", file.path, file.mode)));
+    }
+    let Some(text) = secrets.get(summary) else { return Err(lost(&file.path, summary)) };
+    match KeyRing::parse(text) {
+        Ok(ring) if ring.summary() == summary => Ok(text),
+        _ => Err(Error::Invalid(format!("what was sent for {} is not {summary}", file.path))),
+    }
+}
+
+fn lost(path: &str, what: &str) -> Error {
+    Error::Invalid(format!("{path} was {what}, and that was not kept"))
 }
 
 /// Puts a copy of the running executable at the object's path.
@@ -124,11 +115,11 @@ pub(crate) fn copy_self(root: &Root, binary: &model::Binary) -> Result<(), Error
         path.symlink_metadata().is_ok_and(|m| m.is_file())
             && file_digest(path).is_ok_and(|d| d == binary.sha256)
     };
-    // Only its mode or owner may be wrong, or it was deleted a moment ago and that is undone.
+    // Only its mode or owner may be wrong.
     let source = if holds(&path) {
         path.clone()
-    } else if holds(&aside(&path)) {
-        aside(&path)
+    } else if let Some(kept) = [undo(&path), previous(&path)].into_iter().find(|kept| holds(kept)) {
+        kept
     } else {
         let own = digest_of_self().map_err(|e| Error::io("reading", "/proc/self/exe", e))?;
         if own != binary.sha256 {
@@ -150,7 +141,7 @@ pub(crate) fn make_symlink(root: &Root, link: &model::Symlink) -> Result<(), Err
     let path = root.path(&link.path);
     if link.target.starts_with('(') {
         // No link but the name of a type: only an undo asks for it.
-        return bring_back(&path);
+        return Err(lost(&link.path, &link.target));
     }
     let temporary = beside(&path);
     let write = || -> io::Result<()> {

@@ -52,7 +52,7 @@ fn is_gone(error: &NetlinkError) -> bool {
     [Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL].iter().any(|&code| error.is(code))
 }
 
-fn is_link_local(address: &IpNet) -> bool {
+pub(crate) fn is_link_local(address: &IpNet) -> bool {
     matches!(address.addr(), IpAddr::V6(a) if a.segments()[0] & 0xffc0 == 0xfe80)
 }
 

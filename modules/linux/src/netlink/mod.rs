@@ -3,12 +3,14 @@
 
 mod codec;
 mod events;
+mod forward;
 mod genl;
 mod socket;
 
 pub use codec::{Attributes, Message};
 pub(crate) use codec::{ip, ip_bytes, ne_u16, ne_u32, text};
 pub use events::{Events, Happened};
+pub(crate) use forward::forward_drops;
 pub(crate) use genl::Ethtool;
 pub use socket::{NetlinkError, Socket};
 pub(crate) use socket::{nfnetlink, nft_generation, nft_has_table};

@@ -250,7 +250,7 @@ fn outcome(flags: u16, body: &[u8], skip: usize) -> Result<(), NetlinkError> {
 }
 
 /// Subsystem nf_tables of nfnetlink (`linux/netfilter/nf_tables.h`).
-const NFT: u16 = 10 << 8;
+pub(super) const NFT: u16 = 10 << 8;
 const NFPROTO_INET: u8 = 1;
 
 /// The number that every change of any nftables table raises; None where the kernel has no nf_tables.

@@ -3,14 +3,14 @@
 mod parse;
 mod script;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use homelab_model::{Change, NftChain, NodeObject, Spec, ours};
 
 use crate::error::Error;
-use crate::process::Running;
+use crate::process::{Running, complaint};
 pub use parse::parse_table;
 pub use script::script;
 
@@ -54,11 +54,11 @@ impl Listing {
         if output.status.success() {
             return parse_table(&String::from_utf8_lossy(&output.stdout)).map(Some);
         }
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = complaint(&output);
         if message.contains("No such file or directory") {
             return Ok(None);
         }
-        Err(Error::Nft { chain: None, message: message.trim().to_owned() })
+        Err(Error::Nft { chain: None, message })
     }
 }
 
@@ -72,16 +72,12 @@ fn run(text: &str) -> Result<(), Error> {
     // nft reads all of its input before it says anything.
     let written = stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(text.as_bytes()));
     drop(stdin);
-    let mut message = String::new();
-    if let Some(mut stderr) = child.stderr.take() {
-        stderr.read_to_string(&mut message).map_err(failed)?;
-    }
-    let status = child.wait().map_err(failed)?;
-    if status.success() {
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
         return written.map_err(failed);
     }
-    let chain = script::chain_at_fault(text, &message);
-    Err(Error::Nft { chain, message: message.trim().to_owned() })
+    let message = complaint(&output);
+    Err(Error::Nft { chain: script::chain_at_fault(text, &message), message })
 }
 
 /// Carries out changes of our table and its chains in one transaction; others are not looked at.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
 
 use crate::netlink::{
@@ -108,11 +108,8 @@ pub(crate) struct RouteFilter {
 /// Routes of the main table, both families.
 pub(crate) fn routes(socket: &mut Socket, filter: RouteFilter) -> Result<Vec<RouteInfo>, NetlinkError> {
     let mut found = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        let mut header = [0; RTMSG];
-        header[0] = family;
-        header[4] = TABLE_MAIN;
-        header[5] = filter.protocol.unwrap_or(0);
+    for everything in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
+        let header = header(everything, filter.protocol.unwrap_or(0), 0, 0, 0);
         let mut message = Message::new(rtm::GETROUTE, 0, &header);
         message.u32(RTA_TABLE, u32::from(TABLE_MAIN));
         if let Some(link) = filter.link {

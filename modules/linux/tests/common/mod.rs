@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub(crate) mod objects;
+pub(crate) mod place;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,173 +1,216 @@
 //! The engine's remote end: frames on stdin and stdout, one session per process.
 
-use std::io::{self, Read, Write};
+mod input;
+
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use homelab_model::{Change, NodeObject, Scope, Spec, diff};
+use homelab_model::{Holder, Scope, ours};
 use homelab_protocol::{
-    Applied, Failure, FrameError, Hello, PROTOCOL, Request, Response, read_frame, write_frame,
+    Applied, Failure, Fault, FrameError, Hello, LOCK_PATIENCE, PROTOCOL, Request, Response, Transaction,
+    write_frame,
 };
 
-use crate::host::{ApplyFailure, Host};
+pub(crate) use input::Input;
+
+use crate::host::{Guard, Host, Locking};
+use crate::transaction;
 
 pub(crate) fn main(temporary: Option<&Path>) -> ExitCode {
     if let Some(directory) = temporary {
         // The process lives on without its file. A copy that cannot be removed is no reason to fail.
         let _ = std::fs::remove_dir_all(directory);
     }
-    let mut host = match crate::host::Machine::open() {
-        Ok(host) => host,
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             let _ = writeln!(io::stderr(), "homelab-node serve: {message}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match session(&mut host, &mut io::stdin().lock(), &mut io::stdout().lock()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "homelab-node serve: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
+fn serve() -> Result<(), String> {
+    survive_hangups()?;
+    let mut host = crate::machine::Machine::open()?;
+    let mut input = input::Stdin::start().map_err(|e| e.to_string())?;
+    session(&mut host, &mut input, &mut io::stdout().lock()).map_err(|e| e.to_string())
+}
+
+/// A connection that is cut must not end a change in the middle: without a laptop stdin ends, and that is soon enough.
+/// The handler does nothing and stays for good; programs started from here do not inherit it.
+fn survive_hangups() -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("signals: {e}"))?;
+    let _context = runtime.enter();
+    let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+    hangup.map(drop).map_err(|e| format!("signals: {e}"))
+}
+
 /// Answers requests until the laptop says goodbye or hangs up.
 pub(crate) fn session<H: Host>(
     host: &mut H,
-    reader: &mut impl Read,
+    input: &mut impl Input,
     writer: &mut impl Write,
 ) -> Result<(), FrameError> {
-    let mut greeted = false;
+    let mut session = Session { host, greeted: false, lock: None, begun: None };
     loop {
-        let request = match read_frame(reader) {
-            Ok(request) => request,
-            Err(FrameError::Closed) => return Ok(()),
-            // A newer laptop may ask for what this binary does not know: say so instead of hanging up.
-            Err(FrameError::Decode(error)) => {
-                write_frame(writer, &failure("", format!("a request this node does not know: {error}")))?;
+        let patience = session.lock.as_ref().map(|_| Duration::from_secs(LOCK_PATIENCE));
+        let response = match input.next(patience) {
+            Ok(Some(Request::Bye)) | Err(FrameError::Closed) => return Ok(()),
+            Ok(Some(Request::Beat)) => continue,
+            Ok(Some(request)) => session.answer(request, writer),
+            Ok(None) => {
+                // The laptop is gone, whatever the connection says. What it began is the timer's business.
+                session.lock = None;
                 continue;
             }
+            // A newer laptop may ask for what this binary does not know: say so instead of hanging up.
+            Err(FrameError::Decode(error)) => error_of(format!("a request this node does not know: {error}")),
             Err(error) => return Err(error),
-        };
-        let response = match request {
-            Request::Hello(_) => {
-                greeted = true;
-                match host.binary_sha256() {
-                    Ok(sha256) => Response::Hello(Hello {
-                        protocol: PROTOCOL,
-                        version: env!("CARGO_PKG_VERSION").to_owned(),
-                        sha256,
-                    }),
-                    Err(message) => failure("", message),
-                }
-            }
-            Request::Bye => return Ok(()),
-            _ if !greeted => failure("", "the first request must be a greeting".to_owned()),
-            Request::Observe { scope } => match host.observe(&scope) {
-                Ok(observed) => Response::Observed(Box::new(observed)),
-                Err(message) => failure("", message),
-            },
-            Request::Apply { changes, scope, farewell, by: _ } => {
-                apply(host, writer, &changes, &scope, farewell)
-            }
         };
         write_frame(writer, &response)?;
     }
 }
 
-fn failure(object: &str, message: String) -> Response {
-    Response::Failed(Failure { object: object.to_owned(), message, undone: true, left: Vec::new() })
+struct Session<'a, H> {
+    host: &'a mut H,
+    greeted: bool,
+    /// The node's lock, while this session has it.
+    lock: Option<Guard>,
+    /// The transaction that this session began, and where it looks.
+    begun: Option<(String, Scope)>,
 }
 
-/// Carries out `changes`; whatever happens to the connection meanwhile, they are finished or undone.
-fn apply<H: Host>(
-    host: &mut H,
-    writer: &mut impl Write,
-    changes: &[Change<NodeObject>],
-    scope: &Scope,
-    farewell: bool,
-) -> Response {
-    let _alone = match host.lock_apply() {
-        Ok(guard) => guard,
-        Err(message) => return failure("", message),
-    };
-    let before = match host.observe(scope) {
-        Ok(observed) => observed.objects,
-        Err(message) => return failure("", message),
-    };
-    // The laptop may be gone: then nobody reads this, and the work goes on.
-    let mut progress = |done| {
-        let _ = write_frame(writer, &Response::Progress { done });
-    };
-    if let Err(error) = in_segments(host, changes, &mut progress) {
-        let left = undo(host, scope, &before);
-        return Response::Failed(Failure {
-            object: error.object,
-            message: error.message,
-            undone: left.is_empty(),
-            left,
-        });
-    }
-    if let Err(message) = if farewell { host.farewell() } else { host.settle() } {
-        return Response::Failed(Failure { object: String::new(), message, undone: false, left: Vec::new() });
-    }
-    match host.observe(scope) {
-        Ok(observed) => Response::Applied(Box::new(Applied { observed })),
-        Err(message) => failure("", message),
-    }
+fn error_of(message: String) -> Response {
+    refused(Fault::Error, message)
 }
 
-/// Applies `changes` with the agent locked out, except while units are changed: the agent that starts then may
-/// need the lock before systemd counts it as started.
-fn in_segments<H: Host>(
-    host: &mut H,
-    changes: &[Change<NodeObject>],
-    progress: &mut dyn FnMut(usize),
-) -> Result<(), ApplyFailure> {
-    let mut done = 0;
-    for segment in changes.chunk_by(|a, b| is_unit(a) == is_unit(b)) {
-        let guard = if is_unit(&segment[0]) {
-            None
-        } else {
-            Some(host.lock().map_err(|message| ApplyFailure { object: String::new(), message })?)
-        };
-        host.apply(segment, &mut |n| progress(done + n))?;
-        drop(guard);
-        done += segment.len();
-    }
-    Ok(())
+fn refused(fault: Fault, message: String) -> Response {
+    Response::Failed(Failure { fault, object: String::new(), message, undone: true, left: Vec::new() })
 }
 
-fn is_unit(change: &Change<NodeObject>) -> bool {
-    change.after().or(change.before()).is_some_and(|o| matches!(o.spec, Spec::Unit(_)))
-}
-
-/// Leads the node back to `before`. Gives what could not be restored.
-fn undo<H: Host>(host: &mut H, scope: &Scope, before: &[NodeObject]) -> Vec<String> {
-    let mut left = Vec::new();
-    let now = match host.observe(scope) {
-        Ok(observed) => observed.objects,
-        Err(message) => return vec![message],
-    };
-    for change in diff(&now, before) {
-        // One by one: what cannot be restored must not keep the rest from being restored.
-        if let Err(error) = in_segments(host, std::slice::from_ref(&change), &mut |_| {}) {
-            left.push(format!("{}: {}", change.key(), error.message));
-        }
-    }
-    match host.observe(scope) {
-        Ok(observed) => {
-            for change in diff(&observed.objects, before) {
-                let name = change.key().to_string();
-                if !left.iter().any(|l| l.starts_with(&name)) {
-                    left.push(name);
+impl<H: Host> Session<'_, H> {
+    fn answer(&mut self, request: Request, writer: &mut impl Write) -> Response {
+        let failed = |failure: Box<Failure>| Response::Failed(*failure);
+        match request {
+            Request::Hello(_) => {
+                self.greeted = true;
+                match self.host.binary_sha256() {
+                    Ok(sha256) => Response::Hello(Hello {
+                        protocol: PROTOCOL,
+                        version: env!("CARGO_PKG_VERSION").to_owned(),
+                        sha256,
+                    }),
+                    Err(message) => error_of(message),
                 }
             }
+            _ if !self.greeted => error_of("the first request must be a greeting".to_owned()),
+            Request::Observe { scope } => {
+                self.observe(&scope).map_or_else(error_of, |observed| Response::Observed(Box::new(observed)))
+            }
+            Request::Lock { holder, wait_ms } => self.take_lock(&holder, wait_ms),
+            Request::Unlock => {
+                // One's own is nobody's loss.
+                if self.lock.take().is_some() {
+                    return Response::Unlocked { holder: None };
+                }
+                self.host.displace().map_or_else(error_of, |holder| Response::Unlocked { holder })
+            }
+            Request::Begin(transaction) => self.begin(*transaction),
+            Request::Run => self.run(writer),
+            Request::Confirm { id } => {
+                transaction::confirm(self.host, &id).map_or_else(failed, |()| Response::Confirmed)
+            }
+            Request::Hold { id, seconds } => {
+                transaction::hold(self.host, &id, seconds).map_or_else(failed, |()| Response::Confirmed)
+            }
+            Request::Rollback { id, reason } => transaction::roll_back_open(self.host, &id, &reason)
+                .map_or_else(failed, |left| Response::RolledBack { left }),
+            Request::Previous => transaction::previous(self.host)
+                .map_or_else(failed, |previous| Response::Previous(previous.map(Box::new))),
+            Request::Probe { targets } => {
+                self.host.probe(&targets).map_or_else(error_of, |reached| Response::Reached { reached })
+            }
+            Request::Secret { path } if path != ours::KEYS => {
+                error_of(format!("{path} is no secret of homelab's"))
+            }
+            Request::Secret { path } => self.host.read_secret(&path).map_or_else(error_of, Response::Secret),
+            // Handled where requests are read: they have no response.
+            Request::Beat | Request::Bye => error_of("out of turn".to_owned()),
         }
-        Err(message) => left.push(message),
     }
-    left
+
+    fn observe(&mut self, scope: &Scope) -> Result<homelab_model::Observed, String> {
+        let mut observed = self.host.observe(scope)?;
+        observed.history = transaction::history(self.host);
+        if self.lock.is_none() {
+            observed.history.holder = self.host.session_holder();
+        }
+        Ok(observed)
+    }
+
+    fn take_lock(&mut self, holder: &Holder, wait_ms: u64) -> Response {
+        if self.lock.is_some() {
+            return Response::Locked { waited: false };
+        }
+        match self.host.session_lock(holder, Duration::from_millis(wait_ms)) {
+            Ok(Locking::Held { guard, waited }) => {
+                self.lock = Some(guard);
+                Response::Locked { waited }
+            }
+            Ok(Locking::Busy(other)) => Response::Busy(other),
+            Err(message) => error_of(message),
+        }
+    }
+
+    fn begin(&mut self, transaction: Transaction) -> Response {
+        if self.lock.is_none() {
+            return not_locked();
+        }
+        match transaction::begin(self.host, &transaction) {
+            Ok(()) => {
+                self.host.secrets(&transaction.secrets);
+                self.begun = Some((transaction.id, transaction.scope));
+                Response::Armed
+            }
+            Err(failure) => Response::Failed(*failure),
+        }
+    }
+
+    /// Carries out the changes; whatever happens to the connection meanwhile, they are finished or undone.
+    fn run(&mut self, writer: &mut impl Write) -> Response {
+        if self.lock.is_none() {
+            return not_locked();
+        }
+        let Some((id, scope)) = self.begun.take() else {
+            return refused(Fault::NoTransaction, "this session has begun no transaction".to_owned());
+        };
+        // The laptop may be gone: then nobody reads this, and the work goes on.
+        let mut progress = |done| {
+            let _ = write_frame(writer, &Response::Progress { done });
+        };
+        if let Err(failure) = transaction::run(self.host, &id, &mut progress) {
+            return Response::Failed(*failure);
+        }
+        match self.observe(&scope) {
+            Ok(observed) => Response::Applied(Box::new(Applied { observed })),
+            // Made, and not taken back yet: that is the laptop's to say, or the timer's.
+            Err(message) => Response::Failed(Failure {
+                fault: Fault::Error,
+                object: String::new(),
+                message,
+                undone: false,
+                left: Vec::new(),
+            }),
+        }
+    }
+}
+
+fn not_locked() -> Response {
+    refused(Fault::NotLocked, "this session does not hold the node's lock any more".to_owned())
 }
 
 #[cfg(test)]

@@ -1,242 +1,193 @@
-//! Sessions against a fake machine that can be told to fail.
+//! Sessions against the fake machine.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use homelab_model::{Content, File, Key, Module, NodeObject, Object, Spec, ours};
+use homelab_protocol::{Fault, PROTOCOL, Request, Response, Transaction};
 
-use homelab_model::{
-    Address, Change, Facts, Key, Link, LinkKind, Module, NodeObject, Object, Observed, Scope, Spec, Unit,
-    diff,
-};
-use homelab_protocol::{Hello, PROTOCOL, Request, Response, read_frame, write_frame};
+use crate::fake::World;
+use crate::fake::laptop::{Known, Step, apply, hello, holder, lock, send, talk, transaction};
+use crate::fake::objects::spec;
 
-use super::session;
-use crate::host::{ApplyFailure, Host};
-
-#[derive(Default)]
-struct Fake {
-    objects: BTreeMap<Key, NodeObject>,
-    /// Creating this object fails.
-    broken: Option<Key>,
-    /// Deleting it fails too.
-    stuck: bool,
-    locked: Arc<AtomicUsize>,
-    units_changed_under_lock: bool,
-    others_changed_without_lock: bool,
-    said_farewell: bool,
+fn observe<'a>() -> Step<'a> {
+    send(Request::Observe { scope: Default::default() })
 }
 
-struct Guard(Arc<AtomicUsize>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
+fn begun(world: &World) -> Transaction {
+    transaction(world, "0a", &homelab_desired::desired(&spec(1, 1, 1)))
 }
 
-impl Host for Fake {
-    fn observe(&mut self, _: &Scope) -> Result<Observed, String> {
-        let objects = self.objects.values().cloned().collect();
-        Ok(Observed { facts: Facts::default(), objects, spec: None })
-    }
-
-    fn apply(
-        &mut self,
-        changes: &[Change<NodeObject>],
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<(), ApplyFailure> {
-        let held = self.locked.load(Ordering::SeqCst) > 0;
-        for (done, change) in changes.iter().enumerate() {
-            match change.key() {
-                Key::Unit(_) => self.units_changed_under_lock |= held,
-                _ => self.others_changed_without_lock |= !held,
-            }
-            let fails = match change {
-                Change::Delete { .. } => self.stuck,
-                _ => self.broken.as_ref() == Some(&change.key()),
-            };
-            if fails {
-                return Err(ApplyFailure { object: change.key().to_string(), message: "it broke".into() });
-            }
-            self.objects.remove(&change.key());
-            if let Some(after) = change.after() {
-                self.objects.insert(after.key(), after.clone());
-            }
-            progress(done + 1);
-        }
-        Ok(())
-    }
-
-    fn lock_apply(&mut self) -> Result<Box<dyn Send>, String> {
-        Ok(Box::new(()))
-    }
-
-    fn lock(&mut self) -> Result<Box<dyn Send>, String> {
-        self.locked.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(Guard(self.locked.clone())))
-    }
-
-    fn settle(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn farewell(&mut self) -> Result<(), String> {
-        self.said_farewell = true;
-        Ok(())
-    }
-
-    fn binary_sha256(&self) -> Result<String, String> {
-        Ok("ab".repeat(32))
-    }
+fn run<'a>(transaction: &Transaction) -> Vec<Step<'a>> {
+    vec![hello(), lock(), send(Request::Begin(Box::new(transaction.clone()))), send(Request::Run)]
 }
 
-fn objects(mtu: u32) -> Vec<NodeObject> {
-    let object = |module, spec| NodeObject { module, spec };
-    vec![
-        object(
-            Module::Cni,
-            Spec::Link(Link {
-                name: "homelab0".into(),
-                mac: "02:00:00:00:00:01".into(),
-                mtu,
-                up: true,
-                alias: "homelab".into(),
-                kind: LinkKind::Bridge { stp: false },
-            }),
-        ),
-        object(
-            Module::Cni,
-            Spec::Address(Address {
-                link: "homelab0".into(),
-                address: "10.244.0.1/24".parse().expect("net"),
-            }),
-        ),
-        object(
-            Module::Agent,
-            Spec::Unit(Unit {
-                name: "homelab-node.service".into(),
-                enabled: true,
-                state: "active".into(),
-                reload_needed: false,
-                running: "ab".repeat(32),
-                config: String::new(),
-            }),
-        ),
-    ]
-}
-
-fn hello() -> Request {
-    Request::Hello(Hello { protocol: PROTOCOL, version: "0".into(), sha256: String::new() })
-}
-
-fn apply(changes: Vec<Change<NodeObject>>, farewell: bool) -> Request {
-    Request::Apply { changes, scope: Scope::default(), farewell, by: "me@here".into() }
-}
-
-/// Runs a whole session and gives the answers.
-fn talk(fake: &mut Fake, requests: &[Request]) -> Vec<Response> {
-    let mut input = Vec::new();
-    for request in requests {
-        write_frame(&mut input, request).expect("frame");
+fn failure(response: Option<&Response>) -> &homelab_protocol::Failure {
+    match response {
+        Some(Response::Failed(failure)) => failure,
+        other => panic!("{other:?}"),
     }
-    answers(fake, &input)
-}
-
-fn answers(fake: &mut Fake, input: &[u8]) -> Vec<Response> {
-    let mut output = Vec::new();
-    session(fake, &mut &input[..], &mut output).expect("session");
-    let mut reader = &output[..];
-    std::iter::from_fn(|| read_frame(&mut reader).ok()).collect()
 }
 
 #[test]
 fn applies_and_looks_again() {
-    let mut fake = Fake::default();
-    let changes = diff(&[], &objects(1450));
-    let responses = talk(&mut fake, &[hello(), apply(changes, false), Request::Bye]);
-    assert!(matches!(&responses[0], Response::Hello(h) if h.protocol == PROTOCOL && h.sha256.len() == 64));
-    let done: Vec<usize> = responses
+    let world = World::new();
+    let transaction = begun(&world);
+    let heard = talk(&world, run(&transaction));
+    assert!(matches!(&heard[0], Response::Hello(h) if h.protocol == PROTOCOL && h.sha256.len() == 64));
+    assert_eq!(heard[1..3], [Response::Locked { waited: false }, Response::Armed]);
+    let done: Vec<usize> = heard
         .iter()
         .filter_map(|r| if let Response::Progress { done } = r { Some(*done) } else { None })
         .collect();
-    assert_eq!(done, [1, 2, 3]);
-    let Some(Response::Applied(applied)) = responses.last() else { panic!("{responses:?}") };
-    assert_eq!(applied.observed.objects, objects(1450));
-    assert!(!fake.said_farewell);
-}
-
-#[test]
-fn the_agent_is_locked_out_except_while_its_unit_changes() {
-    let mut fake = Fake::default();
-    talk(&mut fake, &[hello(), apply(diff(&[], &objects(1450)), false)]);
-    talk(&mut fake, &[hello(), apply(diff(&objects(1450), &[]), true)]);
-    assert!(!fake.units_changed_under_lock);
-    assert!(!fake.others_changed_without_lock);
-    assert!(fake.said_farewell);
-    assert_eq!(fake.locked.load(Ordering::SeqCst), 0);
+    assert_eq!(done, (1..=transaction.changes.len()).collect::<Vec<_>>());
+    let Some(Response::Applied(applied)) = heard.last() else { panic!("{heard:?}") };
+    assert_eq!(applied.observed.objects, world.observed());
+    assert_eq!(applied.observed.history.open.as_ref().map(|o| o.id.as_str()), Some("0a"));
+    assert_eq!(applied.observed.history.holder, None);
+    assert!(!world.0.borrow().lock_misused);
 }
 
 #[test]
 fn a_failure_in_the_middle_is_undone() {
-    let mut fake = Fake::default();
-    talk(&mut fake, &[hello(), apply(diff(&[], &objects(1450)[..1]), false)]);
-    let before = fake.objects.clone();
-    let all = objects(1400);
-    fake.broken = Some(all[1].key());
-    let held: Vec<NodeObject> = fake.objects.values().cloned().collect();
-    let responses = talk(&mut fake, &[hello(), apply(diff(&held, &all), false)]);
-    let Some(Response::Failed(failure)) = responses.last() else { panic!("{responses:?}") };
-    assert_eq!(failure.object, "address 10.244.0.1/24 dev homelab0");
-    assert_eq!(failure.message, "it broke");
-    assert!(failure.undone);
-    assert_eq!(fake.objects, before);
+    let world = World::new();
+    assert_eq!(apply(&world, &begun(&world)), Known::Confirmed);
+    let before = world.observed();
+    let next = transaction(&world, "0b", &homelab_desired::desired(&spec(1, 2, 2)));
+    let new = |key: &Key| matches!(key, Key::Route(..)) && before.iter().all(|o| o.key() != *key);
+    let route = next.changes.iter().map(|c| c.key()).find(new).expect("there is a new node");
+    world.0.borrow_mut().broken = Some((route.clone(), "it broke".into()));
+    let broken = talk(&world, run(&next));
+    let failure = failure(broken.last());
+    assert_eq!((failure.object.as_str(), failure.message.as_str()), (&*route.to_string(), "it broke"));
+    assert!(failure.undone, "{failure:?}");
+    assert_eq!(world.observed(), before);
 }
 
 #[test]
 fn what_cannot_be_undone_is_named() {
-    let all = objects(1450);
-    let mut fake = Fake { broken: Some(all[1].key()), stuck: true, ..Fake::default() };
-    let responses = talk(&mut fake, &[hello(), apply(diff(&[], &all), false)]);
-    let Some(Response::Failed(failure)) = responses.last() else { panic!("{responses:?}") };
-    assert!(!failure.undone);
-    assert_eq!(failure.left, ["link homelab0: it broke"]);
-}
-
-#[test]
-fn the_connection_may_end_while_changes_are_made() {
-    struct Gone;
-    impl std::io::Write for Gone {
-        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-            Err(std::io::ErrorKind::BrokenPipe.into())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
+    let world = World::new();
+    let transaction = begun(&world);
+    {
+        let mut state = world.0.borrow_mut();
+        state.broken =
+            Some((Key::Symlink(format!("{}/{}", ours::CNI_BIN_DIR, ours::CNI_PLUGIN)), "no".into()));
     }
-    let mut fake = Fake::default();
-    let done = super::apply(&mut fake, &mut Gone, &diff(&[], &objects(1450)), &Scope::default(), false);
-    assert!(matches!(done, Response::Applied(_)), "{done:?}");
-    assert_eq!(fake.objects.len(), 3);
+    let heard = talk(&world, run(&transaction));
+    assert!(failure(heard.last()).undone);
+    // Now what was made cannot be taken away.
+    let made = transaction.changes[0].key();
+    let later = transaction.changes.last().expect("changes").key();
+    assert_ne!(made, later);
+    let mut state = world.0.borrow_mut();
+    state.broken = None;
+    drop(state);
+    talk(&world, run(&transaction));
+    world.0.borrow_mut().broken = Some((made.clone(), "it is stuck".into()));
+    world.0.borrow_mut().stuck = true;
+    let request = Request::Rollback { id: "0a".into(), reason: "why not".into() };
+    let heard = talk(&world, vec![hello(), send(request.clone())]);
+    let left = vec![format!("{made}: it is stuck")];
+    assert_eq!(heard.last(), Some(&Response::RolledBack { left: left.clone() }));
+    // Asked again it says the same, and so does the next look.
+    assert_eq!(
+        talk(&world, vec![hello(), send(request)]).last(),
+        Some(&Response::RolledBack { left: left.clone() })
+    );
+    let heard = talk(&world, vec![hello(), observe()]);
+    let Some(Response::Observed(seen)) = heard.last() else { panic!("{heard:?}") };
+    let reverted = seen.history.reverted.as_ref().expect("it was taken back");
+    assert_eq!((reverted.left.as_slice(), reverted.reason.as_str()), (left.as_slice(), "why not"));
 }
 
 #[test]
-fn no_work_before_the_greeting() {
-    let mut fake = Fake::default();
-    let responses = talk(&mut fake, &[apply(diff(&[], &objects(1450)), false)]);
-    assert!(matches!(&responses[0], Response::Failed(f) if f.message.contains("greeting")), "{responses:?}");
-    assert!(fake.objects.is_empty());
+fn no_work_before_the_greeting_and_none_without_the_lock() {
+    let world = World::new();
+    let begin = || send(Request::Begin(Box::new(begun(&world))));
+    let heard = talk(&world, vec![begin(), hello(), begin(), send(Request::Run), lock(), send(Request::Run)]);
+    assert!(failure(heard.first()).message.contains("greeting"));
+    assert_eq!(failure(heard.get(2)).fault, Fault::NotLocked);
+    assert_eq!(failure(heard.get(3)).fault, Fault::NotLocked);
+    assert_eq!(failure(heard.get(5)).fault, Fault::NoTransaction);
+    assert!(world.observed().is_empty());
+}
+
+#[test]
+fn one_session_has_the_lock() {
+    let world = World::new();
+    let inner = world.clone();
+    let second = move |_: &[Response]| {
+        let heard = talk(&inner, vec![hello(), lock(), observe(), send(Request::Unlock), lock()]);
+        assert_eq!(heard[1], Response::Busy(holder("apply")));
+        let Response::Observed(seen) = &heard[2] else { panic!("{heard:?}") };
+        assert_eq!(seen.history.holder, Some(holder("apply")));
+        assert_eq!(heard[3], Response::Unlocked { holder: Some(holder("apply")) });
+        assert_eq!(heard[4], Response::Locked { waited: false });
+    };
+    let heard = talk(&world, vec![hello(), lock(), observe(), Step::Then(Box::new(second))]);
+    let Response::Observed(seen) = &heard[2] else { panic!("{heard:?}") };
+    assert_eq!(seen.history.holder, None, "one's own is not somebody else's");
+    assert_eq!(talk(&world, vec![hello(), send(Request::Unlock)])[1], Response::Unlocked { holder: None });
+}
+
+#[test]
+fn a_plan_for_another_state_is_refused_by_the_names_of_what_differs() {
+    let world = World::new();
+    let transaction = begun(&world);
+    let path = ours::SYSCTL_FILE.to_owned();
+    let content = Content::Text("mine".into());
+    let file = File { path: path.clone(), mode: 0o644, owner: "0:0".into(), content };
+    let object = NodeObject { module: Module::Vtep, spec: Spec::File(file) };
+    world.0.borrow_mut().disk.files.insert(object.key(), object.clone());
+    let heard = talk(&world, run(&transaction));
+    let stale = failure(heard.get(2));
+    assert_eq!((stale.fault, stale.left.as_slice()), (Fault::Stale, &[format!("file {path}")][..]));
+    assert_eq!(world.observed(), [object]);
+    assert!(world.0.borrow().volatile.timer.is_none());
+}
+
+#[test]
+fn what_could_not_be_taken_back_is_not_begun() {
+    let world = World::new();
+    let transaction = begun(&world);
+    world.0.borrow_mut().disk.full = true;
+    let heard = talk(&world, run(&transaction));
+    let refused = failure(heard.get(2));
+    assert_eq!(refused.fault, Fault::Irreversible);
+    assert!(refused.message.contains("no space left"), "{}", refused.message);
+    assert!(world.observed().is_empty());
+    let state = world.0.borrow();
+    assert!(state.volatile.timer.is_none() && !state.disk.boot_unit && !state.disk.reserve);
+}
+
+#[test]
+fn secrets_and_probes() {
+    let world = World::new();
+    let ask = |path: &str| send(Request::Secret { path: path.into() });
+    let targets = vec!["10.0.0.1".parse().expect("v4"), "fd00::1".parse().expect("v6")];
+    let heard =
+        talk(&world, vec![hello(), ask("/etc/shadow"), ask(ours::KEYS), send(Request::Probe { targets })]);
+    assert!(failure(heard.get(1)).message.contains("/etc/shadow"));
+    assert!(matches!(&heard[2], Response::Secret(s) if s.text == "text"));
+    assert_eq!(heard[3], Response::Reached { reached: vec![true, false] });
+}
+
+#[test]
+fn secrets_do_not_get_into_journals() {
+    let world = World::new();
+    let ring = homelab_model::KeyRing::first([0x5a; 32]);
+    let (object, secret) = crate::fake::objects::keys(&ring);
+    let mut transaction = transaction(&world, "0c", &[object]);
+    transaction.secrets.extend([secret]);
+    talk(&world, run(&transaction));
+    let hidden = "5a".repeat(32);
+    let journal = String::from_utf8(world.0.borrow().disk.journal.clone().expect("open")).expect("text");
+    assert!(journal.contains(&ring.summary()) && !journal.contains(&hidden), "{journal}");
+    talk(&world, vec![hello(), send(Request::Confirm { id: "0c".into() })]);
+    let record = String::from_utf8(world.0.borrow().disk.confirmed.clone().expect("there")).expect("text");
+    assert!(!record.contains(&hidden), "{record}");
 }
 
 #[test]
 fn a_request_of_a_newer_laptop_gets_an_answer_and_the_session_goes_on() {
-    let mut input = Vec::new();
-    write_frame(&mut input, &hello()).expect("frame");
-    write_frame(&mut input, &serde_json::json!({"request": "teleport"})).expect("frame");
-    write_frame(&mut input, &Request::Observe { scope: Scope::default() }).expect("frame");
-    let responses = answers(&mut Fake::default(), &input);
-    assert!(
-        matches!(&responses[1], Response::Failed(f) if f.message.contains("does not know")),
-        "{responses:?}"
-    );
-    assert!(matches!(&responses[2], Response::Observed(_)), "{responses:?}");
+    let heard = talk(&World::new(), vec![hello(), Step::Garbled, observe()]);
+    assert!(failure(heard.get(1)).message.contains("does not know"));
+    assert!(matches!(&heard[2], Response::Observed(_)), "{heard:?}");
 }

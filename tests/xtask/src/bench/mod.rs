@@ -5,11 +5,13 @@ mod cni_inner;
 mod engine;
 mod figures;
 mod peers;
+mod rollback;
 mod tunnel;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
+use homelab_lab::Lab;
 use homelab_lab::host::ensure_packages;
 
 use crate::{Outcome, dist, tools};
@@ -17,7 +19,7 @@ use figures::Report;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: engine, scale, cni, tunnel [default: all but scale]
+    /// What to measure: engine, rollback, scale, cni, tunnel [default: all but scale]
     what: Vec<String>,
     /// Runs of each thing; the median is quoted
     #[arg(long, default_value_t = 7)]
@@ -34,7 +36,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     if let Some(directory) = &args.inner {
         return cni_inner::run(directory, args.runs);
     }
-    let known = ["engine", "scale", "cni", "tunnel"];
+    let known = ["engine", "rollback", "scale", "cni", "tunnel"];
     if let Some(unknown) = args.what.iter().find(|w| !known.contains(&w.as_str())) {
         return Err(format!("no benchmark {unknown}; there are {}", known.join(", ")).into());
     }
@@ -64,6 +66,9 @@ pub(crate) fn run(args: Args) -> Outcome {
     if wanted("engine") {
         engine::run(&mut report, args.runs)?;
     }
+    if wanted("rollback") {
+        rollback::run(&mut report, args.runs)?;
+    }
     if wanted("scale") {
         engine::scale(&mut report, args.runs.min(5))?;
     }
@@ -78,4 +83,11 @@ pub(crate) fn run(args: Args) -> Outcome {
         std::fs::write(path, report.json())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The optimised `homelab` on the client, with this cluster file.
+fn homelab(lab: &Lab, config: &Path, arguments: &[&str]) -> homelab_lab::Result<Command> {
+    let mut command = lab.command_in("client")?;
+    command.arg(tools::root().join("target/release/homelab")).arg("-f").arg(config).args(arguments);
+    Ok(command)
 }

@@ -4,8 +4,6 @@ use homelab_lab::{Lab, LabGuard, LabOptions};
 use serde_json::Value;
 
 use super::figures::Report;
-use crate::tools;
-
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const SECONDS: u32 = 3;
@@ -15,8 +13,8 @@ pub(super) fn run(report: &mut Report, runs: usize) -> Result<()> {
     for node in lab.nodes() {
         lab.wait_settled(node)?;
     }
-    let mut apply = lab.homelab_command(&["apply", "--yes"])?;
-    let apply = super::figures::cost(apply.env("HOMELAB_BIN", tools::root().join("target/release/homelab")))?;
+    let mut apply = super::homelab(&lab, &lab.config_path(), &["apply", "--yes"])?;
+    let apply = super::figures::cost(&mut apply)?;
     if apply.code != 0 {
         return Err(format!("homelab apply: {}", apply.text).into());
     }

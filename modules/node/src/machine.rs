@@ -1,0 +1,255 @@
+//! The real machine.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use homelab_linux::transaction::{self as store, Shelf};
+use homelab_linux::{Error, Node, Root};
+use homelab_model::{Change, Holder, NodeObject, Observed, Scope};
+use homelab_protocol::Secret;
+
+use crate::host::{ApplyFailure, Guard, Host, Locking, Marker, Record};
+
+/// How long an apply waits for the agent to finish a check.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How long other nodes have to answer a probe.
+const PROBE: Duration = Duration::from_secs(1);
+/// A name that no transaction has: to take away what is armed for none.
+const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The machine that this process runs on.
+pub(crate) struct Machine {
+    root: Root,
+    node: Node,
+    /// Homelab has said goodbye: its directories must not come back.
+    gone: bool,
+}
+
+impl Machine {
+    /// Opens it. Changes nothing.
+    pub(crate) fn open() -> Result<Self, String> {
+        let node = Node::open(Root::system()).map_err(text)?;
+        Ok(Machine { root: Root::system(), node, gone: false })
+    }
+
+    /// Does what writes the records that the agent writes, too. An agent that does not let go is no reason not to.
+    fn apart<T>(&self, work: impl FnOnce(&Root) -> Result<T, Error>) -> Result<T, String> {
+        let _lock = if self.gone { None } else { homelab_linux::lock(&self.root, LOCK_WAIT).ok() };
+        work(&self.root).map_err(text)
+    }
+
+    fn apart_with_node<T>(&mut self, work: impl FnOnce(&mut Node) -> Result<T, Error>) -> Result<T, String> {
+        let _lock = homelab_linux::lock(&self.root, LOCK_WAIT).ok();
+        work(&mut self.node).map_err(text)
+    }
+}
+
+fn text(error: Error) -> String {
+    error.to_string()
+}
+
+impl Record {
+    fn name(self) -> &'static str {
+        match self {
+            Record::Confirmed => "confirmed.json",
+            Record::Reverted => "reverted.json",
+        }
+    }
+}
+
+impl Host for Machine {
+    fn observe(&mut self, scope: &Scope) -> Result<Observed, String> {
+        self.node.observe(scope).map_err(text)
+    }
+
+    fn apply(
+        &mut self,
+        changes: &[Change<NodeObject>],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(), ApplyFailure> {
+        let root = &self.root;
+        let mut done = |n| {
+            let _ = homelab_linux::touch_progress(root);
+            progress(n);
+        };
+        self.node.apply_all(changes, &mut done).map_err(|error| ApplyFailure {
+            object: error.object.to_string(),
+            message: error.source.to_string(),
+        })
+    }
+
+    fn reload_if_needed(&mut self) -> Result<(), String> {
+        self.node.reload_if_needed().map_err(text)
+    }
+
+    fn farewell(&mut self) -> Result<(), String> {
+        self.gone = true;
+        self.node.farewell().map_err(text)
+    }
+
+    fn binary_sha256(&self) -> Result<String, String> {
+        homelab_linux::digest_of_self().map_err(|e| e.to_string())
+    }
+
+    fn lock_apply(&mut self, wait: Duration) -> Result<Option<Guard>, String> {
+        match homelab_linux::lock_apply(&self.root, wait) {
+            Ok(lock) => Ok(Some(Box::new(lock))),
+            Err(Error::Locked(_)) => Ok(None),
+            Err(error) => Err(text(error)),
+        }
+    }
+
+    fn lock(&mut self) -> Result<Guard, String> {
+        homelab_linux::lock(&self.root, LOCK_WAIT).map(|lock| Box::new(lock) as Guard).map_err(text)
+    }
+
+    fn touch_progress(&mut self) {
+        let _ = homelab_linux::touch_progress(&self.root);
+    }
+
+    fn progress_age(&mut self) -> Option<Duration> {
+        homelab_linux::progress_age(&self.root)
+    }
+
+    fn kill_apply(&mut self) {
+        let _ = homelab_linux::kill_apply(&self.root);
+    }
+
+    fn session_lock(&mut self, holder: &Holder, wait: Duration) -> Result<Locking, String> {
+        match homelab_linux::session_lock(&self.root, holder, wait).map_err(text)? {
+            Ok(lock) => {
+                let waited = lock.waited();
+                Ok(Locking::Held { guard: Box::new(lock), waited })
+            }
+            Err((other, _)) => Ok(Locking::Busy(other)),
+        }
+    }
+
+    fn session_holder(&mut self) -> Option<Holder> {
+        homelab_linux::session_holder(&self.root).map(|(holder, _)| holder)
+    }
+
+    fn displace(&mut self) -> Result<Option<Holder>, String> {
+        homelab_linux::displace(&self.root).map_err(text)
+    }
+
+    fn read_journal(&mut self) -> Result<Option<Vec<u8>>, String> {
+        store::read_journal(&self.root).map_err(text)
+    }
+
+    fn write_journal(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.apart(|root| store::write_journal(root, bytes))
+    }
+
+    fn reserve(&mut self) -> Result<(), String> {
+        self.apart(store::reserve)
+    }
+
+    fn reserved(&mut self) -> bool {
+        store::is_reserved(&self.root)
+    }
+
+    fn free_reserve(&mut self) -> Result<(), String> {
+        store::free_reserve(&self.root).map_err(text)
+    }
+
+    fn remove_transaction(&mut self) -> Result<(), String> {
+        if self.gone {
+            // It went with all the rest.
+            return Ok(());
+        }
+        self.apart(store::remove_transaction)
+    }
+
+    fn read_record(&mut self, record: Record) -> Result<Option<Vec<u8>>, String> {
+        store::read_record(&self.root, record.name()).map_err(text)
+    }
+
+    fn write_record(&mut self, record: Record, lasting: bool, bytes: &[u8]) -> Result<(), String> {
+        let shelf = if lasting { Shelf::Disk } else { Shelf::Run };
+        self.apart(|root| store::write_record(root, shelf, record.name(), bytes))
+    }
+
+    fn remove_record(&mut self, record: Record) -> Result<(), String> {
+        self.apart(|root| store::remove_record(root, record.name()))
+    }
+
+    fn can_arm(&mut self) -> Result<(), String> {
+        store::can_arm(&self.root)
+    }
+
+    fn arm(&mut self, id: &str, seconds: u64) -> Result<(), String> {
+        self.apart(|root| store::arm(root, id, Duration::from_secs(seconds)))
+    }
+
+    fn rearm(&mut self, id: &str, seconds: u64) -> Result<(), String> {
+        store::rearm(&self.root, id, Duration::from_secs(seconds)).map_err(text)
+    }
+
+    fn disarm(&mut self, id: Option<&str>) -> Result<(), String> {
+        self.apart(|root| store::disarm(root, id.unwrap_or(NOBODY)))
+    }
+
+    fn secrets(&mut self, texts: &BTreeMap<String, String>) {
+        self.node.set_secrets(texts.clone());
+    }
+
+    fn read_secret(&mut self, path: &str) -> Result<Secret, String> {
+        match homelab_linux::read_secret(&self.root, path).map_err(text)? {
+            Some((summary, text)) => Ok(Secret { summary, text }),
+            None => Err(format!("{} is not there", Path::new(path).display())),
+        }
+    }
+
+    fn keep_asides(&mut self, changes: &[Change<NodeObject>]) -> Result<(), String> {
+        self.node.keep_asides(changes).map_err(text)
+    }
+
+    fn adopt_asides(&mut self, changes: &[Change<NodeObject>]) {
+        self.node.adopt_asides(changes);
+    }
+
+    fn drop_asides(&mut self) -> Result<(), String> {
+        self.apart_with_node(Node::drop_asides)
+    }
+
+    fn retire_asides(&mut self, id: &str) -> Result<(), String> {
+        self.apart_with_node(|node| node.retire_asides(id))
+    }
+
+    fn at_boot(&mut self) {
+        self.node.at_boot();
+    }
+
+    fn probe(&mut self, targets: &[IpAddr]) -> Result<Vec<bool>, String> {
+        let device = self.node.spec().map(|spec| spec.vtep.device);
+        let sources = match &device {
+            Some(device) => self.node.addresses_of(device).map_err(text)?,
+            None => Vec::new(),
+        };
+        Ok(homelab_linux::probe(targets, &sources, PROBE))
+    }
+
+    fn now_ms(&mut self) -> u64 {
+        homelab_linux::boottime_ms()
+    }
+
+    fn boot_id(&mut self) -> String {
+        homelab_linux::boot_id(&self.root)
+    }
+
+    fn unix_seconds(&mut self) -> u64 {
+        homelab_linux::unix_seconds()
+    }
+
+    fn sleep(&mut self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    fn marker(&self) -> Marker {
+        Rc::new(|name| homelab_linux::fault::point(name))
+    }
+}
