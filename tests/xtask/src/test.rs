@@ -44,11 +44,17 @@ pub(crate) fn run(args: Args) -> Outcome {
     timed("build", &mut || {
         tools::run(&mut tools::cargo(&["build", "--workspace", "--all-targets"])).map(|()| true)
     })?;
-    passed &= timed("unit tests", &mut || cargo_test(&["--lib", "--bins"], None, &mut totals))?;
-    passed &= timed("doc tests", &mut || cargo_test(&["--doc"], None, &mut totals))?;
+    passed &=
+        timed("unit tests", &mut || cargo_test(&["--workspace", "--lib", "--bins"], None, &mut totals))?;
+    // They are not in the binary that is built for nodes.
+    let points = ["--package", "homelab-linux", "--features", "fault-points", "--lib", "fault::"];
+    passed &= timed("fault points", &mut || cargo_test(&points, None, &mut totals))?;
+    passed &= timed("doc tests", &mut || cargo_test(&["--workspace", "--doc"], None, &mut totals))?;
     if !args.unit {
         // Labs share two cores and their image: one after the other.
-        passed &= timed("integration tests", &mut || cargo_test(&["--test", "*"], Some(1), &mut totals))?;
+        passed &= timed("integration tests", &mut || {
+            cargo_test(&["--workspace", "--test", "*"], Some(1), &mut totals)
+        })?;
     }
     println!("\ntime");
     for (name, time) in &parts {
@@ -71,12 +77,12 @@ fn cargo_test(
     threads: Option<usize>,
     totals: &mut Totals,
 ) -> Result<bool, Box<dyn std::error::Error>> {
-    let mut cargo = tools::cargo(&["test", "--workspace", "--no-fail-fast"]);
+    let mut cargo = tools::cargo(&["test", "--no-fail-fast"]);
     cargo.args(selection).stdout(Stdio::piped()).stdin(Stdio::null());
     if let Some(threads) = threads {
         cargo.env("RUST_TEST_THREADS", threads.to_string());
     }
-    eprintln!("+ cargo test --workspace --no-fail-fast {}", selection.join(" "));
+    eprintln!("+ cargo test --no-fail-fast {}", selection.join(" "));
     let mut child = cargo.spawn()?;
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
