@@ -295,16 +295,20 @@ fn after_waiting_the_plan_is_made_anew() {
     let file = desk.path("plan.json");
     assert_eq!(desk.run(&["plan", "--out", &file]).code, 0);
     let holder = Holder { who: "you@desk".into(), pid: 9, command: "apply".into(), since: 1 };
-    // Somebody holds a node, changes it, and goes.
-    let busy = |words: &[&str]| {
+    // Somebody holds a node, changes it once the other waits, and goes.
+    let busy = |desk: &Desk, words: &[&str]| {
+        let asked = || desk.lan.with(FIRST, |m| m.log.iter().filter(|(_, name)| name == "Lock").count());
+        let before = asked();
         desk.lan.with(FIRST, |m| m.lock = Some((u64::MAX, holder.clone())));
         desk.run_and(words, |_| {
-            std::thread::sleep(Duration::from_millis(700));
+            while asked() < before + 2 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             desk.by_hand(FIRST);
             desk.lan.with(FIRST, |m| m.lock = None);
         })
     };
-    let stale = busy(&["apply", &file, "--yes", "--lock-timeout", "1m"]);
+    let stale = busy(&desk, &["apply", &file, "--yes", "--lock-timeout", "1m"]);
     assert_eq!(stale.code, 1, "{stale:?}");
     assert!(
         stale.error.contains("the nodes have changed since the plan was made: on node1 route"),
@@ -315,12 +319,7 @@ fn after_waiting_the_plan_is_made_anew() {
     let mut third = desk.cluster.clone();
     third.network.service_cidrs = vec!["10.98.0.0/16".parse().unwrap()];
     let desk = Desk { cluster: third, ..desk };
-    desk.lan.with(FIRST, |m| m.lock = Some((u64::MAX, holder.clone())));
-    let answer = desk.run_and(&["apply", "--yes", "--lock-timeout", "1m", "--format", "json"], |_| {
-        std::thread::sleep(Duration::from_millis(700));
-        desk.by_hand(FIRST);
-        desk.lan.with(FIRST, |m| m.lock = None);
-    });
+    let answer = busy(&desk, &["apply", "--yes", "--lock-timeout", "1m", "--format", "json"]);
     assert_eq!(answer.code, 0, "{answer:?}");
     let names = answer.names();
     assert_eq!(names.iter().filter(|n| *n == "plan").count(), 2, "{names:?}");
