@@ -297,7 +297,21 @@ const FILES: &[Row] = &[
     ),
     row("spec no JSON", "echo '{' > /etc/homelab/node.json", &["update file /etc/homelab/node.json"]),
     row("spec owner", "chown 1000 /etc/homelab/node.json", &["update file /etc/homelab/node.json"]),
-    row("spec deleted", "rm -r /etc/homelab", &["create file /etc/homelab/node.json"]),
+    row(
+        "all of our own configuration deleted",
+        "rm -r /etc/homelab",
+        &["create file /etc/homelab/membership.keys", "create file /etc/homelab/node.json"],
+    ),
+    row(
+        "keys readable by all",
+        "chmod 644 /etc/homelab/membership.keys",
+        &["update file /etc/homelab/membership.keys"],
+    ),
+    row(
+        "keys cut off",
+        "truncate -s 20 /etc/homelab/membership.keys",
+        &["update file /etc/homelab/membership.keys"],
+    ),
     row("plugin deleted", "rm /opt/cni/bin/homelab", &["create symlink /opt/cni/bin/homelab"]),
     row(
         "plugin retargeted",
@@ -490,7 +504,7 @@ fn everything_at_once_on_all_nodes(cluster: &mut Cluster) {
     let plan = cluster.plan();
     for node in cluster.nodes() {
         let found = plan.node(&node).entries();
-        assert_eq!(found.len(), 17 + usize::from(node == "node3") * 4, "{node}:\n{plan}");
+        assert_eq!(found.len(), 18 + usize::from(node == "node3") * 4, "{node}:\n{plan}");
     }
     cluster.apply();
     cluster.assert_converged();

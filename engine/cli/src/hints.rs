@@ -2,6 +2,9 @@
 
 use homelab_driver::{ApplyError, BinariesError, Failure, Fault, NodeError, RotateError, TransportError};
 
+/// What to do about a change that is on trial.
+pub(crate) const ON_TRIAL: &str = "homelab confirm keeps that change, homelab rollback takes it back now";
+
 /// What to do next about a node's error.
 pub(crate) fn hints(error: &NodeError) -> Vec<String> {
     match error {
@@ -33,9 +36,7 @@ pub(crate) fn hints(error: &NodeError) -> Vec<String> {
         ],
         NodeError::OtherMachine(_) => vec!["nothing was changed there".to_owned()],
         NodeError::Busy(_) => vec![busy()],
-        NodeError::Held { .. } => {
-            vec!["homelab confirm keeps that change, homelab rollback takes it back now".to_owned()]
-        }
+        NodeError::Held { .. } => vec![ON_TRIAL.to_owned()],
         NodeError::CutOff(_) => vec![
             "is the tunnel's UDP port open between the nodes, and do all of them have the same VNI and port?"
                 .to_owned(),
@@ -63,7 +64,7 @@ fn failed(failure: &Failure) -> Vec<String> {
                 "nothing was changed: homelab changes only what it can take back; mend that first".to_owned(),
             ]
         }
-        Fault::Open => vec!["homelab confirm keeps that change, homelab rollback takes it back".to_owned()],
+        Fault::Open => vec![ON_TRIAL.to_owned()],
         Fault::NoTransaction => {
             vec!["it was confirmed or taken back before; homelab status says which".to_owned()]
         }

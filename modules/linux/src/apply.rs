@@ -168,9 +168,7 @@ impl Node {
 
     /// Takes away directories above `path` that were made for it and are empty.
     pub(crate) fn remove_parents(&mut self, path: &str) -> Result<(), Error> {
-        self.records.remove_empty_parents(&self.root, path)?;
-        files::remove_digest_directory(&self.root, path);
-        Ok(())
+        self.records.remove_empty_parents(&self.root, path)
     }
 
     /// A file was written or deleted: systemd must know if it is one of its own.

@@ -149,7 +149,7 @@ impl Run<'_> {
                         "{name} cannot be applied: {} has a change that is still open; nothing was changed",
                         node.name
                     ))
-                    .hint("homelab confirm keeps it, homelab rollback takes it back"));
+                    .hint(hints::ON_TRIAL));
                 }
                 let fresh = planfile::bind(plan_json(&prepared.plan), &self.session.basis(prepared));
                 planfile::compare(name, file, &fresh)

@@ -10,6 +10,7 @@ use super::page::{Page, Paint, Shown, bold, line, yellow};
 use super::words::{Named, Words, words_human, words_markdown};
 use super::{ErrorText, bytes, count, duration, parts};
 use crate::amounts::words;
+use crate::hints;
 
 /// A node that left the file, and what became of it (None: the user said no).
 pub type Goodbye = (Departed, Option<Farewell>);
@@ -25,7 +26,7 @@ fn node_words(node: &NodeReport) -> Words {
         Outcome::NotStarted => Words::bad("not started"),
         Outcome::Held { summary, seconds } => {
             let text = format!("{}, on trial: taken back in {}", parts(summary, false), words(*seconds));
-            Words::good(text).hint("homelab confirm keeps the change, homelab rollback takes it back now")
+            Words::good(text).hint(hints::ON_TRIAL)
         }
         Outcome::RolledBack { reason, error, left } if left.is_empty() => {
             Words::bad(format!("rolled back, verified to be as before: {reason}"))

@@ -5,8 +5,10 @@ use homelab_model::{Action, Impact, NodePlan, PlannedChange};
 
 use super::page::{Page, Paint, Shown, Span, bold, dim, green, line, red, yellow};
 use super::{
-    ErrorText, Field, Line, Sign, count, fields, impact_word, module_title, plan_sentence, short, still_known,
+    ErrorText, Field, Line, Sign, count, fields, impact_word, module_title, on_trial, plan_sentence, short,
+    still_known,
 };
+use crate::hints;
 
 /// The plan, node by node, with its summary last.
 pub fn plan_human(plan: &Plan, paint: Paint, verbose: bool) -> Shown {
@@ -24,6 +26,9 @@ pub fn plan_human(plan: &Plan, paint: Paint, verbose: bool) -> Shown {
     }
     for warning in &plan.warnings {
         page.paragraph(&[yellow("warning:"), " ".into()], warning);
+    }
+    if on_trial(plan) {
+        page.paragraph(&[bold("hint:"), " ".into()], hints::ON_TRIAL);
     }
     if !plan.warnings.is_empty() {
         page.blank();

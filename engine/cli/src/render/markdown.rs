@@ -4,7 +4,10 @@ use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact, NodePlan};
 
 use super::page::{Page, Paint, Shown, clean, line};
-use super::{ErrorText, Field, Sign, fields, impact_word, parts, plan_sentence, short, still_known};
+use super::{
+    ErrorText, Field, Sign, fields, impact_word, on_trial, parts, plan_sentence, short, still_known,
+};
+use crate::hints;
 
 /// Longest text, bytes. GitHub takes 65,536 characters per comment; a workflow adds its own words.
 pub const MARKDOWN_LIMIT: usize = 60_000;
@@ -32,6 +35,9 @@ pub fn plan_markdown(plan: &Plan) -> Shown {
         notes.push(format!("{} ({}) left the cluster file; {known}.", code(&gone.label()), gone.address));
     }
     notes.extend(plan.warnings.iter().map(|w| format!("> **Warning:** {}", code(w))));
+    if on_trial(plan) {
+        notes.push(format!("> {}", hints::ON_TRIAL));
+    }
     for node in &plan.nodes {
         if let Err(error) = &node.outcome {
             notes.push(not_planned(node, &ErrorText::of(error)));

@@ -18,7 +18,7 @@ pub(crate) mod words;
 use std::time::Duration;
 
 use homelab_driver::{Departed, NodeError, Plan};
-use homelab_model::{Impact, Module, Summary};
+use homelab_model::{Impact, Module, Phase, Summary};
 
 use page::{Page, Span, bold, red};
 
@@ -106,6 +106,11 @@ pub(crate) fn plan_sentence(plan: &Plan) -> String {
 pub(crate) fn still_known(gone: &Departed) -> String {
     let verb = if gone.known_to.len() == 1 { "knows" } else { "know" };
     format!("{} still {verb} it", gone.known_to.join(", "))
+}
+
+/// Whether a node holds a change that somebody tries out.
+fn on_trial(plan: &Plan) -> bool {
+    plan.nodes.iter().any(|n| n.history.open.as_ref().is_some_and(|open| open.phase == Phase::Held))
 }
 
 fn capital(text: &str) -> String {

@@ -166,6 +166,21 @@ fn no_changes() {
 }
 
 #[test]
+fn a_plan_over_a_trial_says_how_to_end_it() {
+    let mut plan = plan();
+    plan.nodes.retain(|n| n.name == "node3");
+    plan.departed.clear();
+    plan.nodes[0].history = history();
+    let human = plan_human(&plan, Paint(false), false);
+    let hint = "homelab confirm keeps that change, homelab rollback takes it back now";
+    assert!(human.lines().any(|line| line == format!("hint: {hint}")), "{human}");
+    assert!(plan_markdown(&plan).lines().any(|line| line == format!("> {hint}")), "{}", plan_markdown(&plan));
+    plan.nodes[0].history = History::default();
+    assert!(!plan_human(&plan, Paint(false), false).contains("homelab confirm"));
+    assert!(!plan_markdown(&plan).contains("homelab confirm"));
+}
+
+#[test]
 fn markdown_stays_below_its_limit() {
     let mut plan = plan();
     let objects: Vec<NodeObject> = (0..300)

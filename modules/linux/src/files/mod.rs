@@ -13,6 +13,4 @@ pub(crate) use digest::{carry_digest, known_digest_of_self};
 pub use digest::{digest_of_self, file_digest};
 pub(crate) use observe::{binaries, binary, file, is_digest, symlink};
 pub(crate) use records::{JOURNAL, Original, Records};
-pub(crate) use write::{
-    copy_self, delete, make_symlink, remove_digest_directory, sync_parent, write_atomic, write_file,
-};
+pub(crate) use write::{copy_self, delete, make_symlink, sync_parent, write_atomic, write_file};

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::aside::remove_temporaries;
+use super::observe::is_digest;
 use super::write::{delete, write_atomic};
 use crate::error::Error;
 use crate::root::Root;
@@ -75,7 +76,8 @@ impl Records {
         paths: &[&str],
         sysctls: &[(&str, Original)],
     ) -> Result<(), Error> {
-        let missing: Vec<String> = paths.iter().flat_map(|path| missing_parents(root, path)).collect();
+        let missing = paths.iter().flat_map(|path| missing_parents(root, path));
+        let missing: Vec<String> = missing.filter(|name| !is_digest_directory(Path::new(name))).collect();
         let (directories, originals) = (self.directories.len(), self.originals.len());
         self.directories.extend(missing);
         for (key, original) in sysctls {
@@ -112,8 +114,9 @@ impl Records {
         let mut parent = Path::new(path).parent();
         while let Some(directory) = parent {
             let name = directory.display().to_string();
+            let made = self.directories.contains(&name) || is_digest_directory(directory);
             // The records' own directory goes at the very end.
-            if !self.directories.contains(&name) || name == ours::VAR {
+            if !made || name == ours::VAR {
                 break;
             }
             match fs::remove_dir(root.path(&name)) {
@@ -124,10 +127,9 @@ impl Records {
             }
             parent = directory.parent();
         }
-        for name in &gone {
-            self.directories.remove(name);
-        }
-        if !gone.is_empty() {
+        let known = self.directories.len();
+        self.directories.retain(|name| !gone.contains(name));
+        if self.directories.len() < known {
             write(root, DIRECTORIES, &self.directories)?;
         }
         self.remove_last(root)
@@ -186,6 +188,13 @@ impl Records {
         }
         Ok(())
     }
+}
+
+/// Whether this is the directory of one binary: whoever made it, its name says that it was for nothing else. It needs
+/// no record.
+fn is_digest_directory(directory: &Path) -> bool {
+    let name = directory.file_name().and_then(|name| name.to_str());
+    directory.parent() == Some(Path::new(ours::LIB)) && name.is_some_and(is_digest)
 }
 
 /// Directories above `path` that do not exist, outermost first.

@@ -7,11 +7,10 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use homelab_model::{self as model, Content, KeyRing, ours};
+use homelab_model::{self as model, Content, KeyRing};
 
 use super::aside::{previous, undo};
 use super::digest::{digest_of_self, file_digest};
-use super::observe::is_digest;
 use crate::error::Error;
 use crate::root::Root;
 
@@ -161,15 +160,5 @@ pub(crate) fn delete(path: &Path) -> Result<(), Error> {
         Ok(()) => sync_parent(path).map_err(|e| Error::io("removing", path, e)),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(e) => Err(Error::io("removing", path, e)),
-    }
-}
-
-/// Takes away the directory of a binary that is gone, whoever made it: its name says that it was for nothing else.
-pub(crate) fn remove_digest_directory(root: &Root, path: &str) {
-    let Some(directory) = Path::new(path).parent() else { return };
-    let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if directory.parent() == Some(Path::new(ours::LIB)) && is_digest(name) {
-        // One that is not empty stays.
-        let _ = fs::remove_dir(root.path(&directory.display().to_string()));
     }
 }
