@@ -95,7 +95,8 @@ impl Cluster {
     /// `homelab` on a host.
     pub fn homelab_command(&self, host: &str, args: &[&str]) -> Command {
         let mut command = self.lab.command_in(host).expect("the host is there");
-        command.arg(program().expect("checked at the start")).args(args);
+        // A shell that runs the tests in the background makes all below it ignore Ctrl-C.
+        command.args(["env", "--default-signal"]).arg(program().expect("checked at the start")).args(args);
         if let Some(directory) = &self.binaries {
             command.env("HOMELAB_NODE_BINARIES", directory);
         }

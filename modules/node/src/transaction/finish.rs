@@ -59,12 +59,17 @@ pub(crate) fn hold<H: Host>(host: &mut H, id: &str, seconds: u64) -> Result<(), 
         return Err(refuse(Fault::NoTransaction, "the transaction was confirmed already"));
     };
     let point = host.marker();
+    if seconds.saturating_mul(1000) < journal.remaining(host) {
+        point("hold.timer.before");
+        host.rearm(id, seconds).map_err(error)?;
+        point("hold.timer.after");
+    }
+    // A later time needs no timer of its own: the one of the beginning comes before, and waits for it.
     journal.phase = Phase::Held;
     journal.wait(host, seconds);
     point("journal.held.before");
     journal.write(host).map_err(error)?;
     point("journal.held.after");
-    // The timer of the beginning has come, or comes, and waits for the new time.
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use super::scenarios::{KINDS, Kind, Scenario};
 use crate::fake::laptop::{Known, TIMEOUT, apply, hello, send, talk, transaction};
 use crate::fake::{Fault, World};
 
-const FAULTS: &[Fault] = &[
+pub(super) const FAULTS: &[Fault] = &[
     Fault::LaptopKill,
     Fault::Cut,
     Fault::NodeKill,
@@ -46,7 +46,7 @@ fn ends(kind: &Kind) -> Ends {
 }
 
 /// Nothing of a transaction is under way. `file_alone`: but for the copy of the binary.
-fn nothing_left(world: &World, file_alone: bool, what: &str) {
+pub(super) fn nothing_left(world: &World, file_alone: bool, what: &str) {
     let state = world.0.borrow();
     let disk = &state.disk;
     assert!(disk.journal.is_none(), "{what}: a journal is left");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use homelab_model::{History, Phase};
 use homelab_protocol::{Fault, Request, Response, Transaction};
 
+use super::kill_anywhere::{FAULTS, nothing_left};
 use super::scenarios::{KINDS, Scenario};
 use crate::fake::World;
 use crate::fake::laptop::{Known, Step, TIMEOUT, apply, hello, lock, send, talk};
@@ -55,20 +56,59 @@ fn nobody_confirms() {
 
 #[test]
 fn a_try_is_held_for_its_own_time() {
-    let Scenario { world, transaction, .. } = first();
-    left_open(&world, &transaction);
-    let id = transaction.id.clone();
-    assert_eq!(one(&world, Request::Hold { id: id.clone(), seconds: 600 }), Response::Confirmed);
-    let began = world.0.borrow().time;
-    assert_eq!(told(&world).open.map(|o| o.phase), Some(Phase::Held));
-    // Another apply does not take it for a dead one.
-    let other = Transaction { id: "ff".into(), ..transaction.clone() };
-    assert_eq!(apply(&world, &other), Known::Refused(Fault::Open));
-    world.elapse();
-    assert!(world.observed().is_empty());
-    let took = world.0.borrow().time - began;
-    assert!((599_000..=602_000).contains(&took), "{took} ms");
-    assert_eq!(told(&world).reverted.map(|r| r.reason), Some("the time to try it is over".to_owned()));
+    // Longer than the timeout, and shorter.
+    for seconds in [600, 4] {
+        let Scenario { world, transaction, .. } = first();
+        left_open(&world, &transaction);
+        let id = transaction.id.clone();
+        assert_eq!(one(&world, Request::Hold { id: id.clone(), seconds }), Response::Confirmed);
+        let began = world.0.borrow().time;
+        assert_eq!(told(&world).open.map(|o| o.phase), Some(Phase::Held));
+        // Another apply does not take it for a dead one.
+        let other = Transaction { id: "ff".into(), ..transaction.clone() };
+        assert_eq!(apply(&world, &other), Known::Refused(Fault::Open));
+        world.elapse();
+        assert!(world.observed().is_empty());
+        let took = world.0.borrow().time - began;
+        assert!((seconds * 1000 - 1000..=seconds * 1000 + 2000).contains(&took), "{seconds} s: {took} ms");
+        assert_eq!(told(&world).reverted.map(|r| r.reason), Some("the time to try it is over".to_owned()));
+    }
+}
+
+/// A try that nobody confirms is over in time, whatever happens while the node is told of it.
+#[test]
+fn every_fault_at_every_point_of_a_hold() {
+    let mut runs = 0;
+    for seconds in [600, 4] {
+        let Scenario { world, transaction, .. } = first();
+        left_open(&world, &transaction);
+        let hold = || Request::Hold { id: transaction.id.clone(), seconds };
+        let calm = world.fork();
+        calm.strike(&[]);
+        assert_eq!(one(&calm, hold()), Response::Confirmed);
+        let points = calm.0.borrow().points.clone();
+        for (number, point) in points.iter().enumerate() {
+            for fault in FAULTS {
+                let what = format!("{seconds} s, {fault:?} at {number} {point}");
+                let world = world.fork();
+                world.strike(&[(number, *fault)]);
+                let began = world.0.borrow().time;
+                talk(&world, vec![hello(), send(hold())]);
+                world.elapse();
+                assert_eq!(world.0.borrow().strikes_done, 1, "{what}");
+                assert!(world.observed().is_empty(), "{what}: it stays");
+                nothing_left(&world, false, &what);
+                // Either the time of the try, or that of the beginning where the node did not hear of a try.
+                let took = world.0.borrow().time - began;
+                let limit = TIMEOUT.max(seconds) * 1000 + 2000;
+                let down = world.0.borrow().boots * 25_000;
+                assert!(took <= limit + down, "{what}: {took} ms");
+                runs += 1;
+            }
+        }
+        assert!(seconds > TIMEOUT || points.iter().any(|p| p.starts_with("hold.timer")), "{points:?}");
+    }
+    println!("{runs} faults in holds, 0 kept");
 }
 
 #[test]
