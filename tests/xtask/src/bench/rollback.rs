@@ -25,7 +25,7 @@ pub(super) fn run(report: &mut Report, runs: usize) -> Result<()> {
     if code != 0 {
         return Err(format!("homelab apply: {text}").into());
     }
-    let (mut arming, mut confirming, mut both) = (Vec::new(), Vec::new(), Vec::new());
+    let mut spans: [Vec<f64>; 4] = Default::default();
     for number in 0..runs {
         let mut times = Times::default();
         let mtu = MTUS[(number + 1) % 2];
@@ -33,16 +33,17 @@ pub(super) fn run(report: &mut Report, runs: usize) -> Result<()> {
         if code != 0 {
             return Err(format!("homelab apply: {text}").into());
         }
-        let (arm, confirm) =
+        let [arm, verify, confirm] =
             times.milliseconds().ok_or("the events do not say when it was armed and confirmed")?;
-        arming.push(arm);
-        confirming.push(confirm);
-        both.push(arm + confirm);
+        for (span, time) in spans.iter_mut().zip([arm, verify, confirm, arm + confirm]) {
+            span.push(time);
+        }
     }
     let task = "a change of one node that can be taken back";
-    report.add(task, "homelab: arming", "ms", arming);
-    report.add(task, "homelab: confirming over a fresh connection", "ms", confirming);
-    report.add(task, "homelab: both", "ms", both);
+    let names = ["arming", "login anew, and looking", "confirming", "arming and confirming"];
+    for (name, span) in names.into_iter().zip(spans) {
+        report.add(task, &format!("homelab: {name}"), "ms", span);
+    }
 
     let mut restored = Vec::new();
     for _ in 0..runs.min(5) {
@@ -98,41 +99,25 @@ fn wait(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// When a node came to which step.
+/// The events at which a step begins, in their order; the last is the end.
+const STEPS: [&str; 5] = ["arming", "applying", "verifying", "confirming", "done"];
+
+/// When a node came to which of [`STEPS`].
 #[derive(Default)]
-struct Times {
-    armed: Option<(Instant, Option<Instant>)>,
-    confirmed: Option<(Instant, Option<Instant>)>,
-}
+struct Times([Option<Instant>; 5]);
 
 impl Times {
     fn note(&mut self, event: &Value) -> Result<()> {
-        let now = Instant::now();
-        match event["event"].as_str() {
-            Some("arming") => self.armed = Some((now, None)),
-            Some("applying") => {
-                if let Some((_, end @ None)) = &mut self.armed {
-                    *end = Some(now);
-                }
-            }
-            Some("confirming") => self.confirmed = Some((now, None)),
-            Some("done") => {
-                if let Some((_, end)) = &mut self.confirmed {
-                    *end = Some(now);
-                }
-            }
-            _ => {}
+        if let Some(step) = STEPS.iter().position(|step| event["event"] == *step) {
+            self.0[step].get_or_insert_with(Instant::now);
         }
         Ok(())
     }
 
-    /// Of arming and of confirming.
-    fn milliseconds(&self) -> Option<(f64, f64)> {
-        let span = |times: Option<(Instant, Option<Instant>)>| {
-            let (start, end) = times?;
-            Some((end? - start).as_secs_f64() * 1000.0)
-        };
-        Some((span(self.armed)?, span(self.confirmed)?))
+    /// Of arming, verifying and confirming.
+    fn milliseconds(&self) -> Option<[f64; 3]> {
+        let span = |step: usize| Some((self.0[step + 1]? - self.0[step]?).as_secs_f64() * 1000.0);
+        Some([span(0)?, span(2)?, span(3)?])
     }
 }
 
