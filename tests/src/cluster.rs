@@ -187,9 +187,15 @@ impl Cluster {
     /// Runs a shell script on every node at once.
     #[track_caller]
     pub fn everywhere(&self, script: &str) -> Vec<String> {
-        let nodes = self.nodes();
+        self.of_all(|node| self.sh(node, script))
+    }
+
+    /// Asks all nodes at once.
+    #[track_caller]
+    pub(crate) fn of_all<T: Send>(&self, ask: impl Fn(&str) -> T + Sync) -> Vec<T> {
+        let (nodes, ask) = (self.nodes(), &ask);
         std::thread::scope(|scope| {
-            let jobs: Vec<_> = nodes.iter().map(|node| scope.spawn(move || self.sh(node, script))).collect();
+            let jobs: Vec<_> = nodes.iter().map(|node| scope.spawn(move || ask(node))).collect();
             jobs.into_iter()
                 .map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect()
@@ -210,13 +216,7 @@ impl Cluster {
     /// Snapshots of all nodes, taken at once.
     #[track_caller]
     pub fn snapshots(&self) -> Vec<NodeSnapshot> {
-        let nodes = self.nodes();
-        std::thread::scope(|scope| {
-            let jobs: Vec<_> = nodes.iter().map(|node| scope.spawn(move || self.snapshot(node))).collect();
-            jobs.into_iter()
-                .map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        })
+        self.of_all(|node| self.snapshot(node))
     }
 
     /// What a node knows of the cluster.

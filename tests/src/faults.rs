@@ -197,13 +197,7 @@ impl Cluster {
     /// The states of all nodes, at once.
     #[track_caller]
     pub fn states(&self) -> Vec<NodeSnapshot> {
-        let nodes = self.nodes();
-        std::thread::scope(|scope| {
-            let jobs: Vec<_> = nodes.iter().map(|node| scope.spawn(move || self.state(node))).collect();
-            jobs.into_iter()
-                .map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        })
+        self.of_all(|node| self.state(node))
     }
 
     /// Asserts that a node is as it was.

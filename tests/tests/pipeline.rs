@@ -194,9 +194,9 @@ fn output_for_programs(cluster: &mut Cluster) {
     assert_eq!(last["event"], "result", "{last}");
     for node in cluster.nodes() {
         assert!(last.to_string().contains(&node), "the result names {node}: {last}");
-        let of_node = |event: &&Value| event["node"] == node.as_str();
-        assert!(events.iter().any(|e| of_node(&e)), "events of {node}:\n{}", output.stdout);
+        assert_complete(&events, &node);
     }
+    measured(format_args!("{} events of {} nodes, 0 lost", events.len(), cluster.nodes().len()));
     cluster.file.set("network.vxlan.mtu", json!(1400));
     let output = cluster.homelab_ok(&["apply", "--yes", "--json-into", &name]);
     let result: Value = serde_json::from_str(&text_of(&file)).expect("JSON");
@@ -208,6 +208,25 @@ fn output_for_programs(cluster: &mut Cluster) {
     assert_eq!(plan["summary"]["changed_nodes"], 0, "{plan:#}");
     let output = cluster.homelab(&["plan", "--detailed-exitcode", "--format", "markdown"]);
     assert_eq!(output.code, 0, "{}", said(&output));
+}
+
+/// Asserts that there is an event for every step of a node and for every change that its plan has.
+#[track_caller]
+fn assert_complete(events: &[Value], node: &str) {
+    let plan = events.iter().find(|e| e["event"] == "plan").expect("the plan is an event");
+    let planned = plan["nodes"].as_array().expect("nodes").iter().find(|n| n["name"] == node);
+    let total = planned.and_then(|n| n["changes"].as_array()).map_or(0, Vec::len);
+    assert!(total > 0, "{node} has a plan: {plan}");
+    let steps: Vec<&Value> = events.iter().filter(|e| e["node"] == node).collect();
+    let done: Vec<_> =
+        steps.iter().filter(|e| e["event"] == "applying").map(|e| e["done"].as_u64()).collect();
+    assert_eq!(done, (0..=total as u64).map(Some).collect::<Vec<_>>(), "{node}: one event for each change");
+    let named = |name: &str| steps.iter().filter(|e| e["event"] == name).count();
+    for (name, times) in
+        [("locking", 1), ("arming", 1), ("verifying", 1), ("confirming", 1), ("done", 1), ("failed", 0)]
+    {
+        assert_eq!(named(name), times, "{node}: {name} in {steps:?}");
+    }
 }
 
 /// Somebody changed a node by hand, or the file changed: two questions with two answers.
