@@ -117,45 +117,19 @@ pub(crate) enum Command {
         /// Carry out exactly this plan (of homelab plan --out), and refuse it if anything has changed since
         #[arg(value_name = "PLANFILE")]
         plan_file: Option<PathBuf>,
-        /// What is agreed to.
+        /// How its changes are made.
         #[command(flatten)]
-        consent: Consent,
-        /// How it is rolled out.
-        #[command(flatten)]
-        rollout: Rollout,
-        /// Whether it is only tried.
-        #[command(flatten)]
-        trial: Trial,
+        changing: Changing,
     },
     /// Keep the changes that nodes hold on trial (apply --try)
     #[command(after_help = EXIT_CODES)]
     Confirm,
     /// Take changes back: those on trial or left open, else the last apply of each node
     #[command(after_help = EXIT_CODES)]
-    Rollback {
-        /// What is agreed to.
-        #[command(flatten)]
-        consent: Consent,
-        /// How it is rolled out.
-        #[command(flatten)]
-        rollout: Rollout,
-        /// Whether it is only tried.
-        #[command(flatten)]
-        trial: Trial,
-    },
+    Rollback(Changing),
     /// Take everything of homelab away from the nodes
     #[command(after_help = EXIT_CODES)]
-    Destroy {
-        /// What is agreed to.
-        #[command(flatten)]
-        consent: Consent,
-        /// How it is rolled out.
-        #[command(flatten)]
-        rollout: Rollout,
-        /// Whether it is only tried.
-        #[command(flatten)]
-        trial: Trial,
-    },
+    Destroy(Changing),
     /// Show what was changed on the nodes by hand, apart from what changed in the cluster file
     #[command(after_help = EXIT_CODES)]
     Drift {
@@ -190,6 +164,20 @@ pub(crate) enum Command {
     },
     /// Print the manual page
     Man,
+}
+
+/// How a command changes nodes.
+#[derive(Debug, Args)]
+pub(crate) struct Changing {
+    /// What is agreed to.
+    #[command(flatten)]
+    pub(crate) consent: Consent,
+    /// How it is rolled out.
+    #[command(flatten)]
+    pub(crate) rollout: Rollout,
+    /// Whether it is only tried.
+    #[command(flatten)]
+    pub(crate) trial: Trial,
 }
 
 /// What the user agrees to beforehand.
@@ -254,7 +242,7 @@ mod tests {
         let rollout = |words: &[&str]| {
             let all = ["homelab", "apply"].iter().chain(words);
             match Cli::try_parse_from(all).map_err(|e| e.to_string())?.command {
-                Command::Apply { rollout, trial, plan_file, .. } => Ok((rollout, trial, plan_file)),
+                Command::Apply { changing, plan_file } => Ok((changing.rollout, changing.trial, plan_file)),
                 other => Err(format!("{other:?}")),
             }
         };

@@ -14,7 +14,7 @@ mod validate;
 use homelab_driver::Goal;
 use serde_json::json;
 
-use crate::args::{Cli, Command, Consent, Format, Trial};
+use crate::args::{Changing, Cli, Command, Format};
 use crate::error::CliError;
 use crate::render::Shown;
 use crate::stream;
@@ -50,16 +50,14 @@ pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Res
         Command::Plan { detailed_exitcode, out } => {
             plan::run(global, terminal, session, *detailed_exitcode, out.as_deref())
         }
-        Command::Apply { plan_file, consent, trial, .. } => {
-            let mut task = task(Goal::Desired, consent, trial);
+        Command::Apply { plan_file, changing } => {
+            let mut task = task(Goal::Desired, changing);
             task.plan_file = plan_file.as_deref();
             apply::run(global, terminal, session, &task)
         }
-        Command::Destroy { consent, trial, .. } => {
-            apply::run(global, terminal, session, &task(Goal::Destroyed, consent, trial))
-        }
-        Command::Rollback { consent, trial, .. } => {
-            transactions::rollback(global, terminal, session, &task(Goal::Previous, consent, trial))
+        Command::Destroy(changing) => apply::run(global, terminal, session, &task(Goal::Destroyed, changing)),
+        Command::Rollback(changing) => {
+            transactions::rollback(global, terminal, session, &task(Goal::Previous, changing))
         }
         Command::Confirm => transactions::confirm(global, terminal, session),
         Command::Unlock { force } => transactions::unlock(global, terminal, session, *force),
@@ -73,8 +71,8 @@ pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Res
     }
 }
 
-fn task<'a>(goal: Goal, consent: &'a Consent, trial: &Trial) -> Task<'a> {
-    Task { goal, plan_file: None, consent, hold: trial.hold }
+fn task(goal: Goal, changing: &Changing) -> Task<'_> {
+    Task { goal, plan_file: None, consent: &changing.consent, hold: changing.trial.hold }
 }
 
 /// Asks a question that `yes` answers; where nobody can be asked, only that will do.
@@ -101,8 +99,7 @@ pub(crate) fn report_error(cli: &Cli, terminal: &Terminal, error: &CliError) {
         "error": {"message": message, "hints": hints},
         "exit_code": error.code(),
     });
-    let streams =
-        matches!(cli.command, Command::Apply { .. } | Command::Destroy { .. } | Command::Rollback { .. });
+    let streams = matches!(cli.command, Command::Apply { .. } | Command::Destroy(_) | Command::Rollback(_));
     if streams && cli.global.format == Format::Json {
         stream::Stream::new(terminal).send("error", value.clone());
     }

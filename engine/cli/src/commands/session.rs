@@ -8,7 +8,7 @@ use homelab_model::Cluster;
 use homelab_ssh::{NoPrompt, Prompt, SshOptions, SshTransport};
 use tokio::runtime::Runtime;
 
-use crate::args::{Command, Global, Rollout, Trial};
+use crate::args::{Changing, Command, Global, Rollout};
 use crate::error::CliError;
 use crate::planfile::Basis;
 use crate::random::Random;
@@ -157,17 +157,17 @@ pub(crate) struct Manner<'a> {
 
 impl Manner<'_> {
     pub(crate) fn of(command: &Command) -> Manner<'_> {
-        let changing = |command, rollout, trial: Option<&Trial>| Manner {
-            command,
-            rollout: Some(rollout),
-            hold: trial.and_then(|t| t.hold),
-        };
+        fn changing<'a>(command: &'static str, how: &'a Changing) -> Manner<'a> {
+            Manner { command, rollout: Some(&how.rollout), hold: how.trial.hold }
+        }
         let looking = |command| Manner { command, ..Manner::default() };
         match command {
-            Command::Apply { rollout, trial, .. } => changing("apply", rollout, Some(trial)),
-            Command::Rollback { rollout, trial, .. } => changing("rollback", rollout, Some(trial)),
-            Command::Destroy { rollout, trial, .. } => changing("destroy", rollout, Some(trial)),
-            Command::RotateKey { rollout, .. } => changing("rotate-key", rollout, None),
+            Command::Apply { changing: how, .. } => changing("apply", how),
+            Command::Rollback(how) => changing("rollback", how),
+            Command::Destroy(how) => changing("destroy", how),
+            Command::RotateKey { rollout, .. } => {
+                Manner { command: "rotate-key", rollout: Some(rollout), hold: None }
+            }
             Command::Confirm => looking("confirm"),
             Command::Unlock { .. } => looking("unlock"),
             _ => looking("plan"),
