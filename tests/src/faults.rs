@@ -207,6 +207,15 @@ impl Cluster {
         assert!(diff.is_empty(), "{when}: {node} is not as before:\n{diff}");
     }
 
+    /// Asserts that all nodes are as they were.
+    #[track_caller]
+    pub fn assert_states(&self, before: &[NodeSnapshot], when: &str) {
+        for ((node, before), now) in self.nodes().iter().zip(before).zip(self.states()) {
+            let diff = before.diff(&now);
+            assert!(diff.is_empty(), "{when}: {node} is not as before:\n{diff}");
+        }
+    }
+
     /// The plan of one node alone.
     #[track_caller]
     pub fn plan_of_node(&self, node: &str) -> Plan {

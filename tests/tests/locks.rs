@@ -363,8 +363,6 @@ fn second_ctrl_c(cluster: &mut Cluster) {
     assert_eq!(output.code, 130, "{}", said(&output));
     cluster.go_on("node1", &stopped);
     cluster.closed_within("node1", Duration::from_secs(5));
-    for (node, before) in cluster.nodes().iter().zip(&before) {
-        cluster.assert_state(node, before, &said(&output));
-    }
+    cluster.assert_states(&before, &said(&output));
     assert_quiet(cluster, "a second Ctrl-C");
 }

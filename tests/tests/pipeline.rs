@@ -80,9 +80,7 @@ fn plan_files_refused(cluster: &mut Cluster) {
             assert!(text.contains(word), "{what}: `{word}` is missing:\n{text}");
         }
         assert!(!text.contains("panicked"), "{what}: {text}");
-        for (node, before) in cluster.nodes().iter().zip(&before) {
-            cluster.assert_state(node, before, what);
-        }
+        cluster.assert_states(&before, what);
     };
     let write = |value: &Value| std::fs::write(&file, value.to_string()).expect("the file can be written");
 

@@ -114,10 +114,10 @@ fn all_or_nothing(cluster: &mut Cluster) {
     cluster.sh("node3", &format!("kill -KILL {}", stopped.pid));
     let output = apply.end(HUNG);
     assert_eq!(output.code, 3, "{}", said(&output));
-    for (node, before) in cluster.nodes().iter().zip(&before) {
-        cluster.closed_within(node, Duration::from_secs(6));
-        cluster.assert_state(node, before, &said(&output));
+    for node in cluster.nodes() {
+        cluster.closed_within(&node, Duration::from_secs(6));
     }
+    cluster.assert_states(&before, &said(&output));
     cluster.assert_mesh(&pods);
     // And all of it, with a gap in the traffic that is counted.
     let flow = cluster.flow(&pods.iter().collect::<Vec<&Pod>>());
@@ -149,9 +149,7 @@ fn cluster_check(cluster: &mut Cluster) {
     for word in ["rolled back", "no longer reach"] {
         assert!(said(&output).contains(word), "`{word}` is missing:\n{}", said(&output));
     }
-    for (node, before) in cluster.nodes().iter().zip(&before) {
-        cluster.assert_state(node, before, &said(&output));
-    }
+    cluster.assert_states(&before, &said(&output));
     cluster.assert_mesh(&pods);
     cluster.everywhere("nft delete table inet wall");
     assert_next_apply_finishes(cluster);

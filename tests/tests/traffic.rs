@@ -116,9 +116,7 @@ fn rollback(cluster: &mut Cluster) {
     assert_eq!(cluster.sh("node2", "cat /sys/class/net/homelab.1/mtu"), "1400", "it is tried");
     let output = cluster.homelab_ok(&["rollback", "--yes"]);
     let losses = flow.end();
-    for (node, before) in cluster.nodes().iter().zip(&before) {
-        cluster.assert_state(node, before, &output.stdout);
-    }
+    cluster.assert_states(&before, &output.stdout);
     let (sent, lost, _) = report("apply and rollback of a brief change", &losses);
     assert!(sent > 1000, "{sent} packets prove little");
     assert_eq!(lost, 0, "{losses:#?}");

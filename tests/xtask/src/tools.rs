@@ -59,7 +59,7 @@ impl Tool {
         let mut install = cargo(&["install", "--locked", "--force", "--root", "target/tools", &version]);
         install.args(self.arguments);
         // These run for seconds: building them quickly is worth more than fast tools.
-        for (key, value) in [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")]
+        for (key, value) in [("OPT_LEVEL", "0"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")]
         {
             install.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
         }
