@@ -202,7 +202,7 @@ fn kill_anywhere(cluster: &mut Cluster) {
     let sent = flow.none_lost("pods of the other nodes");
     assert_eq!(faults.len(), Fault::ALL.len());
     measured(format_args!(
-        "{} points x {} faults = {count}, 0 lost: {new} new, {} old, at most {} ms with a timeout of {} ms; \
+        "{count} of {} points x {} faults, 0 lost: {new} new, {} old, at most {} ms with a timeout of {} ms; \
          0 of {sent} packets of the other nodes lost",
         spread.len(),
         faults.len(),
