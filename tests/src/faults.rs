@@ -203,16 +203,14 @@ impl Cluster {
     /// Asserts that a node is as it was.
     #[track_caller]
     pub fn assert_state(&self, node: &str, before: &NodeSnapshot, when: &str) {
-        let diff = before.diff(&self.state(node));
-        assert!(diff.is_empty(), "{when}: {node} is not as before:\n{diff}");
+        assert_same(node, before, &self.state(node), when);
     }
 
     /// Asserts that all nodes are as they were.
     #[track_caller]
     pub fn assert_states(&self, before: &[NodeSnapshot], when: &str) {
         for ((node, before), now) in self.nodes().iter().zip(before).zip(self.states()) {
-            let diff = before.diff(&now);
-            assert!(diff.is_empty(), "{when}: {node} is not as before:\n{diff}");
+            assert_same(node, before, &now, when);
         }
     }
 
@@ -221,6 +219,12 @@ impl Cluster {
     pub fn plan_of_node(&self, node: &str) -> Plan {
         self.plan_of(&["--nodes", node])
     }
+}
+
+#[track_caller]
+fn assert_same(node: &str, before: &NodeSnapshot, now: &NodeSnapshot, when: &str) {
+    let diff = before.diff(now);
+    assert!(diff.is_empty(), "{when}: {node} is not as before:\n{diff}");
 }
 
 /// Records of past transactions, locks, and what is kept for `homelab rollback`: they tell of work, and change

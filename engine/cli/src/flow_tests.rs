@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use homelab_model::{Cluster, Holder, Spec};
@@ -11,12 +11,14 @@ use serde_json::Value;
 use crate::args::Cli;
 use crate::commands::{self, Manner, Session};
 use crate::error::CliError;
-use crate::fake::{Lan, THREE, binaries, cluster};
+use crate::fake::{Lan, THREE, binaries, cluster, wait_until};
 use crate::signals::Signals;
 use crate::terminal::Terminal;
 
 const FIRST: &str = "192.168.50.11";
 const SECOND: &str = "192.168.50.12";
+/// For what another thread does: long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Default)]
 struct Paper(Arc<Mutex<Vec<u8>>>);
@@ -53,15 +55,6 @@ impl Answer {
 
     fn names(&self) -> Vec<String> {
         self.events().iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect()
-    }
-}
-
-/// Waits for what another thread does; a test that would hang fails instead.
-fn wait_until(what: &str, happened: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !happened() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
@@ -310,7 +303,7 @@ fn after_waiting_the_plan_is_made_anew() {
         let before = asked();
         desk.lan.with(FIRST, |m| m.lock = Some((u64::MAX, holder.clone())));
         desk.run_and(words, |_| {
-            wait_until("it waits for the lock", || asked() >= before + 2);
+            wait_until("it waits for the lock", PATIENCE, || asked() >= before + 2);
             desk.by_hand(FIRST);
             desk.lan.with(FIRST, |m| m.lock = None);
         })
@@ -395,7 +388,7 @@ fn a_stopped_run_leaves_no_lock_and_no_half_state() {
         }
         let begun = |address| desk.lan.with(address, |m| m.worker.is_some() || m.open.is_some());
         let answer = desk.run_and(&["apply", "--yes", "--format", "json"], |signals| {
-            wait_until("the first node is being changed", || begun(FIRST));
+            wait_until("the first node is being changed", PATIENCE, || begun(FIRST));
             signals.feign(number);
         });
         assert_eq!(answer.code, code, "{answer:?}");

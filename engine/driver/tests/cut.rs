@@ -8,17 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fake::{Cut, Lan, Laptop, State, THREE, cluster, moved};
+use fake::{Cut, Lan, Laptop, State, THREE, calm, cluster, moved};
 use homelab_driver::{Goal, Outcome, Silent};
 use homelab_model::{Cluster, Content, Key, Spec, ours};
 
 const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"];
-
-fn calm(home: &Cluster) -> Cluster {
-    let mut calm = home.clone();
-    calm.network.service_cidrs = vec!["10.112.0.0/12".parse().unwrap()];
-    calm
-}
 
 /// The states of all nodes; the keys of one run are not those of another.
 fn states(lan: &Lan) -> Vec<State> {

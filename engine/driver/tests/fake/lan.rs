@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use homelab_driver::{Session, Target, Transport, TransportError};
 
-use super::Machine;
 use super::serve::shell;
+use super::{Machine, wait_until};
 
 /// The machines of a LAN, and the laptop's way to them.
 #[derive(Clone)]
@@ -64,7 +64,6 @@ impl Lan {
 
     /// Waits until no transaction is open.
     pub(crate) fn closed(&self) {
-        let end = Instant::now() + Duration::from_secs(5);
         let open = || {
             let machines: Vec<_> = self.machines.lock().unwrap().values().cloned().collect();
             machines.iter().any(|m| {
@@ -73,10 +72,7 @@ impl Lan {
                 machine.open.is_some()
             })
         };
-        while open() {
-            assert!(Instant::now() < end, "a transaction stays open");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_until("no transaction is open", Duration::from_secs(5), || !open());
     }
 
     /// The same machines, reached by another laptop.
@@ -86,15 +82,11 @@ impl Lan {
 
     /// Waits until no node is locked: a session that was ended takes a moment to notice.
     pub(crate) fn unlocked(&self) {
-        let end = Instant::now() + Duration::from_secs(5);
         let locked = || {
             let machines: Vec<_> = self.machines.lock().unwrap().values().cloned().collect();
             machines.iter().any(|m| m.lock().unwrap().lock.is_some())
         };
-        while locked() {
-            assert!(Instant::now() < end, "a lock was left");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_until("no lock is left", Duration::from_secs(5), || !locked());
     }
 
     pub(crate) fn add(&self, machine: Machine) {

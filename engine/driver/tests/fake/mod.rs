@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use homelab_driver::{
     BinaryEntry, Engine, Goal, MANIFEST, MANIFEST_FORMAT, Manifest, NodeBinaries, Observer, Options, Plan,
@@ -158,4 +158,13 @@ pub(crate) fn calm(home: &Cluster) -> Cluster {
     let mut calm = home.clone();
     calm.network.service_cidrs = vec!["10.112.0.0/12".parse().unwrap()];
     calm
+}
+
+/// Waits for what another thread does; a test that would hang fails instead.
+pub(crate) fn wait_until(what: &str, limit: Duration, happened: impl Fn() -> bool) {
+    let end = Instant::now() + limit;
+    while !happened() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

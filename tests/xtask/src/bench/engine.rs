@@ -110,7 +110,7 @@ pub(super) fn run(report: &mut Report, runs: usize) -> Result<()> {
         "floor: parallel SSH, exec true",
         &repeat(runs, || run_one(&lab, &mut floor(&lab)?, 0))?,
     );
-    // The agent would mend the entry before the engine sees it; and stopped in order, it were one more thing to mend.
+    // The agent would mend the entry before the engine sees it; stopped in order, it would be one more thing to mend.
     lab.sh("node1", "kill -STOP $(systemctl show -P MainPID homelab-node)")?.ok()?;
     add(report, DRIFT, "homelab", &drifted("homelab.1", &|| ours(&lab, &apply))?);
 

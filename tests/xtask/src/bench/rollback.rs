@@ -29,7 +29,10 @@ pub(super) fn run(report: &mut Report, runs: usize) -> Result<()> {
     for number in 0..runs {
         let mut times = Times::default();
         let mtu = MTUS[(number + 1) % 2];
-        let (code, text) = apply(&lab, mtu, &["--nodes", "node1"], |event| times.note(event))?;
+        let (code, text) = apply(&lab, mtu, &["--nodes", "node1"], |event| {
+            times.note(event);
+            Ok(())
+        })?;
         if code != 0 {
             return Err(format!("homelab apply: {text}").into());
         }
@@ -107,11 +110,10 @@ const STEPS: [&str; 5] = ["arming", "applying", "verifying", "confirming", "done
 struct Times([Option<Instant>; 5]);
 
 impl Times {
-    fn note(&mut self, event: &Value) -> Result<()> {
+    fn note(&mut self, event: &Value) {
         if let Some(step) = STEPS.iter().position(|step| event["event"] == *step) {
             self.0[step].get_or_insert_with(Instant::now);
         }
-        Ok(())
     }
 
     /// Of arming, verifying and confirming.
