@@ -13,6 +13,7 @@ mod object;
 mod observed;
 pub mod ours;
 mod plan;
+pub mod service;
 mod spec;
 mod transaction;
 

@@ -33,12 +33,17 @@ const LAYERS: &[Layer] = &[
     Layer { name: "homelab-protocol", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-vtep", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-cni", ours: &["homelab-model"], pure: Some(DATA) },
+    Layer { name: "homelab-proxy", ours: &["homelab-model"], pure: Some(DATA) },
     Layer {
         name: "homelab-desired",
         ours: &["homelab-model", "homelab-vtep", "homelab-cni"],
         pure: Some(DATA),
     },
-    Layer { name: "homelab-linux", ours: &["homelab-model", "homelab-vtep", "homelab-cni"], pure: None },
+    Layer {
+        name: "homelab-linux",
+        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy"],
+        pure: None,
+    },
     Layer {
         name: "homelab-node",
         ours: &["homelab-model", "homelab-protocol", "homelab-desired", "homelab-cni", "homelab-linux"],

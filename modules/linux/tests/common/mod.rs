@@ -3,6 +3,7 @@
 
 pub(crate) mod objects;
 pub(crate) mod place;
+pub(crate) mod proxy;
 
 use std::path::PathBuf;
 use std::process::Command;

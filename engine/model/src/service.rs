@@ -1,0 +1,213 @@
+//! Services and their endpoints as the proxy sees them, whatever their source: Kubernetes' own names and defaults
+//! (`core/v1` Service, `discovery.k8s.io/v1` EndpointSlice), flattened to what decides where a packet goes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A service with its endpoints. Headless and ExternalName services have no addresses and are none of the proxy's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Service {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Who reaches it.
+    #[serde(default)]
+    pub r#type: Type,
+    /// Cluster addresses, one or one per family.
+    #[serde(default, rename = "clusterIPs")]
+    pub cluster_ips: Vec<IpAddr>,
+    /// Addresses that somebody else routes to the nodes.
+    #[serde(default, rename = "externalIPs")]
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress`.
+    #[serde(default)]
+    pub load_balancer: Vec<Ingress>,
+    /// Sources that may use the load-balancer addresses; empty: all.
+    #[serde(default)]
+    pub load_balancer_source_ranges: Vec<IpNet>,
+    /// Policy for node ports, load-balancer addresses and external addresses.
+    #[serde(default)]
+    pub external_traffic_policy: Policy,
+    /// Policy for cluster addresses.
+    #[serde(default)]
+    pub internal_traffic_policy: Policy,
+    /// Whether a client stays with its endpoint.
+    #[serde(default)]
+    pub session_affinity: Affinity,
+    /// How long after its last new connection, seconds, 1..=86400.
+    #[serde(default = "default_affinity_timeout")]
+    pub session_affinity_timeout_seconds: u32,
+    /// As written; what decides are the hints of the endpoints.
+    #[serde(default)]
+    pub traffic_distribution: Option<String>,
+    /// Port of the health check for load balancers, with an external policy of Local.
+    #[serde(default)]
+    pub health_check_node_port: Option<u16>,
+    /// Ports.
+    pub ports: Vec<Port>,
+    /// Endpoints.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Service {
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// `spec.type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Type {
+    /// By its cluster addresses.
+    #[default]
+    #[serde(rename = "ClusterIP")]
+    ClusterIp,
+    /// Also by a port of every node.
+    NodePort,
+    /// Also by addresses on the LAN.
+    LoadBalancer,
+}
+
+/// Traffic policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Policy {
+    /// Endpoints of all nodes.
+    #[default]
+    Cluster,
+    /// Endpoints of the node that handles the packet.
+    Local,
+}
+
+/// `spec.sessionAffinity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Affinity {
+    /// Every connection is on its own.
+    #[default]
+    None,
+    /// By the client's address.
+    #[serde(rename = "ClientIP")]
+    ClientIp,
+}
+
+/// A load-balancer address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ingress {
+    /// Address.
+    pub ip: IpAddr,
+    /// Whether nodes take its packets, or a proxy in front of them does (KEP-1860).
+    #[serde(default)]
+    pub ip_mode: IpMode,
+}
+
+/// `ipMode` of a load-balancer address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum IpMode {
+    /// Packets arrive at nodes with this destination.
+    #[default]
+    #[serde(rename = "VIP")]
+    Vip,
+    /// Something in front of the nodes ends connections: nodes do not handle the address.
+    Proxy,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    /// Name; empty where there is only one.
+    #[serde(default)]
+    pub name: String,
+    /// Protocol.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Port of the service's addresses.
+    pub port: u16,
+    /// Port of every node.
+    #[serde(default)]
+    pub node_port: Option<u16>,
+}
+
+/// Transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    /// UDP.
+    #[serde(rename = "UDP")]
+    Udp,
+    /// SCTP.
+    #[serde(rename = "SCTP")]
+    Sctp,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+    /// Number in the IP header (IANA protocol numbers).
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// Lower-case name, as in nft.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+/// Something that answers for a service: one address of one EndpointSlice endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Endpoint {
+    /// Address.
+    pub address: IpAddr,
+    /// Node that it runs on.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Zone that it runs in.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Takes new connections, and is not going away.
+    #[serde(default = "yes")]
+    pub ready: bool,
+    /// Answers, even if it is going away.
+    #[serde(default = "yes")]
+    pub serving: bool,
+    /// Is going away.
+    #[serde(default)]
+    pub terminating: bool,
+    /// `hints.forZones`.
+    #[serde(default)]
+    pub for_zones: Vec<String>,
+    /// `hints.forNodes`.
+    #[serde(default)]
+    pub for_nodes: Vec<String>,
+    /// Port numbers by the service's port names.
+    pub ports: BTreeMap<String, u16>,
+}
+
+fn default_affinity_timeout() -> u32 {
+    10800
+}
+
+fn yes() -> bool {
+    true
+}

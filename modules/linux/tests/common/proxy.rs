@@ -1,0 +1,60 @@
+//! The proxy's sets, through the `nft` command.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+
+use homelab_proxy::Elements;
+use homelab_proxy::delta::Delta;
+
+use super::run;
+
+/// Has nft load a file.
+pub(crate) fn load(text: &str) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    run(&format!("nft -f {}", file.path().display()));
+}
+
+/// A file for nft with all elements.
+pub(crate) fn elements_text(elements: &Elements) -> String {
+    let mut by_set: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (service, elements) in elements {
+        for element in elements {
+            by_set.entry(element.set().name(element.is_ipv4())).or_default().push(element.to_nft(service));
+        }
+    }
+    let add = |(set, elements): (&String, &Vec<String>)| {
+        format!("add element inet homelab {set} {{ {} }}\n", elements.join(", "))
+    };
+    by_set.iter().map(add).collect()
+}
+
+/// A transaction for nft that makes a difference.
+pub(crate) fn delta_text(delta: &Delta<'_>) -> String {
+    let mut text = String::new();
+    for (_, element) in &delta.delete {
+        let set = element.set().name(element.is_ipv4());
+        text += &format!("delete element inet homelab {set} {{ {} }}\n", element.key());
+    }
+    for (service, element) in &delta.add {
+        let set = element.set().name(element.is_ipv4());
+        text += &format!("add element inet homelab {set} {{ {} }}\n", element.to_nft(service));
+    }
+    text
+}
+
+/// What the sets of the table hold, comments too, by set.
+pub(crate) fn held() -> BTreeMap<String, BTreeSet<String>> {
+    let listing = run("nft --numeric list table inet homelab");
+    let mut held: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for block in listing.split("\n\t}\n") {
+        let Some(name) = block.lines().find_map(|l| l.strip_prefix("\tset ").or(l.strip_prefix("\tmap ")))
+        else {
+            continue;
+        };
+        let elements = block.split_once("elements = {").map_or("", |(_, elements)| elements);
+        let elements = elements.trim_end().trim_end_matches('}').split(',').map(str::trim).map(str::to_owned);
+        held.insert(name.to_owned(), elements.filter(|element| !element.is_empty()).collect());
+    }
+    held
+}

@@ -1,0 +1,312 @@
+//! The proxy's ruleset in a real kernel: it loads, nft lists it in the very words that it is rendered in, and real
+//! packets go where kube-proxy's own tests send them.
+//!
+//! The node is a network namespace. Packets with any source come in over a veth from raw sockets in another namespace
+//! (or, when they are the node's own, leave from a raw socket in it). A table of the test's at the very end of
+//! postrouting notes what would leave and drops it: no endpoint need exist.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../proxy/tests/cases/mod.rs"]
+mod cases;
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use common::proxy::{elements_text, load};
+use common::{OtherNetns, in_new_netns, run};
+use homelab_model::service::Protocol;
+use homelab_proxy::evaluate::Outcome;
+use homelab_proxy::{NodeView, compile, rules};
+use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// What a packet looked like at the end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    source: IpAddr,
+    to: IpAddr,
+    protocol: u8,
+    port: u16,
+}
+
+const OBSERVER: &str = "table inet observer {
+    set seen4 { typeof ip saddr . ip daddr . meta l4proto . th dport; flags dynamic; size 65535; }
+    set seen6 { typeof ip6 saddr . ip6 daddr . meta l4proto . th dport; flags dynamic; size 65535; }
+    chain last { type filter hook postrouting priority 300; policy accept;
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report } accept
+        add @seen4 { ip saddr . ip daddr . meta l4proto . th dport } drop
+        add @seen6 { ip6 saddr . ip6 daddr . meta l4proto . th dport } drop
+    }
+}
+";
+
+/// Makes the namespace that this thread is in a node, with `clients` on the other side.
+fn make_node(view: &NodeView, clients: &OtherNetns) {
+    run("ip link set lo up");
+    let pid = clients.path.to_string_lossy().replace("/ns/net", "");
+    let tid = pid.rsplit('/').next().unwrap().to_owned();
+    run(&format!("ip link add in type veth peer name client netns {tid}"));
+    run(&format!("ip link add out type veth peer name beyond netns {tid}"));
+    for key in ["all", "default", "in", "out"] {
+        run(&format!("echo 0 > /proc/sys/net/ipv4/conf/{key}/rp_filter"));
+        run(&format!("echo 0 > /proc/sys/net/ipv6/conf/{key}/accept_dad"));
+    }
+    run("ip link set in up; ip link set out up");
+    run("ip addr add 169.254.77.1/30 dev in; ip addr add 169.254.78.1/30 dev out");
+    run("ip -6 addr add fe80::77:1/64 dev in nodad; ip -6 addr add fe80::78:1/64 dev out nodad");
+    for address in &view.addresses {
+        run(&format!("ip addr add {address}/{} dev out", if address.is_ipv4() { "32" } else { "128 nodad" }));
+    }
+    // What IPv6 masquerades with: the address nearest to pods, none of the node's.
+    run("ip addr add fd00:10:244:ffff::1/128 dev out nodad");
+    run("ip route add default via 169.254.78.2 dev out; ip -6 route add default via fe80::78:2 dev out");
+    run("ip neigh add 169.254.78.2 lladdr 02:00:00:00:00:02 dev out nud permanent");
+    run("ip -6 neigh add fe80::78:2 lladdr 02:00:00:00:00:02 dev out nud permanent");
+    run("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+    run("echo 0 > /proc/sys/net/ipv4/icmp_ratelimit; echo 0 > /proc/sys/net/ipv6/icmp/ratelimit");
+    run(
+        "echo 100000 > /proc/sys/net/ipv4/icmp_msgs_per_sec; echo 100000 > /proc/sys/net/ipv4/icmp_msgs_burst",
+    );
+    let mac = run("ip -br link show in | awk '{print $3}'");
+    in_netns_of(clients, || {
+        run("ip link set lo up; ip link set client up; ip link set beyond up");
+        run("ip addr add 169.254.77.2/30 dev client; ip -6 addr add fe80::77:2/64 dev client nodad");
+        run(&format!("ip neigh add 169.254.77.1 lladdr {} dev client nud permanent", mac.trim()));
+        run(&format!("ip -6 neigh add fe80::77:1 lladdr {} dev client nud permanent", mac.trim()));
+        run(
+            "ip route add default via 169.254.77.1 dev client; ip -6 route add default via fe80::77:1 dev client",
+        );
+    });
+}
+
+/// Runs work in another namespace, on a thread of its own.
+fn in_netns_of<T: Send>(other: &OtherNetns, work: impl FnOnce() -> T + Send) -> T {
+    let file = std::fs::File::open(&other.path).unwrap();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        worker.join().unwrap()
+    })
+}
+
+/// Raw sockets for packets with headers of our own, in the caller's namespace.
+struct Sender(Socket, Socket);
+
+impl Sender {
+    fn open() -> Sender {
+        // IPPROTO_RAW: the header is the sender's (raw(7)); in IPv6 as well.
+        let raw = socket2::Protocol::from(255);
+        let v6 = Socket::new(Domain::IPV6, Type::RAW, Some(raw)).unwrap();
+        Sender(Socket::new(Domain::IPV4, Type::RAW, Some(raw)).unwrap(), v6)
+    }
+
+    fn send(&self, from: IpAddr, to: IpAddr, protocol: Protocol, source_port: u16, port: u16) {
+        let packet = packet(from, to, protocol, source_port, port);
+        let socket = if to.is_ipv4() { &self.0 } else { &self.1 };
+        // A reject of one's own packet is an error here (EPERM, ECONNREFUSED); what was seen decides.
+        let _ = socket.send_to(&packet, &SockAddr::from(SocketAddr::new(to, 0)));
+    }
+}
+
+/// The first packet of a connection, whole.
+fn packet(from: IpAddr, to: IpAddr, protocol: Protocol, source_port: u16, port: u16) -> Vec<u8> {
+    let mut segment = [source_port.to_be_bytes(), port.to_be_bytes()].concat();
+    let sum_at = match protocol {
+        Protocol::Tcp => {
+            segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, 2, 255, 255, 0, 0, 0, 0]);
+            Some(16)
+        }
+        Protocol::Udp => {
+            segment.extend([0, 12, 0, 0, b'p', b'i', b'n', b'g']);
+            Some(6)
+        }
+        // INIT (RFC 9260 3.3.2): tag 0 outside, a tag, a window, streams and a TSN inside. No checksum is verified.
+        Protocol::Sctp => {
+            segment.extend([0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20]);
+            segment.extend([0, 0, 0, 9, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+            None
+        }
+    };
+    let length = u16::try_from(segment.len()).unwrap();
+    let addresses: Vec<u8> = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => [from.octets(), to.octets()].concat(),
+        (IpAddr::V6(from), IpAddr::V6(to)) => [from.octets(), to.octets()].concat(),
+        _ => panic!("two families"),
+    };
+    if let Some(at) = sum_at {
+        let pseudo = [&addresses[..], &[0, protocol.number()], &length.to_be_bytes(), &segment[..]].concat();
+        segment[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    }
+    let header = if from.is_ipv4() {
+        let total = (20 + length).to_be_bytes();
+        let mut header = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, protocol.number(), 0, 0];
+        header.extend(&addresses);
+        let sum = checksum(&header).to_be_bytes();
+        header[10..12].copy_from_slice(&sum);
+        header
+    } else {
+        let mut header = vec![0x60, 0, 0, 0];
+        header.extend(length.to_be_bytes());
+        header.extend([protocol.number(), 64]);
+        header.extend(&addresses);
+        header
+    };
+    [header, segment].concat()
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap()
+}
+
+/// What was seen of a family since the last time.
+fn take_seen(v4: bool) -> BTreeSet<Seen> {
+    let set = if v4 { "seen4" } else { "seen6" };
+    let listing =
+        run(&format!("nft --numeric list set inet observer {set}; nft flush set inet observer {set}"));
+    let Some((_, elements)) = listing.split_once("elements = {") else { return BTreeSet::new() };
+    let element = |text: &str| {
+        let fields: Vec<&str> = text.trim().split(" . ").collect();
+        let [source, to, protocol, port] = fields[..] else { panic!("{listing}") };
+        Seen {
+            source: source.parse().unwrap(),
+            to: to.parse().unwrap(),
+            protocol: protocol.parse().unwrap(),
+            port: port.parse().unwrap(),
+        }
+    };
+    elements.split('}').next().unwrap().split(',').map(element).collect()
+}
+
+/// What the kernel does with such packets: sent until all that is expected was seen, and some more.
+fn outcome(sender: impl Fn(u16), flow: &cases::Flow, expected: &Outcome) -> Result<Outcome, String> {
+    let mut seen = BTreeSet::new();
+    let own = SocketAddr::new(flow.to, flow.port);
+    for round in 0..40_u16 {
+        // Else a client with session affinity would see one endpoint alone.
+        if let Outcome::Translated(_) = expected {
+            run(&format!("nft flush map inet homelab affinity{}", if flow.to.is_ipv4() { 4 } else { 6 }));
+        }
+        for number in 0..16 {
+            sender(20000 + round * 16 + number);
+        }
+        seen.extend(take_seen(flow.to.is_ipv4()));
+        let mut targets = BTreeMap::new();
+        let (mut rejected, mut untouched) = (false, false);
+        for packet in &seen {
+            let to = SocketAddr::new(packet.to, packet.port);
+            // Answers go to the client: TCP resets, and ICMP, whose second word is no port.
+            if packet.to == flow.from && packet.source == flow.to {
+                rejected = true;
+            } else if packet.protocol == 1 || packet.protocol == 58 {
+                rejected |= packet.to == flow.from;
+            } else if to == own {
+                untouched = true;
+            } else {
+                targets.insert(to, packet.source != flow.from);
+            }
+        }
+        let found = match (targets.is_empty(), rejected, untouched) {
+            (false, false, false) => Outcome::Translated(targets),
+            (true, true, false) => Outcome::Rejected,
+            (true, false, true) => Outcome::Untouched,
+            (true, false, false) => Outcome::Dropped,
+            _ => return Err(format!("{seen:?}")),
+        };
+        match (expected, &found) {
+            (Outcome::Translated(all), Outcome::Translated(some)) if some.len() < all.len() => {}
+            _ => return Ok(found),
+        }
+    }
+    Err(format!("only {seen:?}"))
+}
+
+#[test]
+fn the_ruleset_is_in_the_words_of_nft() {
+    let view = cases::cases().remove("cluster-ip").unwrap().node;
+    for masquerade_all in [false, true] {
+        let text = rules::to_nft("homelab", &NodeView { masquerade_all, ..view.clone() });
+        let listed = in_new_netns(|| {
+            load(&text);
+            run("nft --stateless --numeric list table inet homelab")
+        });
+        let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(listed, text.lines().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_client_stays_with_its_endpoint() {
+    let case = cases::cases().remove("session-affinity").unwrap();
+    let (elements, _) = compile(&case.services, &case.node);
+    let text = format!("{}{}{OBSERVER}", rules::to_nft("homelab", &case.node), elements_text(&elements));
+    let flow = case.flows.iter().find(|f| f.name == "pod to the cluster address").unwrap();
+    let endpoints: Vec<SocketAddr> = flow.expect.endpoints.iter().copied().collect();
+    assert!(endpoints.len() > 1);
+    in_new_netns(|| {
+        let clients = OtherNetns::new();
+        make_node(&case.node, &clients);
+        load(&text);
+        let sender = in_netns_of(&clients, Sender::open);
+        let mut chosen = BTreeSet::new();
+        for client in 1..=40 {
+            let from = IpAddr::from([10, 244, 1, client]);
+            for port in 0..20 {
+                sender.send(from, flow.to, flow.protocol, 20000 + port, flow.port);
+            }
+            let seen = take_seen(true);
+            assert_eq!(seen.len(), 1, "one endpoint for 20 connections of {from}: {seen:?}");
+            chosen.extend(seen.into_iter().map(|s| SocketAddr::new(s.to, s.port)));
+        }
+        assert_eq!(chosen.into_iter().collect::<Vec<_>>(), endpoints, "40 clients use all endpoints");
+    });
+}
+
+#[test]
+fn packets_go_where_kube_proxy_sends_them() {
+    let (mut sent, mut skipped, mut wrong) = (0, Vec::new(), Vec::new());
+    for (file, case) in cases::cases() {
+        let (elements, conflicts) = compile(&case.services, &case.node);
+        assert_eq!(conflicts, [], "{file}");
+        let text = format!("{}{}{OBSERVER}", rules::to_nft("homelab", &case.node), elements_text(&elements));
+        in_new_netns(|| {
+            let clients = OtherNetns::new();
+            make_node(&case.node, &clients);
+            load(&text);
+            // Packets are checked by whoever they are for; SCTP's checksums we do not make.
+            run("echo 0 > /proc/sys/net/netfilter/nf_conntrack_checksum");
+            let from_node = Sender::open();
+            let from_client = in_netns_of(&clients, Sender::open);
+            for flow in &case.flows {
+                let own = |address: IpAddr| case.node.addresses.contains(&address) || address.is_loopback();
+                let expected = flow.expect.outcome();
+                // The node itself answers: nobody at the end of postrouting can tell that from a reject of ours.
+                let to_itself = flow.expect.endpoints.iter().any(|e| own(e.ip()));
+                if to_itself || (expected == Outcome::Untouched && own(flow.to)) {
+                    skipped.push(format!("{file}: {}", flow.name));
+                    continue;
+                }
+                sent += 1;
+                let sender = if own(flow.from) { &from_node } else { &from_client };
+                let send = |port| sender.send(flow.from, flow.to, flow.protocol, port, flow.port);
+                let found = outcome(send, flow, &expected);
+                if found.as_ref() != Ok(&expected) {
+                    wrong.push(format!(
+                        "{file}: {}\n  expected {expected:?}\n  got      {found:?}",
+                        flow.name
+                    ));
+                }
+            }
+        });
+    }
+    assert!(wrong.is_empty(), "{} of {sent} flows are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(sent >= 200 && skipped.len() <= 30, "{sent} flows sent; skipped: {skipped:#?}");
+}

@@ -1,0 +1,222 @@
+//! Services -> elements, for one node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use homelab_model::service::{Affinity, Endpoint, IpMode, Policy, Port, Service, Type};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::choose::{Chosen, Place, choose};
+use crate::element::{Element, Frontend, Pool, slots};
+use crate::ladder;
+
+/// What the proxy knows of its node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeView {
+    /// Node name, as in [`Endpoint::node`].
+    pub name: String,
+    /// Zone, if it is in one.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Its own addresses: node ports listen on them. A loopback address is none of them, whatever is listed.
+    pub addresses: Vec<IpAddr>,
+    /// Which of its addresses take node ports; empty: all of `addresses`.
+    #[serde(default)]
+    pub node_port_addresses: Vec<IpNet>,
+    /// Pod ranges of the whole cluster: sources inside them keep their address.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Service ranges.
+    pub service_cidrs: Vec<IpNet>,
+    /// Masquerades all that goes to cluster addresses.
+    #[serde(default)]
+    pub masquerade_all: bool,
+}
+
+impl NodeView {
+    /// The addresses that take node ports.
+    fn node_port_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let chosen = |address: &IpAddr| {
+            let among = &self.node_port_addresses;
+            !address.is_loopback() && (among.is_empty() || among.iter().any(|range| range.contains(address)))
+        };
+        self.addresses.iter().copied().filter(chosen)
+    }
+}
+
+/// What the sets of one node hold, by service (`namespace/name`), each list sorted.
+pub type Elements = BTreeMap<String, Vec<Element>>;
+
+/// Two services want the same address, protocol and port. The first by name has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// What both want.
+    pub frontend: Frontend,
+    /// Who has it.
+    pub holder: String,
+    /// Who goes without.
+    pub other: String,
+}
+
+/// Computes the elements of all services. Nothing of a service depends on another but for [`Conflict`]s.
+pub fn compile(services: &[Service], view: &NodeView) -> (Elements, Vec<Conflict>) {
+    let mut services: Vec<&Service> = services.iter().collect();
+    services.sort_by_cached_key(|service| service.full_name());
+    let mut holders: BTreeMap<Frontend, String> = BTreeMap::new();
+    let mut conflicts = Vec::new();
+    let mut elements = Elements::new();
+    for service in services {
+        let name = service.full_name();
+        let of_service = one(service, view, &mut |frontend| match holders.get(&frontend) {
+            Some(holder) => {
+                conflicts.push(Conflict { frontend, holder: holder.clone(), other: name.clone() });
+                false
+            }
+            None => {
+                holders.insert(frontend, name.clone());
+                true
+            }
+        });
+        elements.insert(name, of_service);
+    }
+    (elements, conflicts)
+}
+
+/// How packets come to a frontend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Cluster,
+    External,
+    /// External, with source ranges.
+    Balanced,
+}
+
+/// The elements of one service. `claim` says whether a frontend may be taken.
+fn one(service: &Service, view: &NodeView, claim: &mut dyn FnMut(Frontend) -> bool) -> Vec<Element> {
+    let mut elements = BTreeSet::new();
+    for address in &service.cluster_ips {
+        elements.insert(Element::ClusterAddress(*address));
+    }
+    for port in &service.ports {
+        for (address, number, kind) in frontends(service, port, view) {
+            let frontend = Frontend { address, protocol: port.protocol, port: number };
+            if !claim(frontend) {
+                continue;
+            }
+            let fitting: Vec<&Endpoint> = service
+                .endpoints
+                .iter()
+                .filter(|e| e.address.is_ipv4() == address.is_ipv4() && e.ports.contains_key(&port.name))
+                .collect();
+            let chosen = choose(&fitting, Place { node: &view.name, zone: view.zone.as_deref() });
+            program(&mut elements, service, port, frontend, kind, &chosen, view);
+        }
+    }
+    elements.into_iter().collect()
+}
+
+fn frontends(service: &Service, port: &Port, view: &NodeView) -> Vec<(IpAddr, u16, Kind)> {
+    let mut all: Vec<(IpAddr, u16, Kind)> =
+        service.cluster_ips.iter().map(|a| (*a, port.port, Kind::Cluster)).collect();
+    all.extend(service.external_ips.iter().map(|a| (*a, port.port, Kind::External)));
+    if service.r#type == Type::LoadBalancer {
+        let vips = service.load_balancer.iter().filter(|ingress| ingress.ip_mode == IpMode::Vip);
+        all.extend(vips.map(|ingress| (ingress.ip, port.port, Kind::Balanced)));
+    }
+    if let (Some(number), Type::NodePort | Type::LoadBalancer) = (port.node_port, service.r#type) {
+        all.extend(view.node_port_addresses().map(|address| (address, number, Kind::External)));
+    }
+    // The families of a service are those of its cluster addresses (`ipFamilies`).
+    let has = |v4: bool| service.cluster_ips.iter().any(|address| address.is_ipv4() == v4);
+    all.retain(|(address, ..)| has(address.is_ipv4()));
+    all
+}
+
+fn program(
+    elements: &mut BTreeSet<Element>,
+    service: &Service,
+    port: &Port,
+    frontend: Frontend,
+    kind: Kind,
+    chosen: &Chosen<'_>,
+    view: &NodeView,
+) {
+    // As with kube-proxy, ranges of one family leave the addresses of the other open.
+    let same = |range: &&IpNet| range.addr().is_ipv4() == frontend.address.is_ipv4();
+    let mut ranges = merged(service.load_balancer_source_ranges.iter().filter(same)).peekable();
+    if kind == Kind::Balanced && ranges.peek().is_some() {
+        elements.insert(Element::Ranged(frontend));
+        elements.extend(ranges.map(|range| Element::Allowed(frontend, range)));
+    }
+    if !chosen.any {
+        elements.insert(Element::Unserved(frontend));
+        return;
+    }
+    let policy = match kind {
+        Kind::Cluster => service.internal_traffic_policy,
+        Kind::External | Kind::Balanced => service.external_traffic_policy,
+    };
+    if kind != Kind::Cluster {
+        elements.insert(match policy {
+            Policy::Cluster => Element::ExternalCluster(frontend),
+            Policy::Local => Element::ExternalLocal(frontend),
+        });
+    }
+    let short_circuit = kind != Kind::Cluster && policy == Policy::Local;
+    let main = match policy {
+        Policy::Cluster => &chosen.cluster,
+        Policy::Local => &chosen.local,
+    };
+    let mut reached: Vec<&Endpoint> = main.clone();
+    pool(elements, frontend, Pool::Main, main, &port.name);
+    if short_circuit {
+        pool(elements, frontend, Pool::Internal, &chosen.cluster, &port.name);
+        reached.extend(&chosen.cluster);
+    }
+    if main.is_empty() {
+        elements.insert(Element::Dropped(frontend));
+    }
+    if reached.is_empty() {
+        return;
+    }
+    elements.insert(Element::Served(frontend));
+    if service.session_affinity == Affinity::ClientIp {
+        elements.insert(Element::Sticky(frontend));
+        let timeout = ladder::timeout(service.session_affinity_timeout_seconds);
+        elements.insert(Element::StickyFor(frontend, timeout));
+    }
+    // Only what runs here can send packets to itself through this node.
+    let own = reached.iter().filter(|e| e.node.as_deref() == Some(view.name.as_str()));
+    elements.extend(own.map(|e| Element::Hairpin(frontend, e.address)));
+}
+
+/// Ranges without those that others hold: an interval set refuses overlaps.
+fn merged<'a>(ranges: impl Iterator<Item = &'a IpNet>) -> impl Iterator<Item = IpNet> {
+    IpNet::aggregate(&ranges.map(IpNet::trunc).collect()).into_iter()
+}
+
+fn pool(
+    elements: &mut BTreeSet<Element>,
+    frontend: Frontend,
+    pool: Pool,
+    endpoints: &[&Endpoint],
+    port: &str,
+) {
+    // Sorted and without doubles: the order in which a source lists endpoints is no reason to change anything.
+    let targets: BTreeSet<SocketAddr> = endpoints
+        .iter()
+        .filter_map(|endpoint| Some(SocketAddr::new(endpoint.address, *endpoint.ports.get(port)?)))
+        .collect();
+    if targets.is_empty() {
+        return;
+    }
+    let rung = ladder::rung(targets.len());
+    let first = slots(pool, rung);
+    for (index, to) in (0..rung).zip(targets.iter().cycle()) {
+        elements.insert(Element::Endpoint { frontend, slot: first + index, to: *to });
+    }
+    if rung > ladder::FIRST_GROUP {
+        elements.insert(Element::Large { frontend, slot: slots(pool, ladder::group(rung)) });
+    }
+}

@@ -1,0 +1,543 @@
+//! The fixed ruleset as data: rendered for the kernel and for people, and carried out by [`crate::evaluate`].
+
+use std::fmt::Write as _;
+
+use homelab_model::service::Protocol;
+use ipnet::IpNet;
+
+use crate::compile::NodeView;
+use crate::element::{Pool, Set, slots};
+use crate::ladder;
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Name.
+    pub name: String,
+    /// Where it is hooked in: type, hook, priority.
+    pub hook: Option<(&'static str, Hook, i32)>,
+    /// Rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A netfilter hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// Packets that arrive.
+    Prerouting,
+    /// Packets for this node.
+    Input,
+    /// Packets for others.
+    Forward,
+    /// Packets of this node.
+    Output,
+    /// Packets that leave.
+    Postrouting,
+}
+
+impl Hook {
+    /// Lower-case name, as in nft.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
+            Hook::Forward => "forward",
+            Hook::Output => "output",
+            Hook::Postrouting => "postrouting",
+        }
+    }
+}
+
+/// A rule: what must hold, and what is done then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Family that its addresses are of.
+    pub v4: bool,
+    /// All must hold.
+    pub matches: Vec<Match>,
+    /// What is done.
+    pub action: Action,
+    /// For whoever asks why.
+    pub why: &'static str,
+}
+
+/// A condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Match {
+    /// The first packet of a connection.
+    New,
+    /// The connection's destination was translated.
+    Translated,
+    /// This protocol; also tells nft what `ct original proto-dst` is.
+    Protocol(Protocol),
+    /// The key is in the set, or (false) is not.
+    In(Key, Set, bool),
+    /// The source is in the range, or (false) is not.
+    Source(IpNet, bool),
+    /// The source is an address of this node.
+    SourceIsLocal,
+    /// The destination is in the range.
+    Destination(IpNet),
+    /// The packet is a TCP segment.
+    Tcp,
+}
+
+/// What is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// Destination, protocol, port.
+    Frontend,
+    /// The same and the source.
+    FrontendSource,
+    /// The same as the connection's first packet had them.
+    Original,
+    /// The same, then source and destination of the packet as it is now.
+    OriginalHairpin,
+    /// Destination alone.
+    Destination,
+    /// Destination alone, as the connection's first packet had it.
+    OriginalDestination,
+    /// Destination, protocol, port and this number.
+    Marker(u32),
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// On with another chain, and back.
+    Jump(String),
+    /// On with another chain, for good.
+    Goto(String),
+    /// Drop.
+    Drop,
+    /// TCP reset.
+    Reset,
+    /// ICMP port unreachable.
+    Unreachable,
+    /// The node's address becomes the source.
+    Masquerade,
+    /// To the endpoint that the client had before, if there is one.
+    Stay,
+    /// To an endpoint of this pool and rung at random, if the frontend has such.
+    Draw(Pool, u32),
+    /// Remembers the client's endpoint for so many seconds.
+    Remember(u32),
+}
+
+/// Beginning of the names of all chains.
+pub const PREFIX: &str = "proxy-";
+
+/// The families that a node's pods have: IPv4, IPv6.
+fn families(view: &NodeView) -> Vec<bool> {
+    [true, false].into_iter().filter(|v4| view.pod_cidrs.iter().any(|c| c.addr().is_ipv4() == *v4)).collect()
+}
+
+/// The declarations of all sets: name and lines.
+pub fn sets(view: &NodeView) -> Vec<(String, Vec<String>)> {
+    let families = families(view);
+    families
+        .iter()
+        .flat_map(|v4| Set::all().into_iter().map(|set| (set.name(*v4), declaration(set, *v4))))
+        .collect()
+}
+
+/// Whether a set is a map.
+pub fn is_map(set: Set) -> bool {
+    matches!(set, Set::Endpoints | Set::Affinity)
+}
+
+fn declaration(set: Set, v4: bool) -> Vec<String> {
+    let ip = if v4 { "ip" } else { "ip6" };
+    let frontend = format!("{ip} daddr . meta l4proto . th dport");
+    let line = |key: String| vec![format!("typeof {key}")];
+    match set {
+        Set::Endpoints => line(format!("{frontend} . numgen random mod 65536 : {ip} daddr . th dport")),
+        Set::LargePools => line(format!("{frontend} . numgen random mod 65536")),
+        Set::ClusterAddresses => line(format!("{ip} daddr")),
+        // nft does not keep the expressions of a key with five fields, so it would list something else.
+        Set::Hairpin => {
+            let address = if v4 { "ipv4_addr" } else { "ipv6_addr" };
+            vec![format!("type {address} . inet_proto . inet_service . {address} . {address}")]
+        }
+        Set::SourceAllowed => {
+            vec![format!("typeof {frontend} . {ip} saddr"), "flags interval".to_owned()]
+        }
+        Set::Affinity => vec![
+            format!("typeof {frontend} . {ip} saddr : {ip} daddr . th dport"),
+            // As many clients as kube-proxy's sets hold by nft's default; the oldest do not make room for new ones.
+            "size 65535".to_owned(),
+            "flags dynamic,timeout".to_owned(),
+        ],
+        _ => line(frontend),
+    }
+}
+
+/// All chains, base chains last: what they jump to stands before them.
+pub fn chains(view: &NodeView) -> Vec<Chain> {
+    let families = families(view);
+    let mut chains = vec![Chain { name: name("reject"), hook: None, rules: reject() }];
+    for v4 in &families {
+        chains.extend(picks(*v4));
+        chains.extend(choosing(*v4, view));
+        chains.push(unserved(*v4, view));
+        chains.push(remember(*v4));
+        chains.push(masquerade(*v4, view));
+    }
+    chains.extend(bases(&families));
+    chains
+}
+
+fn name(what: &str) -> String {
+    format!("{PREFIX}{what}")
+}
+
+fn of(what: &str, v4: bool) -> String {
+    name(&format!("{what}{}", if v4 { 4 } else { 6 }))
+}
+
+fn pick(pool: Pool, group: u32, v4: bool) -> String {
+    let pool = match pool {
+        Pool::Main => "pick",
+        Pool::Internal => "pick-internal",
+    };
+    match group {
+        ladder::FIRST_GROUP => of(pool, v4),
+        group => format!("{}-{group}", of(pool, v4)),
+    }
+}
+
+fn reject() -> Vec<Rule> {
+    let rule = |matches, action, why| Rule { v4: true, matches, action, why };
+    vec![
+        rule(vec![Match::Tcp], Action::Reset, "nobody answers: say so to a TCP client"),
+        rule(vec![], Action::Unreachable, "nobody answers: say so by ICMP"),
+    ]
+}
+
+/// The chains that draw an endpoint: one for each group of rungs, per pool.
+fn picks(v4: bool) -> Vec<Chain> {
+    let mut chains = Vec::new();
+    for pool in [Pool::Internal, Pool::Main] {
+        // Larger groups first: the first group's chain jumps to them.
+        for (index, group) in ladder::GROUPS.into_iter().enumerate().rev() {
+            let above = if index == 0 { 0 } else { ladder::GROUPS[index - 1] };
+            let rungs = ladder::rungs().into_iter().filter(|rung| *rung > above && *rung <= group);
+            let draw = |rung| Rule {
+                v4,
+                matches: vec![],
+                action: Action::Draw(pool, rung),
+                why: "one of the endpoints, by chance",
+            };
+            let mut rules: Vec<Rule> = rungs.map(draw).collect();
+            if index == 0 {
+                for larger in &ladder::GROUPS[1..] {
+                    rules.push(Rule {
+                        v4,
+                        matches: vec![Match::In(Key::Marker(slots(pool, *larger)), Set::LargePools, true)],
+                        action: Action::Goto(pick(pool, *larger, v4)),
+                        why: "the pool is large",
+                    });
+                }
+            }
+            chains.push(Chain { name: pick(pool, group, v4), hook: None, rules });
+        }
+    }
+    chains
+}
+
+/// From a frontend to a pool.
+fn choosing(v4: bool, view: &NodeView) -> Vec<Chain> {
+    let rule = |matches, action, why| Rule { v4, matches, action, why };
+    let internal = || Action::Goto(pick(Pool::Internal, ladder::FIRST_GROUP, v4));
+    let main = || Action::Goto(pick(Pool::Main, ladder::FIRST_GROUP, v4));
+    let pods = view.pod_cidrs.iter().filter(|c| c.addr().is_ipv4() == v4);
+    let mut local: Vec<Rule> = pods
+        .map(|pods| {
+            let why = "from a pod: as if it went out to the load balancer and came back to any node";
+            rule(vec![Match::Source(*pods, true)], internal(), why)
+        })
+        .collect();
+    local.push(rule(vec![Match::SourceIsLocal], internal(), "from this node itself: to any endpoint"));
+    local.push(rule(
+        vec![],
+        main(),
+        "from outside: externalTrafficPolicy Local, endpoints of this node only",
+    ));
+    let service = vec![
+        rule(vec![], Action::Stay, "sessionAffinity: the endpoint that this client had before"),
+        rule(
+            vec![Match::In(Key::Frontend, Set::ExternalLocal, true)],
+            Action::Goto(of("local", v4)),
+            "an external address with externalTrafficPolicy Local",
+        ),
+        rule(vec![], main(), "the endpoints of its policy"),
+    ];
+    vec![
+        Chain { name: of("local", v4), hook: None, rules: local },
+        Chain { name: of("service", v4), hook: None, rules: service },
+    ]
+}
+
+/// For packets that no endpoint was found for.
+fn unserved(v4: bool, view: &NodeView) -> Chain {
+    let rule = |matches, action, why| Rule { v4, matches, action, why };
+    let reject = || Action::Goto(name("reject"));
+    let is_in = |key, set| vec![Match::In(key, set, true)];
+    let mut rules = vec![
+        rule(is_in(Key::Frontend, Set::NoEndpoints), reject(), "the service has no endpoints"),
+        rule(
+            is_in(Key::Frontend, Set::NoLocalEndpoints),
+            Action::Drop,
+            "policy Local, and no endpoint on this node: another node may have one",
+        ),
+        rule(is_in(Key::Destination, Set::ClusterAddresses), reject(), "the service has no such port"),
+    ];
+    let ranges = view.service_cidrs.iter().filter(|c| c.addr().is_ipv4() == v4);
+    rules.extend(ranges.map(|range| {
+        rule(vec![Match::Destination(range.trunc())], Action::Drop, "a service address that no service has")
+    }));
+    Chain { name: of("unserved", v4), hook: None, rules }
+}
+
+/// Keeps a client's endpoint. nft 1.0.6 aborts on a map update whose key or value is longer than 16 bytes, so the
+/// rules of IPv6 cannot be given to it (book: decisions/proxy-ruleset.md).
+fn remember(v4: bool) -> Chain {
+    let mut rules = Vec::new();
+    if v4 {
+        for protocol in Protocol::ALL {
+            for seconds in ladder::TIMEOUTS {
+                rules.push(Rule {
+                    v4,
+                    matches: vec![
+                        Match::Protocol(protocol),
+                        Match::In(Key::Original, Set::AffinityTimeout(seconds), true),
+                    ],
+                    action: Action::Remember(seconds),
+                    why: "sessionAffinity: the client stays with this endpoint",
+                });
+            }
+        }
+    }
+    Chain { name: of("remember", v4), hook: None, rules }
+}
+
+fn masquerade(v4: bool, view: &NodeView) -> Chain {
+    let mut rules = Vec::new();
+    let mut rule = |matches, why| rules.push(Rule { v4, matches, action: Action::Masquerade, why });
+    for protocol in Protocol::ALL {
+        let original = |key, set| vec![Match::Protocol(protocol), Match::In(key, set, true)];
+        rule(
+            original(Key::OriginalHairpin, Set::Hairpin),
+            "a pod that reaches itself: else it would answer itself past this node",
+        );
+        rule(
+            original(Key::Original, Set::ExternalCluster),
+            "externalTrafficPolicy Cluster: the endpoint may be elsewhere, answers must come back here",
+        );
+        let mut local = original(Key::Original, Set::ExternalLocal);
+        local.push(Match::SourceIsLocal);
+        rule(local, "from this node itself: its source may be an address that others do not answer to");
+    }
+    let cluster = || Match::In(Key::OriginalDestination, Set::ClusterAddresses, true);
+    if view.masquerade_all {
+        rule(vec![cluster()], "masqueradeAll");
+    } else {
+        // One range per family is what a cluster has; with none, nobody is a pod.
+        let mut matches = vec![cluster()];
+        matches.extend(
+            view.pod_cidrs.iter().filter(|c| c.addr().is_ipv4() == v4).map(|c| Match::Source(*c, false)),
+        );
+        rule(matches, "from outside of the cluster to a cluster address: answers must come back here");
+    }
+    Chain { name: of("masquerade", v4), hook: None, rules }
+}
+
+fn bases(families: &[bool]) -> Vec<Chain> {
+    let base = |what: &str, r#type, hook, priority, rules| Chain {
+        name: name(what),
+        hook: Some((r#type, hook, priority)),
+        rules,
+    };
+    let each = |rules: &dyn Fn(bool) -> Vec<Rule>| -> Vec<Rule> {
+        families.iter().flat_map(|v4| rules(*v4)).collect()
+    };
+    let ranges = |v4: bool| {
+        vec![Rule {
+            v4,
+            matches: vec![
+                Match::New,
+                Match::In(Key::Frontend, Set::SourceRanged, true),
+                Match::In(Key::FrontendSource, Set::SourceAllowed, false),
+            ],
+            action: Action::Drop,
+            why: "loadBalancerSourceRanges: this source may not",
+        }]
+    };
+    let services = |v4: bool| {
+        vec![Rule {
+            v4,
+            matches: vec![Match::In(Key::Frontend, Set::Frontends, true)],
+            action: Action::Goto(of("service", v4)),
+            why: "an address and port of a service with endpoints",
+        }]
+    };
+    let sticky = |v4: bool| {
+        let rule = |protocol| Rule {
+            v4,
+            matches: vec![
+                Match::New,
+                Match::Translated,
+                Match::Protocol(protocol),
+                Match::In(Key::Original, Set::AffinityServices, true),
+            ],
+            action: Action::Jump(of("remember", v4)),
+            why: "a service with sessionAffinity",
+        };
+        Protocol::ALL.map(rule).to_vec()
+    };
+    let unserved = |v4: bool| {
+        vec![Rule {
+            v4,
+            matches: vec![Match::New, Match::Destination(everything(v4))],
+            action: Action::Jump(of("unserved", v4)),
+            why: "not translated so far",
+        }]
+    };
+    let masquerade = |v4: bool| {
+        vec![Rule {
+            v4,
+            matches: vec![Match::Translated, Match::Destination(everything(v4))],
+            action: Action::Jump(of("masquerade", v4)),
+            why: "translated to an endpoint",
+        }]
+    };
+    let mut after_output = each(&sticky);
+    after_output.extend(each(&unserved));
+    vec![
+        base("prerouting-sources", "filter", Hook::Prerouting, -110, each(&ranges)),
+        base("prerouting", "nat", Hook::Prerouting, -100, each(&services)),
+        base("prerouting-affinity", "filter", Hook::Prerouting, -90, each(&sticky)),
+        base("input", "filter", Hook::Input, -110, each(&unserved)),
+        base("forward", "filter", Hook::Forward, -110, each(&unserved)),
+        base("output-sources", "filter", Hook::Output, -110, each(&ranges)),
+        base("output", "nat", Hook::Output, -100, each(&services)),
+        base("output-translated", "filter", Hook::Output, -90, after_output),
+        base("postrouting", "nat", Hook::Postrouting, 95, each(&masquerade)),
+    ]
+}
+
+/// Every address of a family: in rules, the test of the family alone.
+fn everything(v4: bool) -> IpNet {
+    if v4 { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) }
+}
+
+impl Rule {
+    /// The rule as `nft --stateless --numeric` lists it.
+    pub fn to_nft(&self) -> String {
+        let mut words: Vec<String> = self.matches.iter().map(|m| self.match_text(m)).collect();
+        words.push(self.action_text());
+        words.join(" ")
+    }
+
+    fn ip(&self) -> &'static str {
+        if self.v4 { "ip" } else { "ip6" }
+    }
+
+    fn key_text(&self, key: Key) -> String {
+        let ip = self.ip();
+        let frontend = format!("{ip} daddr . meta l4proto . th dport");
+        let original = format!("ct original {ip} daddr . meta l4proto . ct original proto-dst");
+        match key {
+            Key::Frontend => frontend,
+            Key::FrontendSource => format!("{frontend} . {ip} saddr"),
+            Key::Original => original,
+            Key::OriginalHairpin => format!("{original} . {ip} saddr . {ip} daddr"),
+            Key::Destination => format!("{ip} daddr"),
+            Key::OriginalDestination => format!("ct original {ip} daddr"),
+            Key::Marker(number) => format!("{frontend} . numgen random mod 1 offset {number}"),
+        }
+    }
+
+    fn match_text(&self, condition: &Match) -> String {
+        let not = |yes: bool| if yes { "" } else { "!= " };
+        let ip = self.ip();
+        match condition {
+            Match::New => "ct state 0x8".to_owned(),
+            Match::Translated => "ct status 0x20".to_owned(),
+            Match::Protocol(protocol) => format!("{} dport != 0", protocol.as_str()),
+            Match::In(key, set, yes) => {
+                format!("{} {}@{}", self.key_text(*key), not(*yes), set.name(self.v4))
+            }
+            Match::Source(range, yes) => format!("{ip} saddr {}{range}", not(*yes)),
+            Match::SourceIsLocal => "fib saddr type 2".to_owned(),
+            Match::Destination(range) if range.prefix_len() == 0 => {
+                format!("meta nfproto {}", if self.v4 { 2 } else { 10 })
+            }
+            Match::Destination(range) => format!("{ip} daddr {range}"),
+            Match::Tcp => "meta l4proto 6".to_owned(),
+        }
+    }
+
+    fn action_text(&self) -> String {
+        let ip = self.ip();
+        let frontend = self.key_text(Key::Frontend);
+        match &self.action {
+            Action::Jump(chain) => format!("jump {chain}"),
+            Action::Goto(chain) => format!("goto {chain}"),
+            Action::Drop => "drop".to_owned(),
+            Action::Reset => "reject with tcp reset".to_owned(),
+            Action::Unreachable => "reject".to_owned(),
+            Action::Masquerade => "masquerade fully-random".to_owned(),
+            Action::Stay => {
+                format!("dnat {ip} to {frontend} . {ip} saddr map @{}", Set::Affinity.name(self.v4))
+            }
+            Action::Draw(pool, rung) => format!(
+                "dnat {ip} to {frontend} . numgen random mod {rung} offset {} map @{}",
+                slots(*pool, *rung),
+                Set::Endpoints.name(self.v4)
+            ),
+            Action::Remember(seconds) => {
+                // nft lists the last port by the protocol that a rule has named.
+                let protocol = self.matches.iter().find_map(|m| match m {
+                    Match::Protocol(protocol) => Some(protocol.as_str()),
+                    _ => None,
+                });
+                format!(
+                    "update @{} {{ {} . {ip} saddr timeout {seconds}s : {ip} daddr . {} dport }}",
+                    Set::Affinity.name(self.v4),
+                    self.key_text(Key::Original),
+                    protocol.unwrap_or("th")
+                )
+            }
+        }
+    }
+}
+
+/// A file for `nft -f` that makes the whole empty ruleset in the table `inet <table>`.
+pub fn to_nft(table: &str, view: &NodeView) -> String {
+    let mut text = format!("table inet {table} {{\n");
+    let families = families(view);
+    for v4 in families {
+        for set in Set::all() {
+            let keyword = if is_map(set) { "map" } else { "set" };
+            let _ = writeln!(text, "\t{keyword} {} {{", set.name(v4));
+            for line in declaration(set, v4) {
+                let _ = writeln!(text, "\t\t{line}");
+            }
+            text.push_str("\t}\n");
+        }
+    }
+    for chain in chains(view) {
+        let _ = writeln!(text, "\tchain {} {{", chain.name);
+        if let Some((r#type, hook, priority)) = chain.hook {
+            let _ =
+                writeln!(text, "\t\ttype {type} hook {} priority {priority}; policy accept;", hook.as_str());
+        }
+        for rule in &chain.rules {
+            let _ = writeln!(text, "\t\t{}", rule.to_nft());
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+    text
+}

@@ -1,0 +1,117 @@
+//! What holds for any services.
+#![allow(clippy::unwrap_used)]
+
+mod random;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+
+use homelab_proxy::delta::delta;
+use homelab_proxy::element::{Element, Frontend, Set};
+use homelab_proxy::evaluate::{Machine, Outcome, Packet};
+use homelab_proxy::{Elements, compile, rules};
+use proptest::prelude::*;
+use random::{services, view};
+
+/// Key and value of every element, by set: what the kernel would hold.
+fn loaded(elements: &Elements) -> HashMap<(String, String), (String, Element)> {
+    let mut all = HashMap::new();
+    for (service, elements) in elements {
+        for element in elements {
+            let key = (element.set().name(element.is_ipv4()), element.key());
+            let other = all.insert(key.clone(), (service.clone(), *element));
+            assert_eq!(other, None, "two elements with the key {key:?}");
+        }
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Deletions before additions, each of them possible: no key is deleted that is not there, or added twice.
+    #[test]
+    fn a_delta_makes_one_state_of_the_other(before in services(), after in services()) {
+        let (before, _) = compile(&before, &view());
+        let (after, _) = compile(&after, &view());
+        let mut kernel = loaded(&before);
+        let change = delta(&before, &after);
+        for (service, element) in &change.delete {
+            let key = (element.set().name(element.is_ipv4()), element.key());
+            prop_assert_eq!(kernel.remove(&key), Some(((*service).to_owned(), *element)));
+        }
+        for (service, element) in &change.add {
+            let key = (element.set().name(element.is_ipv4()), element.key());
+            prop_assert_eq!(kernel.insert(key, ((*service).to_owned(), *element)), None);
+        }
+        prop_assert_eq!(kernel, loaded(&after));
+        prop_assert!(delta(&after, &after).is_empty());
+    }
+
+    /// The order of services and endpoints in a source is no reason to change anything.
+    #[test]
+    fn order_does_not_matter(services in services()) {
+        let mut turned = services.clone();
+        turned.reverse();
+        turned.iter_mut().for_each(|service| service.endpoints.reverse());
+        prop_assert_eq!(compile(&services, &view()), compile(&turned, &view()));
+    }
+
+    /// Every endpoint of a pool gets its share, within the ladder's bound, and nothing else gets any.
+    #[test]
+    fn shares_keep_within_the_bound(services in services()) {
+        let (elements, _) = compile(&services, &view());
+        let mut shares: HashMap<(Frontend, u32), HashMap<SocketAddr, u32>> = HashMap::new();
+        for element in elements.values().flatten() {
+            if let Element::Endpoint { frontend, slot, to } = element {
+                *shares.entry((*frontend, slot >> 15)).or_default().entry(*to).or_default() += 1;
+            }
+        }
+        for (pool, shares) in shares {
+            let (least, most) = (shares.values().min().unwrap(), shares.values().max().unwrap());
+            prop_assert!(4 * most <= 5 * least, "{pool:?}: {shares:?}");
+        }
+    }
+
+    /// A frontend is served, rejected or dropped, and never leads to an endpoint that a source did not list.
+    #[test]
+    fn every_frontend_has_an_answer(services in services(), from_pod in any::<bool>()) {
+        let (elements, _) = compile(&services, &view());
+        let machine = Machine::new(&view(), &elements);
+        let listed: HashSet<_> = services.iter().flat_map(|s| &s.endpoints).map(|e| e.address).collect();
+        let frontends: BTreeSet<Frontend> = elements
+            .values()
+            .flatten()
+            .filter_map(|element| match element {
+                Element::Served(f) | Element::Unserved(f) | Element::Dropped(f) => Some(*f),
+                _ => None,
+            })
+            .collect();
+        for to in frontends {
+            let source = match (to.address.is_ipv4(), from_pod) {
+                (true, true) => "10.244.9.9",
+                (true, false) => "198.51.100.9",
+                (false, true) => "fd00:10:244:9::9",
+                (false, false) => "2001:db8::9",
+            };
+            let trace = machine.run(Packet { source: source.parse().unwrap(), to });
+            match trace.outcome {
+                Outcome::Untouched => prop_assert!(false, "{to} from {source} is let through: {trace:?}"),
+                Outcome::Translated(endpoints) => {
+                    prop_assert!(endpoints.keys().all(|endpoint| listed.contains(&endpoint.ip())));
+                }
+                Outcome::Dropped | Outcome::Rejected => prop_assert!(!trace.steps.is_empty()),
+            }
+        }
+    }
+}
+
+/// The chains and sets are made from the node alone, so they cannot grow with services. And no set holds verdicts: an
+/// element with a jump would have the kernel walk all of them at every change.
+#[test]
+fn a_ruleset_of_fixed_size_without_verdicts() {
+    let sets = rules::sets(&view());
+    assert!(sets.iter().flat_map(|(_, lines)| lines).all(|line| !line.contains("verdict")), "{sets:?}");
+    let named: BTreeSet<&String> = sets.iter().map(|(name, _)| name).collect();
+    assert_eq!(named.len(), Set::all().len() * 2, "one per set and family");
+}
