@@ -17,7 +17,7 @@ use common::proxy::{elements_text, load};
 use common::{OtherNetns, in_new_netns, run};
 use homelab_model::service::Protocol;
 use homelab_proxy::evaluate::Outcome;
-use homelab_proxy::{NodeView, compile, rules};
+use homelab_proxy::{NodeView, compile, text};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -233,13 +233,13 @@ fn outcome(sender: impl Fn(u16), flow: &cases::Flow, expected: &Outcome) -> Resu
 fn the_ruleset_is_in_the_words_of_nft() {
     let view = cases::cases().remove("cluster-ip").unwrap().node;
     for masquerade_all in [false, true] {
-        let text = rules::to_nft("homelab", &NodeView { masquerade_all, ..view.clone() });
+        let ruleset = text::to_nft("homelab", &NodeView { masquerade_all, ..view.clone() });
         let listed = in_new_netns(|| {
-            load(&text);
+            load(&ruleset);
             run("nft --stateless --numeric list table inet homelab")
         });
         let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty()).collect();
-        assert_eq!(listed, text.lines().collect::<Vec<_>>());
+        assert_eq!(listed, ruleset.lines().collect::<Vec<_>>());
     }
 }
 
@@ -247,7 +247,7 @@ fn the_ruleset_is_in_the_words_of_nft() {
 fn a_client_stays_with_its_endpoint() {
     let case = cases::cases().remove("session-affinity").unwrap();
     let (elements, _) = compile(&case.services, &case.node);
-    let text = format!("{}{}{OBSERVER}", rules::to_nft("homelab", &case.node), elements_text(&elements));
+    let text = format!("{}{}{OBSERVER}", text::to_nft("homelab", &case.node), elements_text(&elements));
     let flow = case.flows.iter().find(|f| f.name == "pod to the cluster address").unwrap();
     let endpoints: Vec<SocketAddr> = flow.expect.endpoints.iter().copied().collect();
     assert!(endpoints.len() > 1);
@@ -276,7 +276,7 @@ fn packets_go_where_kube_proxy_sends_them() {
     for (file, case) in cases::cases() {
         let (elements, conflicts) = compile(&case.services, &case.node);
         assert_eq!(conflicts, [], "{file}");
-        let text = format!("{}{}{OBSERVER}", rules::to_nft("homelab", &case.node), elements_text(&elements));
+        let text = format!("{}{}{OBSERVER}", text::to_nft("homelab", &case.node), elements_text(&elements));
         in_new_netns(|| {
             let clients = OtherNetns::new();
             make_node(&case.node, &clients);

@@ -8,7 +8,7 @@ mod random;
 use common::proxy::{delta_text, elements_text, held, load};
 use common::{in_new_netns, run};
 use homelab_proxy::delta::delta;
-use homelab_proxy::{Elements, compile, rules};
+use homelab_proxy::{Elements, compile, text};
 use proptest::prelude::*;
 use random::{services, view};
 
@@ -20,9 +20,9 @@ proptest! {
     #[test]
     fn deltas_leave_the_kernel_as_a_full_load_does(states in prop::collection::vec(services(), 2..6)) {
         in_new_netns(|| {
-            load(&rules::to_nft("homelab", &view()));
+            load(&text::to_nft("homelab", &view()));
             let empty = held();
-            prop_assert_eq!(empty.len(), rules::sets(&view()).len());
+            prop_assert_eq!(empty.len(), text::sets(&view()).len());
             prop_assert!(empty.values().all(|elements| elements.is_empty()));
             let mut now = Elements::new();
             for services in &states {
@@ -32,7 +32,7 @@ proptest! {
             }
             let by_deltas = held();
             run("nft delete table inet homelab");
-            load(&format!("{}{}", rules::to_nft("homelab", &view()), elements_text(&now)));
+            load(&format!("{}{}", text::to_nft("homelab", &view()), elements_text(&now)));
             prop_assert_eq!(&by_deltas, &held());
             let count: usize = now.values().map(Vec::len).sum();
             prop_assert_eq!(by_deltas.values().map(|elements| elements.len()).sum::<usize>(), count);

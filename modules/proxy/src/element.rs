@@ -188,10 +188,10 @@ impl Element {
         }
     }
 
-    /// Whether it is of IPv4.
-    pub fn is_ipv4(&self) -> bool {
+    /// The frontend that it is about; None for an address.
+    pub fn frontend(&self) -> Option<Frontend> {
         match self {
-            Element::ClusterAddress(address) => address.is_ipv4(),
+            Element::ClusterAddress(_) => None,
             Element::Served(frontend)
             | Element::Endpoint { frontend, .. }
             | Element::Large { frontend, .. }
@@ -203,7 +203,15 @@ impl Element {
             | Element::Allowed(frontend, _)
             | Element::Hairpin(frontend, _)
             | Element::Sticky(frontend)
-            | Element::StickyFor(frontend, _) => frontend.address.is_ipv4(),
+            | Element::StickyFor(frontend, _) => Some(*frontend),
+        }
+    }
+
+    /// Whether it is of IPv4.
+    pub fn is_ipv4(&self) -> bool {
+        match self {
+            Element::ClusterAddress(address) => address.is_ipv4(),
+            other => other.frontend().is_some_and(|frontend| frontend.address.is_ipv4()),
         }
     }
 
@@ -230,14 +238,7 @@ impl Element {
             }
             Element::Allowed(frontend, range) => format!("{frontend} . {range}"),
             Element::Hairpin(frontend, address) => format!("{frontend} . {address} . {address}"),
-            Element::Served(frontend)
-            | Element::Unserved(frontend)
-            | Element::Dropped(frontend)
-            | Element::ExternalCluster(frontend)
-            | Element::ExternalLocal(frontend)
-            | Element::Ranged(frontend)
-            | Element::Sticky(frontend)
-            | Element::StickyFor(frontend, _) => frontend.to_string(),
+            other => other.frontend().map(|frontend| frontend.to_string()).unwrap_or_default(),
         }
     }
 }

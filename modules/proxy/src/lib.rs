@@ -26,5 +26,6 @@ pub mod element;
 pub mod evaluate;
 pub mod ladder;
 pub mod rules;
+pub mod text;
 
 pub use compile::{Conflict, Elements, NodeView, compile};

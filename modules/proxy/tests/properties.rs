@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use homelab_proxy::delta::delta;
 use homelab_proxy::element::{Element, Frontend, Set};
 use homelab_proxy::evaluate::{Machine, Outcome, Packet};
-use homelab_proxy::{Elements, compile, rules};
+use homelab_proxy::{Elements, compile, text};
 use proptest::prelude::*;
 use random::{services, view};
 
@@ -110,7 +110,7 @@ proptest! {
 /// element with a jump would have the kernel walk all of them at every change.
 #[test]
 fn a_ruleset_of_fixed_size_without_verdicts() {
-    let sets = rules::sets(&view());
+    let sets = text::sets(&view());
     assert!(sets.iter().flat_map(|(_, lines)| lines).all(|line| !line.contains("verdict")), "{sets:?}");
     let named: BTreeSet<&String> = sets.iter().map(|(name, _)| name).collect();
     assert_eq!(named.len(), Set::all().len() * 2, "one per set and family");

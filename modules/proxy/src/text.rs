@@ -1,0 +1,158 @@
+//! Rules and sets in the words of nft, just as `nft --stateless --numeric` lists them.
+
+use std::fmt::Write as _;
+
+use crate::compile::NodeView;
+use crate::element::{Set, slots};
+use crate::rules::{Action, Key, Match, Rule, chains, families};
+
+/// The declarations of all sets: name and lines.
+pub fn sets(view: &NodeView) -> Vec<(String, Vec<String>)> {
+    let families = families(view);
+    families
+        .iter()
+        .flat_map(|v4| Set::all().into_iter().map(|set| (set.name(*v4), declaration(set, *v4))))
+        .collect()
+}
+
+/// Whether a set is a map.
+pub fn is_map(set: Set) -> bool {
+    matches!(set, Set::Endpoints | Set::Affinity)
+}
+
+fn declaration(set: Set, v4: bool) -> Vec<String> {
+    let ip = if v4 { "ip" } else { "ip6" };
+    let frontend = format!("{ip} daddr . meta l4proto . th dport");
+    let line = |key: String| vec![format!("typeof {key}")];
+    match set {
+        Set::Endpoints => line(format!("{frontend} . numgen random mod 65536 : {ip} daddr . th dport")),
+        Set::LargePools => line(format!("{frontend} . numgen random mod 65536")),
+        Set::ClusterAddresses => line(format!("{ip} daddr")),
+        // nft does not keep the expressions of a key with five fields, so it would list something else.
+        Set::Hairpin => {
+            let address = if v4 { "ipv4_addr" } else { "ipv6_addr" };
+            vec![format!("type {address} . inet_proto . inet_service . {address} . {address}")]
+        }
+        Set::SourceAllowed => {
+            vec![format!("typeof {frontend} . {ip} saddr"), "flags interval".to_owned()]
+        }
+        Set::Affinity => vec![
+            format!("typeof {frontend} . {ip} saddr : {ip} daddr . th dport"),
+            // As many clients as kube-proxy's sets hold by nft's default; the oldest do not make room for new ones.
+            "size 65535".to_owned(),
+            "flags dynamic,timeout".to_owned(),
+        ],
+        _ => line(frontend),
+    }
+}
+
+impl Rule {
+    /// The rule as `nft --stateless --numeric` lists it.
+    pub fn to_nft(&self) -> String {
+        let mut words: Vec<String> = self.matches.iter().map(|m| self.match_text(m)).collect();
+        words.push(self.action_text());
+        words.join(" ")
+    }
+
+    fn ip(&self) -> &'static str {
+        if self.v4 { "ip" } else { "ip6" }
+    }
+
+    fn key_text(&self, key: Key) -> String {
+        let ip = self.ip();
+        let frontend = format!("{ip} daddr . meta l4proto . th dport");
+        let original = format!("ct original {ip} daddr . meta l4proto . ct original proto-dst");
+        match key {
+            Key::Frontend => frontend,
+            Key::FrontendSource => format!("{frontend} . {ip} saddr"),
+            Key::Original => original,
+            Key::OriginalHairpin => format!("{original} . {ip} saddr . {ip} daddr"),
+            Key::Destination => format!("{ip} daddr"),
+            Key::OriginalDestination => format!("ct original {ip} daddr"),
+            Key::Marker(number) => format!("{frontend} . numgen random mod 1 offset {number}"),
+        }
+    }
+
+    fn match_text(&self, condition: &Match) -> String {
+        let not = |yes: bool| if yes { "" } else { "!= " };
+        let ip = self.ip();
+        match condition {
+            Match::New => "ct state 0x8".to_owned(),
+            Match::Translated => "ct status 0x20".to_owned(),
+            Match::Protocol(protocol) => format!("{} dport != 0", protocol.as_str()),
+            Match::In(key, set, yes) => {
+                format!("{} {}@{}", self.key_text(*key), not(*yes), set.name(self.v4))
+            }
+            Match::Source(range, yes) => format!("{ip} saddr {}{range}", not(*yes)),
+            Match::SourceIsLocal => "fib saddr type 2".to_owned(),
+            Match::Destination(range) if range.prefix_len() == 0 => {
+                format!("meta nfproto {}", if self.v4 { 2 } else { 10 })
+            }
+            Match::Destination(range) => format!("{ip} daddr {range}"),
+            Match::Tcp => "meta l4proto 6".to_owned(),
+        }
+    }
+
+    fn action_text(&self) -> String {
+        let ip = self.ip();
+        let frontend = self.key_text(Key::Frontend);
+        match &self.action {
+            Action::Jump(chain) => format!("jump {chain}"),
+            Action::Goto(chain) => format!("goto {chain}"),
+            Action::Drop => "drop".to_owned(),
+            Action::Reset => "reject with tcp reset".to_owned(),
+            Action::Unreachable => "reject".to_owned(),
+            Action::Masquerade => "masquerade fully-random".to_owned(),
+            Action::Stay => {
+                format!("dnat {ip} to {frontend} . {ip} saddr map @{}", Set::Affinity.name(self.v4))
+            }
+            Action::Draw(pool, rung) => format!(
+                "dnat {ip} to {frontend} . numgen random mod {rung} offset {} map @{}",
+                slots(*pool, *rung),
+                Set::Endpoints.name(self.v4)
+            ),
+            Action::Remember(seconds) => {
+                // nft lists the last port by the protocol that a rule has named.
+                let protocol = self.matches.iter().find_map(|m| match m {
+                    Match::Protocol(protocol) => Some(protocol.as_str()),
+                    _ => None,
+                });
+                format!(
+                    "update @{} {{ {} . {ip} saddr timeout {seconds}s : {ip} daddr . {} dport }}",
+                    Set::Affinity.name(self.v4),
+                    self.key_text(Key::Original),
+                    protocol.unwrap_or("th")
+                )
+            }
+        }
+    }
+}
+
+/// A file for `nft -f` that makes the whole empty ruleset in the table `inet <table>`.
+pub fn to_nft(table: &str, view: &NodeView) -> String {
+    let mut text = format!("table inet {table} {{\n");
+    let families = families(view);
+    for v4 in families {
+        for set in Set::all() {
+            let keyword = if is_map(set) { "map" } else { "set" };
+            let _ = writeln!(text, "\t{keyword} {} {{", set.name(v4));
+            for line in declaration(set, v4) {
+                let _ = writeln!(text, "\t\t{line}");
+            }
+            text.push_str("\t}\n");
+        }
+    }
+    for chain in chains(view) {
+        let _ = writeln!(text, "\tchain {} {{", chain.name);
+        if let Some((r#type, hook, priority)) = chain.hook {
+            let _ =
+                writeln!(text, "\t\ttype {type} hook {} priority {priority}; policy accept;", hook.as_str());
+        }
+        for rule in &chain.rules {
+            let _ = writeln!(text, "\t\t{}", rule.to_nft());
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+    text
+}
