@@ -26,6 +26,7 @@ pub mod element;
 pub mod evaluate;
 pub mod ladder;
 pub mod rules;
+pub mod stale;
 pub mod text;
 
 pub use compile::{Conflict, Elements, NodeView, compile};
