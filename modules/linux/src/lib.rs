@@ -6,6 +6,7 @@
 mod apply;
 mod asides;
 mod clock;
+pub mod conntrack;
 mod error;
 mod facts;
 pub mod fault;

@@ -81,13 +81,29 @@ impl Message {
 
     /// Adds an attribute that holds what `fill` adds.
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Message)) -> &mut Message {
+        let start = self.open(kind);
+        fill(self);
+        self.close(start);
+        self
+    }
+
+    /// Begins an attribute that holds what is added until [`Message::close`] with the number that this gives.
+    pub(crate) fn open(&mut self, kind: u16) -> usize {
         const NESTED: u16 = 0x8000;
         let start = self.bytes.len();
         self.bytes(kind | NESTED, &[]);
-        fill(self);
+        start
+    }
+
+    /// Ends the attribute that [`Message::open`] began.
+    pub(crate) fn close(&mut self, start: usize) {
         let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-        self
+    }
+
+    /// The whole message with its header.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

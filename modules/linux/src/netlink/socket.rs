@@ -12,7 +12,7 @@ use super::codec::{Attributes, HEADER, Message, ne_u16, ne_u32, text};
 use super::flag;
 
 /// Message types that end an answer.
-const ERROR: u16 = 2;
+pub(super) const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const OVERRUN: u16 = 4;
 /// A dump that changes keep interrupting is started this many times.
@@ -58,7 +58,7 @@ impl NetlinkError {
 /// A netlink socket of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Socket {
-    inner: netlink_sys::Socket,
+    pub(super) inner: netlink_sys::Socket,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -75,6 +75,11 @@ impl Socket {
         Socket::open(NETLINK_ROUTE)
     }
 
+    /// An nfnetlink socket (nftables, conntrack) in the caller's network namespace.
+    pub fn netfilter() -> Result<Socket, NetlinkError> {
+        Socket::open(NETLINK_NETFILTER)
+    }
+
     /// A socket of `protocol` (`NETLINK_*`) in the caller's network namespace.
     pub fn open(protocol: isize) -> Result<Socket, NetlinkError> {
         let mut inner = netlink_sys::Socket::new(protocol)?;
@@ -89,7 +94,7 @@ impl Socket {
         Ok(Socket { inner, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
     }
 
-    fn prepare(&mut self, message: &mut Message, flags: u16) -> u32 {
+    pub(super) fn prepare(&mut self, message: &mut Message, flags: u16) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         let length = u32::try_from(message.bytes.len()).unwrap_or(u32::MAX);
         let own = ne_u16(&message.bytes[6..]).unwrap_or(0);
@@ -100,7 +105,7 @@ impl Socket {
     }
 
     /// Receives one datagram and hands `each` (type, flags, sequence, body) of its messages.
-    fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), NetlinkError> {
+    pub(super) fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), NetlinkError> {
         self.buffer.clear();
         loop {
             match self.inner.recv(&mut self.buffer, 0) {
@@ -250,8 +255,9 @@ fn outcome(flags: u16, body: &[u8], skip: usize) -> Result<(), NetlinkError> {
 }
 
 /// Subsystem nf_tables of nfnetlink (`linux/netfilter/nf_tables.h`).
-pub(super) const NFT: u16 = 10 << 8;
-const NFPROTO_INET: u8 = 1;
+pub(crate) const NFT: u16 = 10 << 8;
+/// Family of tables for IPv4 and IPv6 (`linux/netfilter.h`).
+pub(crate) const NFPROTO_INET: u8 = 1;
 
 /// The number that every change of any nftables table raises; None where the kernel has no nf_tables.
 pub(crate) fn nft_generation(socket: &mut Socket) -> Result<Option<u32>, NetlinkError> {
@@ -283,5 +289,5 @@ pub(crate) fn nft_has_table(socket: &mut Socket, name: &str) -> Result<bool, Net
 
 /// An nfnetlink socket; None where the kernel has none.
 pub(crate) fn nfnetlink() -> Option<Socket> {
-    Socket::open(NETLINK_NETFILTER).ok()
+    Socket::netfilter().ok()
 }

@@ -1,5 +1,6 @@
 //! Our nftables table, through the `nft` command: rules are text for the reader of a plan and for the kernel alike.
 
+pub mod elements;
 mod parse;
 mod script;
 
