@@ -5,9 +5,15 @@ mod common;
 #[path = "../../proxy/tests/random/mod.rs"]
 mod random;
 
+use std::collections::BTreeSet;
+
 use common::proxy::{delta_text, elements_text, held, load};
 use common::{in_new_netns, run};
+use homelab_linux::netlink::Socket;
+use homelab_linux::nft::elements::{Batch, Element, dump};
+use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::delta;
+use homelab_proxy::element::{Element as ProxyElement, Set};
 use homelab_proxy::{Elements, compile, text};
 use proptest::prelude::*;
 use random::{services, view};
@@ -41,4 +47,60 @@ proptest! {
             Ok(())
         })?;
     }
+
+    /// The same by netlink, one batch per change: nft lists what it lists after a full load of its own, and what is read
+    /// back is what was written, with the service that each element belongs to.
+    #[test]
+    fn netlink_leaves_the_kernel_as_nft_does(states in prop::collection::vec(services(), 2..6)) {
+        in_new_netns(|| {
+            let mut socket = Socket::netfilter().unwrap();
+            load(&text::to_nft("homelab", &view()));
+            let mut now = Elements::new();
+            for services in &states {
+                let (next, _) = compile(services, &view());
+                change(&mut socket, &now, &next);
+                now = next;
+            }
+            let written: BTreeSet<(String, ProxyElement)> =
+                now.iter().flat_map(|(name, all)| all.iter().map(move |e| (name.clone(), *e))).collect();
+            prop_assert_eq!(read(&mut socket), written);
+            let by_netlink = held();
+            run("nft delete table inet homelab");
+            load(&format!("{}{}", text::to_nft("homelab", &view()), elements_text(&now)));
+            prop_assert_eq!(by_netlink, held());
+            Ok(())
+        })?;
+    }
+}
+
+/// Carries out the difference between two states as one batch.
+fn change(socket: &mut Socket, before: &Elements, after: &Elements) {
+    let raw = |service: &str, element: &ProxyElement| {
+        let Bytes { key, key_end, data } = Bytes::from(element);
+        Element { key, key_end, data, comment: service.to_owned(), expires: None }
+    };
+    let change = delta(before, after);
+    let mut batch = Batch::new("homelab");
+    for (service, element) in &change.delete {
+        batch.delete(&element.set().name(element.is_ipv4()), &raw(service, element)).unwrap();
+    }
+    for (service, element) in &change.add {
+        batch.add(&element.set().name(element.is_ipv4()), &raw(service, element)).unwrap();
+    }
+    if !batch.is_empty() {
+        batch.commit(socket).unwrap();
+    }
+}
+
+/// Everything in the sets of both families.
+fn read(socket: &mut Socket) -> BTreeSet<(String, ProxyElement)> {
+    let mut all = BTreeSet::new();
+    for (set, v4) in Set::all().into_iter().flat_map(|set| [(set, true), (set, false)]) {
+        for Element { key, key_end, data, comment, .. } in dump(socket, "homelab", &set.name(v4)).unwrap() {
+            let bytes = Bytes { key, key_end, data };
+            let element = bytes.element(set, v4).unwrap_or_else(|| panic!("{set:?}: {bytes:?}"));
+            all.insert((comment, element));
+        }
+    }
+    all
 }

@@ -19,6 +19,7 @@
 //! No element holds a verdict with a jump: adding one would make the kernel walk all chains and all elements again
 //! (`nft_table_validate`, net/netfilter/nf_tables_api.c), and a change would cost the more the more services there are.
 
+pub mod bytes;
 pub mod choose;
 mod compile;
 pub mod delta;

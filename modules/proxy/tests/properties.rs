@@ -6,6 +6,7 @@ mod random;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 
+use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::delta;
 use homelab_proxy::element::{Element, Frontend, Set};
 use homelab_proxy::evaluate::{Machine, Outcome, Packet};
@@ -46,6 +47,30 @@ proptest! {
         }
         prop_assert_eq!(kernel, loaded(&after));
         prop_assert!(delta(&after, &after).is_empty());
+    }
+
+    /// What the kernel stores is read back as what it was.
+    #[test]
+    fn bytes_are_read_back(services in services()) {
+        for element in compile(&services, &view()).0.values().flatten() {
+            let bytes = Bytes::from(element);
+            prop_assert_eq!(bytes.element(element.set(), element.is_ipv4()), Some(*element));
+            prop_assert!(bytes.key.len() % 4 == 0 && bytes.key.len() <= 64, "{bytes:?}");
+        }
+    }
+
+    /// Whatever somebody else puts into a set is no panic, and never taken for something that it is not.
+    #[test]
+    fn foreign_bytes_are_no_element_or_a_whole_one(
+        key in prop::collection::vec(any::<u8>(), 0..65),
+        end in prop::option::of(prop::collection::vec(any::<u8>(), 0..65)),
+        set in prop::sample::select(Set::all()),
+        v4 in any::<bool>(),
+    ) {
+        let bytes = Bytes { key, data: end.clone(), key_end: end };
+        if let Some(element) = bytes.element(set, v4) {
+            prop_assert_eq!(Bytes::from(&element), bytes);
+        }
     }
 
     /// The order of services and endpoints in a source is no reason to change anything.
