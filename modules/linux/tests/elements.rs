@@ -6,7 +6,7 @@ mod common;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::{in_new_netns, run};
+use common::{in_new_netns, load, run};
 use homelab_linux::conntrack::{self, Family, Tuple};
 use homelab_linux::netlink::Socket;
 use homelab_linux::nft::elements::{Batch, Element, ElementError, dump};
@@ -29,7 +29,7 @@ const RULES: &str = "table inet homelab {
 /// A socket in a namespace with the table.
 fn with_table(work: impl FnOnce(&mut Socket) + Send) {
     in_new_netns(|| {
-        run(&format!("nft -f - <<'END'\n{RULES}\nEND"));
+        load(RULES);
         work(&mut Socket::netfilter().unwrap());
     });
 }

@@ -13,8 +13,8 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use common::proxy::{elements_text, load};
-use common::{OtherNetns, in_new_netns, run};
+use common::proxy::elements_text;
+use common::{OtherNetns, in_new_netns, load, run};
 use homelab_model::service::Protocol;
 use homelab_proxy::evaluate::Outcome;
 use homelab_proxy::{NodeView, compile, text};

@@ -7,8 +7,8 @@ mod random;
 
 use std::collections::BTreeSet;
 
-use common::proxy::{delta_text, elements_text, held, load};
-use common::{in_new_netns, run};
+use common::proxy::{delta_text, elements_text, held};
+use common::{in_new_netns, load, run};
 use homelab_linux::netlink::Socket;
 use homelab_linux::nft::elements::{Batch, Element, dump};
 use homelab_proxy::bytes::Bytes;

@@ -98,19 +98,20 @@ fn one(service: &Service, view: &NodeView, claim: &mut dyn FnMut(Frontend) -> bo
     for address in &service.cluster_ips {
         elements.insert(Element::ClusterAddress(*address));
     }
+    let place = Place { node: &view.name, zone: view.zone.as_deref() };
     for port in &service.ports {
+        // The same for every frontend of a family.
+        let of_family = |v4: bool| {
+            let fits = |e: &&Endpoint| e.address.is_ipv4() == v4 && e.ports.contains_key(&port.name);
+            choose(&service.endpoints.iter().filter(fits).collect::<Vec<_>>(), place)
+        };
+        let (chosen4, chosen6) = (of_family(true), of_family(false));
         for (address, number, kind) in frontends(service, port, view) {
             let frontend = Frontend { address, protocol: port.protocol, port: number };
-            if !claim(frontend) {
-                continue;
+            if claim(frontend) {
+                let chosen = if address.is_ipv4() { &chosen4 } else { &chosen6 };
+                program(&mut elements, service, port, frontend, kind, chosen, view);
             }
-            let fitting: Vec<&Endpoint> = service
-                .endpoints
-                .iter()
-                .filter(|e| e.address.is_ipv4() == address.is_ipv4() && e.ports.contains_key(&port.name))
-                .collect();
-            let chosen = choose(&fitting, Place { node: &view.name, zone: view.zone.as_deref() });
-            program(&mut elements, service, port, frontend, kind, &chosen, view);
         }
     }
     elements.into_iter().collect()

@@ -244,6 +244,7 @@ impl Machine {
             Match::Source(range, yes) => family && range.contains(&flight.source) == *yes,
             Match::SourceIsLocal => self.own.contains(&flight.source),
             Match::Destination(range) => range.contains(&flight.now.address),
+            Match::Family => family,
             Match::Tcp => flight.now.protocol == Protocol::Tcp,
         }
     }

@@ -76,6 +76,8 @@ pub enum Match {
     SourceIsLocal,
     /// The destination is in the range.
     Destination(IpNet),
+    /// The packet is of the rule's family.
+    Family,
     /// The packet is a TCP segment.
     Tcp,
 }
@@ -127,7 +129,12 @@ pub const PREFIX: &str = "proxy-";
 
 /// The families that a node's pods have: IPv4, IPv6.
 pub(crate) fn families(view: &NodeView) -> Vec<bool> {
-    [true, false].into_iter().filter(|v4| view.pod_cidrs.iter().any(|c| c.addr().is_ipv4() == *v4)).collect()
+    [true, false].into_iter().filter(|v4| of_family(&view.pod_cidrs, *v4).next().is_some()).collect()
+}
+
+/// The ranges of one family.
+fn of_family(ranges: &[IpNet], v4: bool) -> impl Iterator<Item = IpNet> + '_ {
+    ranges.iter().copied().filter(move |range| range.addr().is_ipv4() == v4)
 }
 
 /// All chains, base chains last: what they jump to stands before them.
@@ -208,11 +215,10 @@ fn choosing(v4: bool, view: &NodeView) -> Vec<Chain> {
     let rule = |matches, action, why| Rule { v4, matches, action, why };
     let internal = || Action::Goto(pick(Pool::Internal, ladder::FIRST_GROUP, v4));
     let main = || Action::Goto(pick(Pool::Main, ladder::FIRST_GROUP, v4));
-    let pods = view.pod_cidrs.iter().filter(|c| c.addr().is_ipv4() == v4);
-    let mut local: Vec<Rule> = pods
+    let mut local: Vec<Rule> = of_family(&view.pod_cidrs, v4)
         .map(|pods| {
             let why = "from a pod: as if it went out to the load balancer and came back to any node";
-            rule(vec![Match::Source(*pods, true)], internal(), why)
+            rule(vec![Match::Source(pods, true)], internal(), why)
         })
         .collect();
     local.push(rule(vec![Match::SourceIsLocal], internal(), "from this node itself: to any endpoint"));
@@ -250,8 +256,7 @@ fn unserved(v4: bool, view: &NodeView) -> Chain {
         ),
         rule(is_in(Key::Destination, Set::ClusterAddresses), reject(), "the service has no such port"),
     ];
-    let ranges = view.service_cidrs.iter().filter(|c| c.addr().is_ipv4() == v4);
-    rules.extend(ranges.map(|range| {
+    rules.extend(of_family(&view.service_cidrs, v4).map(|range| {
         rule(vec![Match::Destination(range.trunc())], Action::Drop, "a service address that no service has")
     }));
     Chain { name: of("unserved", v4), hook: None, rules }
@@ -296,16 +301,13 @@ fn masquerade(v4: bool, view: &NodeView) -> Chain {
         local.push(Match::SourceIsLocal);
         rule(local, "from this node itself: its source may be an address that others do not answer to");
     }
-    let cluster = || Match::In(Key::OriginalDestination, Set::ClusterAddresses, true);
+    let mut cluster = vec![Match::In(Key::OriginalDestination, Set::ClusterAddresses, true)];
     if view.masquerade_all {
-        rule(vec![cluster()], "masqueradeAll");
+        rule(cluster, "masqueradeAll");
     } else {
         // One range per family is what a cluster has; with none, nobody is a pod.
-        let mut matches = vec![cluster()];
-        matches.extend(
-            view.pod_cidrs.iter().filter(|c| c.addr().is_ipv4() == v4).map(|c| Match::Source(*c, false)),
-        );
-        rule(matches, "from outside of the cluster to a cluster address: answers must come back here");
+        cluster.extend(of_family(&view.pod_cidrs, v4).map(|pods| Match::Source(pods, false)));
+        rule(cluster, "from outside of the cluster to a cluster address: answers must come back here");
     }
     Chain { name: of("masquerade", v4), hook: None, rules }
 }
@@ -356,7 +358,7 @@ fn bases(families: &[bool]) -> Vec<Chain> {
     let unserved = |v4: bool| {
         vec![Rule {
             v4,
-            matches: vec![Match::New, Match::Destination(everything(v4))],
+            matches: vec![Match::New, Match::Family],
             action: Action::Jump(of("unserved", v4)),
             why: "not translated so far",
         }]
@@ -364,7 +366,7 @@ fn bases(families: &[bool]) -> Vec<Chain> {
     let masquerade = |v4: bool| {
         vec![Rule {
             v4,
-            matches: vec![Match::Translated, Match::Destination(everything(v4))],
+            matches: vec![Match::Translated, Match::Family],
             action: Action::Jump(of("masquerade", v4)),
             why: "translated to an endpoint",
         }]
@@ -382,9 +384,4 @@ fn bases(families: &[bool]) -> Vec<Chain> {
         base("output-translated", "filter", Hook::Output, -90, after_output),
         base("postrouting", "nat", Hook::Postrouting, 95, each(&masquerade)),
     ]
-}
-
-/// Every address of a family: in rules, the test of the family alone.
-fn everything(v4: bool) -> IpNet {
-    if v4 { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) }
 }

@@ -6,18 +6,27 @@ use crate::compile::NodeView;
 use crate::element::{Set, slots};
 use crate::rules::{Action, Key, Match, Rule, chains, families};
 
-/// The declarations of all sets: name and lines.
-pub fn sets(view: &NodeView) -> Vec<(String, Vec<String>)> {
-    let families = families(view);
-    families
-        .iter()
-        .flat_map(|v4| Set::all().into_iter().map(|set| (set.name(*v4), declaration(set, *v4))))
-        .collect()
+/// A set or map as it is declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declaration {
+    /// `set` or `map`.
+    pub keyword: &'static str,
+    /// Name.
+    pub name: String,
+    /// What stands between its braces, a line each.
+    pub lines: Vec<String>,
 }
 
-/// Whether a set is a map.
-pub fn is_map(set: Set) -> bool {
-    matches!(set, Set::Endpoints | Set::Affinity)
+/// The declarations of all sets.
+pub fn sets(view: &NodeView) -> Vec<Declaration> {
+    let declare = |v4: bool| {
+        Set::all().into_iter().map(move |set| Declaration {
+            keyword: if matches!(set, Set::Endpoints | Set::Affinity) { "map" } else { "set" },
+            name: set.name(v4),
+            lines: declaration(set, v4),
+        })
+    };
+    families(view).into_iter().flat_map(declare).collect()
 }
 
 fn declaration(set: Set, v4: bool) -> Vec<String> {
@@ -85,10 +94,8 @@ impl Rule {
             }
             Match::Source(range, yes) => format!("{ip} saddr {}{range}", not(*yes)),
             Match::SourceIsLocal => "fib saddr type 2".to_owned(),
-            Match::Destination(range) if range.prefix_len() == 0 => {
-                format!("meta nfproto {}", if self.v4 { 2 } else { 10 })
-            }
             Match::Destination(range) => format!("{ip} daddr {range}"),
+            Match::Family => format!("meta nfproto {}", if self.v4 { 2 } else { 10 }),
             Match::Tcp => "meta l4proto 6".to_owned(),
         }
     }
@@ -131,16 +138,12 @@ impl Rule {
 /// A file for `nft -f` that makes the whole empty ruleset in the table `inet <table>`.
 pub fn to_nft(table: &str, view: &NodeView) -> String {
     let mut text = format!("table inet {table} {{\n");
-    let families = families(view);
-    for v4 in families {
-        for set in Set::all() {
-            let keyword = if is_map(set) { "map" } else { "set" };
-            let _ = writeln!(text, "\t{keyword} {} {{", set.name(v4));
-            for line in declaration(set, v4) {
-                let _ = writeln!(text, "\t\t{line}");
-            }
-            text.push_str("\t}\n");
+    for Declaration { keyword, name, lines } in sets(view) {
+        let _ = writeln!(text, "\t{keyword} {name} {{");
+        for line in lines {
+            let _ = writeln!(text, "\t\t{line}");
         }
+        text.push_str("\t}\n");
     }
     for chain in chains(view) {
         let _ = writeln!(text, "\tchain {} {{", chain.name);

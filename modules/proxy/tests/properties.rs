@@ -136,7 +136,7 @@ proptest! {
 #[test]
 fn a_ruleset_of_fixed_size_without_verdicts() {
     let sets = text::sets(&view());
-    assert!(sets.iter().flat_map(|(_, lines)| lines).all(|line| !line.contains("verdict")), "{sets:?}");
-    let named: BTreeSet<&String> = sets.iter().map(|(name, _)| name).collect();
+    assert!(sets.iter().flat_map(|set| &set.lines).all(|line| !line.contains("verdict")), "{sets:?}");
+    let named: BTreeSet<&String> = sets.iter().map(|set| &set.name).collect();
     assert_eq!(named.len(), Set::all().len() * 2, "one per set and family");
 }

@@ -72,6 +72,13 @@ pub(crate) fn run(command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Has nft load a file, in the caller's network namespace.
+pub(crate) fn load(text: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    run(&format!("nft -f {}", file.path().display()));
+}
+
 /// The rules of a chain as nft prints them, in the caller's network namespace. Rules of desired objects must be in
 /// these very words, or a plan would never be empty.
 pub(crate) fn nft_canonical(chain: &homelab_model::NftChain) -> Vec<String> {
@@ -80,9 +87,7 @@ pub(crate) fn nft_canonical(chain: &homelab_model::NftChain) -> Vec<String> {
     let table = Change::Create { after: object(Spec::NftTable(NftTable { name: chain.table.clone() })) };
     let create = Change::Create { after: object(Spec::NftChain(chain.clone())) };
     let script = homelab_linux::nft::script(&[&table, &create], None).unwrap();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), script).unwrap();
-    run(&format!("nft -f {}", file.path().display()));
+    load(&script);
     let listing = run(&format!("nft --stateless --numeric list table inet {}", chain.table));
     run(&format!("nft delete table inet {}", chain.table));
     homelab_linux::nft::parse_table(&listing).unwrap().remove(0).rules

@@ -1,19 +1,11 @@
 //! The proxy's sets, through the `nft` command.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 
 use homelab_proxy::Elements;
 use homelab_proxy::delta::Delta;
 
 use super::run;
-
-/// Has nft load a file.
-pub(crate) fn load(text: &str) {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    run(&format!("nft -f {}", file.path().display()));
-}
 
 /// A file for nft with all elements.
 pub(crate) fn elements_text(elements: &Elements) -> String {
