@@ -6,6 +6,7 @@
 
 mod alloc;
 mod cluster;
+mod declared;
 mod keys;
 mod mac;
 mod node;
@@ -22,6 +23,7 @@ pub use cluster::{
     Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, Service, ServicePort,
     SshSettings, Vxlan,
 };
+pub use declared::{ContainerEndpoint, Declared, Family};
 pub use keys::{KeyError, KeyRing, generation_of};
 pub use mac::stable_mac;
 pub use node::{

@@ -1,0 +1,44 @@
+//! Services as a source declares them: what it leaves open is still open.
+
+use serde::Serialize;
+
+use crate::service::Service;
+
+/// A service of homelab.yaml or of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declared {
+    /// What the source says. Its `cluster_ips` are those that are fixed; its ports' `node_port` and its
+    /// `health_check_node_port` are None where they are to be chosen (or not to be had); its `endpoints` are those
+    /// whose address is known.
+    pub service: Service,
+    /// Address families that it is to have cluster addresses of, in order (`ipFamilies`).
+    pub families: Vec<Family>,
+    /// Whether its ports are to have node ports (`allocateLoadBalancerNodePorts`, true for NodePort).
+    pub node_ports: bool,
+    /// Containers whose addresses are endpoints.
+    pub containers: Vec<ContainerEndpoint>,
+}
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Family {
+    /// IPv4.
+    IPv4,
+    /// IPv6.
+    IPv6,
+}
+
+/// An endpoint that is known by its node and container: all addresses of its interface that the CNI plugin made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerEndpoint {
+    /// Node name.
+    pub node: String,
+    /// Container id, or the name that the runtime gave as `K8S_POD_NAME`.
+    pub container: String,
+    /// Interface inside the container.
+    pub interface: String,
+    /// The endpoint as it will be: everything but its address is right.
+    pub endpoint: crate::service::Endpoint,
+}
