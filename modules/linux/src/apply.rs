@@ -12,7 +12,8 @@ use crate::{nft, sysctl, unit};
 impl Node {
     /// Carries out changes in order, and says after each how many are done.
     ///
-    /// All changes of our nftables table are one transaction, at the place of the last of them. systemd reads changed
+    /// All changes of our nftables table are one transaction, at the place of the last of them, and a second one of
+    /// the rules that nft cannot read. systemd reads changed
     /// unit files again with the next change of a unit, or with [`Node::reload_if_needed`]. Undo is the caller's: see
     /// [`ApplyError::index`], and [`Node::keep_asides`] for files.
     pub fn apply_all(

@@ -36,6 +36,16 @@ pub enum Error {
         /// nft's words.
         message: String,
     },
+    /// A rule that `nft` cannot read and that is not one of those that can be sent by netlink.
+    #[error(
+        "nft chain {chain}: neither nft nor netlink can add the rule {rule:?}: write it as the proxy's rules that remember clients of IPv6 are written"
+    )]
+    NftRule {
+        /// Chain.
+        chain: String,
+        /// Rule.
+        rule: String,
+    },
     /// The answer of `nft` cannot be understood.
     #[error("the output of nft cannot be understood: {0}")]
     NftOutput(String),

@@ -12,11 +12,21 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 
-use common::proxy::elements_text;
+use common::proxy::{delta_text, elements_text, load_ruleset};
 use common::{OtherNetns, in_new_netns, load, run};
+use homelab_linux::netlink::Socket as Netlink;
+use homelab_linux::nft::elements::{Batch, Element, dump};
+use homelab_linux::nft::rules::needs_netlink;
 use homelab_model::service::Protocol;
+use homelab_proxy::bytes::Bytes;
+use homelab_proxy::delta::delta;
+use homelab_proxy::element::{Frontend, Set};
 use homelab_proxy::evaluate::Outcome;
+use homelab_proxy::ladder::TIMEOUTS;
+use homelab_proxy::rules::chains;
+use homelab_proxy::stale::{Remembered, forgotten};
 use homelab_proxy::{NodeView, compile, text};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -233,9 +243,10 @@ fn outcome(sender: impl Fn(u16), flow: &cases::Flow, expected: &Outcome) -> Resu
 fn the_ruleset_is_in_the_words_of_nft() {
     let view = cases::cases().remove("cluster-ip").unwrap().node;
     for masquerade_all in [false, true] {
-        let ruleset = text::to_nft("homelab", &NodeView { masquerade_all, ..view.clone() });
+        let view = NodeView { masquerade_all, ..view.clone() };
+        let ruleset = text::to_nft("homelab", &view);
         let listed = in_new_netns(|| {
-            load(&ruleset);
+            load_ruleset(&view, "");
             run("nft --stateless --numeric list table inet homelab")
         });
         let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty()).collect();
@@ -243,30 +254,114 @@ fn the_ruleset_is_in_the_words_of_nft() {
     }
 }
 
+/// The rules that go by netlink are those that nft cannot be given, and no others.
+#[test]
+fn nft_and_netlink_share_the_rules() {
+    let view = cases::cases().remove("cluster-ip").unwrap().node;
+    let mut by_netlink = 0;
+    for rule in chains(&view).iter().flat_map(|chain| &chain.rules) {
+        assert_eq!(needs_netlink(&rule.to_nft()), rule.needs_netlink(), "{rule:?}");
+        by_netlink += usize::from(rule.needs_netlink());
+    }
+    assert_eq!(by_netlink, TIMEOUTS.len() * Protocol::ALL.len());
+    assert_eq!(text::for_netlink(&view).len(), by_netlink);
+}
+
+/// What the kernel remembers of a family.
+fn remembered(netlink: &mut Netlink, v4: bool) -> Vec<(Element, Remembered)> {
+    let entries = dump(netlink, "homelab", &Set::Affinity.name(v4)).unwrap();
+    let client = |entry: Element| {
+        let bytes = Bytes { key: entry.key.clone(), key_end: None, data: entry.data.clone() };
+        let client = bytes.remembered(v4).unwrap_or_else(|| panic!("{bytes:?}"));
+        (entry, client)
+    };
+    entries.into_iter().map(client).collect()
+}
+
+/// Sends packets of a few connections from so many clients and says which endpoints each of them got.
+fn visit(sender: &Sender, flow: &cases::Flow, clients: u8) -> BTreeMap<IpAddr, BTreeSet<SocketAddr>> {
+    let client = |number: u8| match flow.from {
+        IpAddr::V4(from) => IpAddr::from([from.octets()[0], from.octets()[1], 9, number]),
+        IpAddr::V6(from) => {
+            let [a, b, c, ..] = from.segments();
+            IpAddr::from([a, b, c, 9, 0, 0, 0, u16::from(number)])
+        }
+    };
+    let mut seen: BTreeMap<IpAddr, BTreeSet<SocketAddr>> = BTreeMap::new();
+    for from in (1..=clients).map(client) {
+        // Ports of their own for each visit: else conntrack would remember the connection.
+        static PORT: AtomicU16 = AtomicU16::new(20000);
+        for _ in 0..10 {
+            sender.send(from, flow.to, flow.protocol, PORT.fetch_add(1, Ordering::Relaxed), flow.port);
+        }
+        let to = take_seen(flow.to.is_ipv4()).into_iter().map(|s| SocketAddr::new(s.to, s.port));
+        seen.insert(from, to.collect());
+    }
+    seen
+}
+
 #[test]
 fn a_client_stays_with_its_endpoint() {
+    const CLIENTS: u8 = 40;
     let case = cases::cases().remove("session-affinity").unwrap();
     let (elements, _) = compile(&case.services, &case.node);
-    let text = format!("{}{}{OBSERVER}", text::to_nft("homelab", &case.node), elements_text(&elements));
-    let flow = case.flows.iter().find(|f| f.name == "pod to the cluster address").unwrap();
-    let endpoints: Vec<SocketAddr> = flow.expect.endpoints.iter().copied().collect();
-    assert!(endpoints.len() > 1);
     in_new_netns(|| {
         let clients = OtherNetns::new();
         make_node(&case.node, &clients);
-        load(&text);
+        load_ruleset(&case.node, &format!("{}{OBSERVER}", elements_text(&elements)));
         let sender = in_netns_of(&clients, Sender::open);
-        let mut chosen = BTreeSet::new();
-        for client in 1..=40 {
-            let from = IpAddr::from([10, 244, 1, client]);
-            for port in 0..20 {
-                sender.send(from, flow.to, flow.protocol, 20000 + port, flow.port);
+        let mut netlink = Netlink::netfilter().unwrap();
+        for (name, seconds) in [
+            ("pod to the cluster address", 600),
+            ("pod to the cluster address, IPv6", 600),
+            ("policy Local, pod to the load balancer", 10800),
+            ("policy Local, pod to the load balancer, IPv6", 10800),
+        ] {
+            let flow = case.flows.iter().find(|f| f.name == name).unwrap();
+            let v4 = flow.to.is_ipv4();
+            let map = Set::Affinity.name(v4);
+            let endpoints = &flow.expect.endpoints;
+            assert_eq!(endpoints.len(), 2, "{name}");
+            run(&format!("nft flush map inet homelab {map}"));
+
+            // Connections of a client have one endpoint, clients have all of them, and the kernel's entries say so.
+            let chosen = visit(&sender, flow, CLIENTS);
+            assert!(chosen.values().all(|endpoints| endpoints.len() == 1), "{name}: {chosen:?}");
+            assert_eq!(&chosen.values().flatten().copied().collect::<BTreeSet<_>>(), endpoints, "{name}");
+            let frontend = Frontend { address: flow.to, protocol: flow.protocol, port: flow.port };
+            let entries = remembered(&mut netlink, v4);
+            let by_kernel: BTreeMap<IpAddr, BTreeSet<SocketAddr>> =
+                entries.iter().map(|(_, r)| (r.client, [r.endpoint].into())).collect();
+            assert_eq!((by_kernel, entries.len()), (chosen.clone(), usize::from(CLIENTS)), "{name}");
+            assert!(entries.iter().all(|(_, r)| r.frontend == frontend), "{name}: {entries:?}");
+            let listing = run(&format!("nft --numeric list map inet homelab {map}"));
+            let timeouts = listing.matches(&format!(" timeout {seconds}s expires ")).count();
+            assert_eq!(timeouts, usize::from(CLIENTS), "{name}: {listing}");
+
+            // Without an endpoint its clients alone are forgotten, and go to the other one.
+            let gone = *endpoints.first().unwrap();
+            let mut services = case.services.clone();
+            services.iter_mut().for_each(|s| s.endpoints.retain(|e| e.address != gone.ip()));
+            let (after, _) = compile(&services, &case.node);
+            load(&delta_text(&delta(&elements, &after)));
+            let all: Vec<Remembered> = entries.iter().map(|(_, r)| *r).collect();
+            let forgotten = forgotten(&all, &after);
+            assert!(!forgotten.is_empty() && forgotten.iter().all(|r| r.endpoint == gone), "{name}");
+            let mut batch = Batch::new("homelab");
+            for (entry, _) in entries.iter().filter(|(_, r)| forgotten.contains(r)) {
+                batch.delete(&map, entry).unwrap();
             }
-            let seen = take_seen(true);
-            assert_eq!(seen.len(), 1, "one endpoint for 20 connections of {from}: {seen:?}");
-            chosen.extend(seen.into_iter().map(|s| SocketAddr::new(s.to, s.port)));
+            batch.commit(&mut netlink).unwrap();
+            let other = BTreeSet::from([*endpoints.last().unwrap()]);
+            let moved = visit(&sender, flow, CLIENTS);
+            assert!(moved.values().all(|endpoints| *endpoints == other), "{name}: {moved:?}");
+            let entries = remembered(&mut netlink, v4);
+            assert!(entries.iter().all(|(_, r)| other.contains(&r.endpoint)), "{name}: {entries:?}");
+
+            // The endpoint comes back: nobody leaves the one that they have.
+            load(&delta_text(&delta(&after, &elements)));
+            assert_eq!(visit(&sender, flow, CLIENTS), moved, "{name}");
         }
-        assert_eq!(chosen.into_iter().collect::<Vec<_>>(), endpoints, "40 clients use all endpoints");
     });
 }
 
@@ -276,11 +371,10 @@ fn packets_go_where_kube_proxy_sends_them() {
     for (file, case) in cases::cases() {
         let (elements, conflicts) = compile(&case.services, &case.node);
         assert_eq!(conflicts, [], "{file}");
-        let text = format!("{}{}{OBSERVER}", text::to_nft("homelab", &case.node), elements_text(&elements));
         in_new_netns(|| {
             let clients = OtherNetns::new();
             make_node(&case.node, &clients);
-            load(&text);
+            load_ruleset(&case.node, &format!("{}{OBSERVER}", elements_text(&elements)));
             // Packets are checked by whoever they are for; SCTP's checksums we do not make.
             run("echo 0 > /proc/sys/net/netfilter/nf_conntrack_checksum");
             let from_node = Sender::open();

@@ -7,7 +7,7 @@ mod random;
 
 use std::collections::BTreeSet;
 
-use common::proxy::{delta_text, elements_text, held};
+use common::proxy::{delta_text, elements_text, held, load_ruleset};
 use common::{in_new_netns, load, run};
 use homelab_linux::netlink::Socket;
 use homelab_linux::nft::elements::{Batch, Element, dump};
@@ -26,7 +26,7 @@ proptest! {
     #[test]
     fn deltas_leave_the_kernel_as_a_full_load_does(states in prop::collection::vec(services(), 2..6)) {
         in_new_netns(|| {
-            load(&text::to_nft("homelab", &view()));
+            load_ruleset(&view(), "");
             let empty = held();
             prop_assert_eq!(empty.len(), text::sets(&view()).len());
             prop_assert!(empty.values().all(|elements| elements.is_empty()));
@@ -38,7 +38,7 @@ proptest! {
             }
             let by_deltas = held();
             run("nft delete table inet homelab");
-            load(&format!("{}{}", text::to_nft("homelab", &view()), elements_text(&now)));
+            load_ruleset(&view(), &elements_text(&now));
             prop_assert_eq!(&by_deltas, &held());
             let count: usize = now.values().map(Vec::len).sum();
             prop_assert_eq!(by_deltas.values().map(|elements| elements.len()).sum::<usize>(), count);
@@ -54,7 +54,7 @@ proptest! {
     fn netlink_leaves_the_kernel_as_nft_does(states in prop::collection::vec(services(), 2..6)) {
         in_new_netns(|| {
             let mut socket = Socket::netfilter().unwrap();
-            load(&text::to_nft("homelab", &view()));
+            load_ruleset(&view(), "");
             let mut now = Elements::new();
             for services in &states {
                 let (next, _) = compile(services, &view());
@@ -66,7 +66,7 @@ proptest! {
             prop_assert_eq!(read(&mut socket), written);
             let by_netlink = held();
             run("nft delete table inet homelab");
-            load(&format!("{}{}", text::to_nft("homelab", &view()), elements_text(&now)));
+            load_ruleset(&view(), &elements_text(&now));
             prop_assert_eq!(by_netlink, held());
             Ok(())
         })?;

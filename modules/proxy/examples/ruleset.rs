@@ -1,5 +1,6 @@
 //! Prints the ruleset, filled with so many services of three endpoints, for `nft -f`:
-//! `cargo run --release -p homelab-proxy --example ruleset -- 10000`.
+//! `cargo run --release -p homelab-proxy --example ruleset -- 10000`. The rules that only netlink can carry (session
+//! affinity of IPv6) are left out.
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ fn main() {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
         ..Default::default()
     };
-    print!("{}", text::to_nft("homelab", &view));
+    print!("{}", text::for_nft("homelab", &view));
     let services: Vec<Service> = (0..count).map(service).collect();
     let mut by_set: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, elements) in compile(&services, &view).0 {

@@ -7,6 +7,7 @@ use homelab_model::service::Protocol;
 use ipnet::IpNet;
 
 use crate::element::{Element, Frontend, Set};
+use crate::stale::Remembered;
 
 /// An element's parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +49,25 @@ impl From<&Element> for Bytes {
     }
 }
 
+impl From<&Remembered> for Bytes {
+    fn from(Remembered { frontend, client, endpoint }: &Remembered) -> Bytes {
+        let key = [frontend_bytes(*frontend), address_bytes(*client)].concat();
+        let data = [address_bytes(endpoint.ip()), port_bytes(endpoint.port())].concat();
+        Bytes { key, key_end: None, data: Some(data) }
+    }
+}
+
 impl Bytes {
+    /// The client that these are, where they are of [`Set::Affinity`]; None if nothing of ours looks like that.
+    pub fn remembered(&self, v4: bool) -> Option<Remembered> {
+        let mut key = Fields { bytes: &self.key, v4 };
+        let mut data = Fields { bytes: self.data.as_ref()?, v4 };
+        let (frontend, client) = (key.frontend()?, key.address()?);
+        let client =
+            Remembered { frontend, client, endpoint: SocketAddr::new(data.address()?, data.port()?) };
+        (Bytes::from(&client) == *self).then_some(client)
+    }
+
     /// The element of `set` that these are; None if nothing of ours looks like that.
     pub fn element(&self, set: Set, v4: bool) -> Option<Element> {
         let mut rest = Fields { bytes: &self.key, v4 };

@@ -124,6 +124,14 @@ pub enum Action {
     Remember(u32),
 }
 
+impl Rule {
+    /// Whether `nft` cannot be given the rule: version 1.0.6 aborts where a map update has a key or data longer than
+    /// 16 bytes. The kernel takes it by netlink, and `nft` lists it.
+    pub fn needs_netlink(&self) -> bool {
+        !self.v4 && matches!(self.action, Action::Remember(_))
+    }
+}
+
 /// Beginning of the names of all chains.
 pub const PREFIX: &str = "proxy-";
 
@@ -262,26 +270,19 @@ fn unserved(v4: bool, view: &NodeView) -> Chain {
     Chain { name: of("unserved", v4), hook: None, rules }
 }
 
-/// Keeps a client's endpoint. nft 1.0.6 aborts on a map update whose key or value is longer than 16 bytes, so the
-/// rules of IPv6 cannot be given to it (book: decisions/proxy-ruleset.md).
+/// Keeps a client's endpoint.
 fn remember(v4: bool) -> Chain {
-    let mut rules = Vec::new();
-    if v4 {
-        for protocol in Protocol::ALL {
-            for seconds in ladder::TIMEOUTS {
-                rules.push(Rule {
-                    v4,
-                    matches: vec![
-                        Match::Protocol(protocol),
-                        Match::In(Key::Original, Set::AffinityTimeout(seconds), true),
-                    ],
-                    action: Action::Remember(seconds),
-                    why: "sessionAffinity: the client stays with this endpoint",
-                });
-            }
-        }
-    }
-    Chain { name: of("remember", v4), hook: None, rules }
+    let rule = |protocol, seconds| Rule {
+        v4,
+        matches: vec![
+            Match::Protocol(protocol),
+            Match::In(Key::Original, Set::AffinityTimeout(seconds), true),
+        ],
+        action: Action::Remember(seconds),
+        why: "sessionAffinity: the client stays with this endpoint",
+    };
+    let each = |protocol| ladder::TIMEOUTS.map(|seconds| rule(protocol, seconds));
+    Chain { name: of("remember", v4), hook: None, rules: Protocol::ALL.into_iter().flat_map(each).collect() }
 }
 
 fn masquerade(v4: bool, view: &NodeView) -> Chain {

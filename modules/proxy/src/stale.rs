@@ -1,10 +1,12 @@
-//! Connections of datagram protocols that conntrack would keep on a dead path.
+//! What the kernel remembers and would keep on a dead path: connections of datagram protocols, and clients of session
+//! affinity.
 //!
 //! A UDP client that goes on sending renews its entry for ever, whatever became of the endpoint (k8s#48370, #59368,
-//! #125467). TCP ends by itself: a reset, or a client that gives up.
+//! #125467). TCP ends by itself: a reset, or a client that gives up. A remembered client that goes on trying renews its
+//! entry likewise.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::service::Protocol;
 
@@ -45,6 +47,37 @@ pub fn stale(connections: &[Connection], before: &Elements, after: &Elements) ->
         connection.to.protocol != Protocol::Tcp && !right
     };
     connections.iter().filter(is_stale).copied().collect()
+}
+
+/// A client of session affinity: an entry of the map that the kernel fills ([`crate::element::Set::Affinity`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Remembered {
+    /// Where it sends packets.
+    pub frontend: Frontend,
+    /// Its address.
+    pub client: IpAddr,
+    /// Where they go.
+    pub endpoint: SocketAddr,
+}
+
+/// Those of `clients` that the state `after` would not send where they go: their entries are to be deleted. The
+/// frontend has lost the endpoint, or its session affinity.
+pub fn forgotten(clients: &[Remembered], after: &Elements) -> Vec<Remembered> {
+    let (mut sticky, mut endpoints) = (HashSet::new(), HashSet::new());
+    for element in after.values().flatten() {
+        match element {
+            Element::Sticky(frontend) => {
+                sticky.insert(*frontend);
+            }
+            Element::Endpoint { frontend, to, .. } => {
+                endpoints.insert((*frontend, *to));
+            }
+            _ => {}
+        }
+    }
+    let stays =
+        |c: &&Remembered| sticky.contains(&c.frontend) && endpoints.contains(&(c.frontend, c.endpoint));
+    clients.iter().filter(|client| !stays(client)).copied().collect()
 }
 
 #[cfg(test)]
@@ -113,5 +146,20 @@ mod tests {
         assert!(!gone(Protocol::Udp, A, &Elements::new(), &Elements::new()));
         let tcp = served(Protocol::Tcp, &[B]);
         assert!(!gone(Protocol::Udp, A, &tcp, &tcp), "the same port of another protocol");
+    }
+
+    #[test]
+    fn clients_are_forgotten_with_their_endpoint_or_affinity() {
+        let client = |endpoint: &str| Remembered {
+            frontend: frontend(Protocol::Tcp),
+            client: [10, 244, 1, 9].into(),
+            endpoint: endpoint.parse().expect("address"),
+        };
+        let both = [client(A), client(B)];
+        let mut one = served(Protocol::Tcp, &[B]);
+        assert_eq!(forgotten(&both, &one), both, "the service has no affinity");
+        one.insert("default/other".to_owned(), vec![Element::Sticky(frontend(Protocol::Tcp))]);
+        assert_eq!(forgotten(&both, &one), [client(A)]);
+        assert_eq!(forgotten(&both, &Elements::new()), both, "the service is gone");
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::compile::NodeView;
 use crate::element::{Set, slots};
-use crate::rules::{Action, Key, Match, Rule, chains, families};
+use crate::rules::{Action, Chain, Key, Match, Rule, chains, families};
 
 /// A set or map as it is declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,8 +135,26 @@ impl Rule {
     }
 }
 
-/// A file for `nft -f` that makes the whole empty ruleset in the table `inet <table>`.
+/// The whole empty ruleset in the table `inet <table>`, as it is once it is loaded. Not for `nft -f`: [`for_nft`].
 pub fn to_nft(table: &str, view: &NodeView) -> String {
+    ruleset(table, view, |_| true)
+}
+
+/// A file for `nft -f` that makes the ruleset but for the rules of [`for_netlink`].
+pub fn for_nft(table: &str, view: &NodeView) -> String {
+    ruleset(table, view, |rule| !rule.needs_netlink())
+}
+
+/// Rules to be appended by netlink ([`Rule::needs_netlink`]), in order, each with its chain.
+pub fn for_netlink(view: &NodeView) -> Vec<(String, String)> {
+    let of_chain = |chain: Chain| {
+        let rules = chain.rules.into_iter().filter(Rule::needs_netlink);
+        rules.map(move |rule| (chain.name.clone(), rule.to_nft())).collect::<Vec<_>>()
+    };
+    chains(view).into_iter().flat_map(of_chain).collect()
+}
+
+fn ruleset(table: &str, view: &NodeView, holds: impl Fn(&Rule) -> bool) -> String {
     let mut text = format!("table inet {table} {{\n");
     for Declaration { keyword, name, lines } in sets(view) {
         let _ = writeln!(text, "\t{keyword} {name} {{");
@@ -151,7 +169,7 @@ pub fn to_nft(table: &str, view: &NodeView) -> String {
             let _ =
                 writeln!(text, "\t\ttype {type} hook {} priority {priority}; policy accept;", hook.as_str());
         }
-        for rule in &chain.rules {
+        for rule in chain.rules.iter().filter(|rule| holds(rule)) {
             let _ = writeln!(text, "\t\t{}", rule.to_nft());
         }
         text.push_str("\t}\n");

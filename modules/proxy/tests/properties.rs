@@ -4,12 +4,14 @@
 mod random;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use homelab_model::service::Protocol;
 use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::delta;
 use homelab_proxy::element::{Element, Frontend, Set};
 use homelab_proxy::evaluate::{Machine, Outcome, Packet};
+use homelab_proxy::stale::Remembered;
 use homelab_proxy::{Elements, compile, text};
 use proptest::prelude::*;
 use random::{services, view};
@@ -68,9 +70,27 @@ proptest! {
         v4 in any::<bool>(),
     ) {
         let bytes = Bytes { key, data: end.clone(), key_end: end };
+        if let Some(client) = bytes.remembered(v4) {
+            prop_assert_eq!(&Bytes::from(&client), &bytes);
+        }
         if let Some(element) = bytes.element(set, v4) {
             prop_assert_eq!(Bytes::from(&element), bytes);
         }
+    }
+
+    /// So is a client that the kernel remembers.
+    #[test]
+    fn remembered_clients_are_read_back(
+        addresses in prop_oneof![any::<[Ipv4Addr; 3]>().prop_map(|a| a.map(IpAddr::from)),
+                                 any::<[Ipv6Addr; 3]>().prop_map(|a| a.map(IpAddr::from))],
+        protocol in prop::sample::select(&Protocol::ALL[..]),
+        ports in any::<[u16; 2]>(),
+    ) {
+        let [address, client, endpoint] = addresses;
+        let frontend = Frontend { address, protocol, port: ports[0] };
+        let client = Remembered { frontend, client, endpoint: SocketAddr::new(endpoint, ports[1]) };
+        prop_assert_eq!(Bytes::from(&client).remembered(address.is_ipv4()), Some(client));
+        prop_assert_eq!(Bytes::from(&client).remembered(!address.is_ipv4()), None);
     }
 
     /// The order of services and endpoints in a source is no reason to change anything.

@@ -2,6 +2,7 @@
 
 pub mod elements;
 mod parse;
+pub mod rules;
 mod script;
 
 use std::io::{self, Write};
@@ -10,10 +11,11 @@ use std::process::{Command, Stdio};
 
 use homelab_model::{Change, NftChain, NodeObject, Spec, ours};
 
-use crate::error::Error;
+use crate::error::{Error, netlink};
+use crate::netlink::Socket;
 use crate::process::{Running, complaint};
 pub use parse::parse_table;
-pub use script::script;
+pub use script::{Script, script};
 
 /// Where `nft` may be: the search path of a bare SSH session often lacks the second half.
 const DIRECTORIES: [&str; 6] =
@@ -84,10 +86,18 @@ fn run(text: &str) -> Result<(), Error> {
 /// Carries out changes of our table and its chains in one transaction; others are not looked at.
 ///
 /// nft checks and the kernel commits all or nothing. What is gone already need not be deleted: `now` are the chains
-/// that exist.
+/// that exist. Rules that nft cannot read follow in a transaction of their own.
 pub(crate) fn apply(changes: &[&Change<NodeObject>], now: Option<&[NftChain]>) -> Result<(), Error> {
-    let text = script(changes, now)?;
-    if text.is_empty() { Ok(()) } else { run(&text) }
+    let Script { text, by_netlink } = script(changes, now)?;
+    if !text.is_empty() {
+        run(&text)?;
+    }
+    if by_netlink.is_empty() {
+        return Ok(());
+    }
+    // Two transactions do no harm: until the second, clients of IPv6 are not remembered, and all else is in place.
+    let mut socket = netlink("adding nftables rules", Socket::netfilter())?;
+    rules::append(&mut socket, ours::NFT_TABLE, &by_netlink)
 }
 
 /// Whether a change is one of our table's.

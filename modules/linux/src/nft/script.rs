@@ -1,17 +1,28 @@
-//! Writing what `nft -f -` carries out.
+//! Writing what `nft -f -` carries out, and what is left for netlink.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use homelab_model::{Change, NftChain, NodeObject, Spec, ours};
 
+use super::rules::{Remember, needs_netlink};
 use crate::error::Error;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Script {
+    /// One transaction for `nft -f -`. Empty: nothing.
+    pub text: String,
+    /// Rules that nft cannot read, each with its chain: to be appended afterwards ([`super::rules::append`]).
+    pub by_netlink: Vec<(String, String)>,
+}
 
 /// The transaction for changes of our table and chains; `now` are the chains that exist, None if the table does not.
 ///
 /// Order within it: chains that others may jump to come first, all chains that change are emptied before any is
-/// deleted, rules come last. So no jump is ever dangling, whatever the order of the changes.
-pub fn script(changes: &[&Change<NodeObject>], now: Option<&[NftChain]>) -> Result<String, Error> {
+/// deleted, rules come last. So no jump is ever dangling, whatever the order of the changes. Rules for netlink must be
+/// the last ones of their chain: they are appended to it.
+pub fn script(changes: &[&Change<NodeObject>], now: Option<&[NftChain]>) -> Result<Script, Error> {
     let mut table_exists = now.is_some();
     let mut exists: BTreeMap<&str, &NftChain> =
         now.unwrap_or_default().iter().map(|c| (c.name.as_str(), c)).collect();
@@ -76,13 +87,27 @@ pub fn script(changes: &[&Change<NodeObject>], now: Option<&[NftChain]>) -> Resu
         }
         text.push('\n');
     }
+    let mut by_netlink = Vec::new();
     for chain in wanted {
+        let mut appended = false;
         for rule in &chain.rules {
             check_rule(&chain.name, rule)?;
-            let _ = writeln!(text, "add rule inet {name} {} {rule}", chain.name);
+            if needs_netlink(rule) {
+                Remember::parse(&chain.name, rule)?;
+                by_netlink.push((chain.name.clone(), rule.clone()));
+                appended = true;
+            } else if appended {
+                return Err(Error::Invalid(format!(
+                    "nft chain {}: the rule {rule:?} is after one that is added by netlink and so comes last: move it \
+                     before that one",
+                    chain.name
+                )));
+            } else {
+                let _ = writeln!(text, "add rule inet {name} {} {rule}", chain.name);
+            }
         }
     }
-    Ok(text)
+    Ok(Script { text, by_netlink })
 }
 
 fn check_table(name: &str) -> Result<(), Error> {
@@ -92,7 +117,7 @@ fn check_table(name: &str) -> Result<(), Error> {
     Err(Error::Invalid(format!("nft table inet {name} is not ours")))
 }
 
-fn check_name(name: &str) -> Result<(), Error> {
+pub(super) fn check_name(name: &str) -> Result<(), Error> {
     let good = name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.len() <= 127
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
@@ -168,7 +193,7 @@ mod tests {
         let base = Change::Create { after: object(Spec::NftChain(chain("a", true, &["jump z"]))) };
         let other = Change::Create { after: object(Spec::NftChain(chain("z", false, &["masquerade"]))) };
         assert_eq!(
-            script(&[&table, &base, &other], None).unwrap(),
+            script(&[&table, &base, &other], None).unwrap().text,
             "add table inet homelab\n\
              add chain inet homelab a { type nat hook postrouting priority 100; policy accept; }\n\
              add chain inet homelab z\n\
@@ -186,7 +211,7 @@ mod tests {
             after: object(Spec::NftChain(chain("a", true, &["masquerade"]))),
         };
         assert_eq!(
-            script(&[&delete, &update], Some(&now)).unwrap(),
+            script(&[&delete, &update], Some(&now)).unwrap().text,
             "flush chain inet homelab a\n\
              flush chain inet homelab z\n\
              delete chain inet homelab z\n\
@@ -197,10 +222,35 @@ mod tests {
     #[test]
     fn what_is_gone_needs_no_transaction() {
         let delete = Change::Delete { before: object(Spec::NftChain(chain("a", true, &[]))) };
-        assert_eq!(script(&[&delete], Some(&[])).unwrap(), "");
+        assert_eq!(script(&[&delete], Some(&[])).unwrap(), Script::default());
         let table = Change::Delete { before: object(Spec::NftTable(NftTable { name: "homelab".into() })) };
-        assert_eq!(script(&[&delete, &table], None).unwrap(), "");
-        assert_eq!(script(&[&delete, &table], Some(&[])).unwrap(), "delete table inet homelab\n");
+        assert_eq!(script(&[&delete, &table], None).unwrap(), Script::default());
+        assert_eq!(script(&[&delete, &table], Some(&[])).unwrap().text, "delete table inet homelab\n");
+    }
+
+    const REMEMBER: &str = "udp dport != 0 ct original ip6 daddr . meta l4proto . ct original proto-dst @a update @b \
+                            { ct original ip6 daddr . meta l4proto . ct original proto-dst . ip6 saddr timeout 5s : \
+                            ip6 daddr . udp dport }";
+
+    #[test]
+    fn rules_for_netlink_are_left_out_and_come_last() {
+        let of = |rules: &[&str]| {
+            let change = Change::Create { after: object(Spec::NftChain(chain("a", false, rules))) };
+            script(&[&change], Some(&[]))
+        };
+        let remember = ("a".to_owned(), REMEMBER.to_owned());
+        let expected = Script {
+            text: "add chain inet homelab a\nadd rule inet homelab a accept\n".to_owned(),
+            by_netlink: vec![remember.clone(), remember],
+        };
+        assert_eq!(of(&["accept", REMEMBER, REMEMBER]).unwrap(), expected);
+        let error = of(&[REMEMBER, "accept"]).unwrap_err().to_string();
+        assert!(error.contains("chain a: the rule \"accept\" is after one"), "{error}");
+        let unknown = REMEMBER.replace("!= 0", "80");
+        assert!(
+            matches!(of(&[&unknown]), Err(Error::NftRule { .. })),
+            "neither nft nor netlink can carry it"
+        );
     }
 
     #[test]

@@ -87,7 +87,12 @@ pub(crate) fn nft_canonical(chain: &homelab_model::NftChain) -> Vec<String> {
     let table = Change::Create { after: object(Spec::NftTable(NftTable { name: chain.table.clone() })) };
     let create = Change::Create { after: object(Spec::NftChain(chain.clone())) };
     let script = homelab_linux::nft::script(&[&table, &create], None).unwrap();
-    load(&script);
+    load(&script.text);
+    assert_eq!(
+        script.by_netlink,
+        [],
+        "rules that only netlink can carry are tested with the proxy's ruleset"
+    );
     let listing = run(&format!("nft --stateless --numeric list table inet {}", chain.table));
     run(&format!("nft delete table inet {}", chain.table));
     homelab_linux::nft::parse_table(&listing).unwrap().remove(0).rules

@@ -2,10 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use homelab_proxy::Elements;
+use homelab_linux::netlink::Socket;
+use homelab_linux::nft::rules;
 use homelab_proxy::delta::Delta;
+use homelab_proxy::{Elements, NodeView, text};
 
-use super::run;
+use super::{load, run};
+
+/// Loads the ruleset and more text for nft, in the caller's network namespace: the way of a node, nft first and then
+/// netlink.
+pub(crate) fn load_ruleset(view: &NodeView, more: &str) {
+    load(&format!("{}{more}", text::for_nft("homelab", view)));
+    rules::append(&mut Socket::netfilter().unwrap(), "homelab", &text::for_netlink(view)).unwrap();
+}
 
 /// A file for nft with all elements.
 pub(crate) fn elements_text(elements: &Elements) -> String {
