@@ -39,7 +39,7 @@ mod attribute {
 const LIST_ELEMENT: u16 = 1;
 /// `NFTA_DATA_VALUE`.
 const VALUE: u16 = 1;
-/// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl.
+/// `NFTNL_UDATA_SET_ELEM_COMMENT` and `NFTNL_UDATA_RULE_COMMENT` of libnftnl.
 const COMMENT: u8 = 0;
 /// Header and `nfgenmsg` of a message.
 const FIXED: usize = 16 + 4;
@@ -171,8 +171,8 @@ impl Element {
     }
 }
 
-/// The comment in the user data of an element: TLVs of a byte of type and a byte of length.
-fn comment(mut userdata: &[u8]) -> String {
+/// The comment in the user data of an element or a rule: TLVs of a byte of type and a byte of length.
+pub(super) fn comment(mut userdata: &[u8]) -> String {
     while let [kind, length, rest @ ..] = userdata {
         let length = usize::from(*length);
         let Some(value) = rest.get(..length) else { break };

@@ -1,6 +1,8 @@
-//! Our nftables table, through the `nft` command: rules are text for the reader of a plan and for the kernel alike.
+//! Our nftables table, through the `nft` command: rules are text for the reader of a plan and for the kernel alike. By
+//! netlink go elements, rules that nft cannot read, and the question whether anything but elements has changed.
 
 pub mod elements;
+mod fingerprint;
 mod parse;
 pub mod rules;
 mod script;
@@ -14,6 +16,7 @@ use homelab_model::{Change, NftChain, NodeObject, Spec, ours};
 use crate::error::{Error, netlink};
 use crate::netlink::Socket;
 use crate::process::{Running, complaint};
+pub use fingerprint::{Fingerprint, fingerprint};
 pub use parse::parse_table;
 pub use script::{Script, script};
 
@@ -89,15 +92,13 @@ fn run(text: &str) -> Result<(), Error> {
 /// that exist. Rules that nft cannot read follow in a transaction of their own.
 pub(crate) fn apply(changes: &[&Change<NodeObject>], now: Option<&[NftChain]>) -> Result<(), Error> {
     let Script { text, by_netlink } = script(changes, now)?;
+    let doing = "adding nftables rules";
+    let socket = if by_netlink.is_empty() { None } else { Some(netlink(doing, Socket::netfilter())?) };
     if !text.is_empty() {
         run(&text)?;
     }
-    if by_netlink.is_empty() {
-        return Ok(());
-    }
     // Two transactions do no harm: until the second, clients of IPv6 are not remembered, and all else is in place.
-    let mut socket = netlink("adding nftables rules", Socket::netfilter())?;
-    rules::append(&mut socket, ours::NFT_TABLE, &by_netlink)
+    socket.map_or(Ok(()), |mut socket| rules::append(&mut socket, ours::NFT_TABLE, &by_netlink))
 }
 
 /// Whether a change is one of our table's.

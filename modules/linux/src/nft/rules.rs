@@ -41,15 +41,23 @@ impl Register {
 /// Whether `nft` cannot read a rule: it updates a map, and has an address of IPv6 with other fields in the map's key or
 /// data.
 pub fn needs_netlink(rule: &str) -> bool {
-    let mut words = rule.split_whitespace().skip_while(|word| *word != "update").skip(1);
-    let is_set = words.next().is_some_and(|word| word.starts_with('@'));
-    if !is_set || words.next() != Some("{") {
-        return false;
-    }
-    let body: Vec<&str> = words.take_while(|word| *word != "}").collect();
-    let Some(colon) = body.iter().position(|word| *word == ":") else { return false };
+    let unquoted: Vec<&str> = rule.split('"').step_by(2).collect();
+    let spaced = unquoted.join(" ").replace('{', " { ").replace('}', " } ");
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    (0..words.len()).any(|at| match words[at..] {
+        ["update", set, "{", ref body @ ..] => set.starts_with('@') && is_long(body),
+        _ => false,
+    })
+}
+
+/// Whether the braces that begin before `body` hold a key and data of which one is longer than an address.
+fn is_long(body: &[&str]) -> bool {
+    let mut parts = body.split(|word| *word == "}").next().unwrap_or_default().split(|word| *word == ":");
     let long = |part: &[&str]| part.contains(&"ip6") && part.contains(&".");
-    long(&body[..colon]) || long(&body[colon..])
+    match (parts.next(), parts.next()) {
+        (Some(key), Some(data)) => long(key) || long(data),
+        _ => false,
+    }
 }
 
 /// A rule that remembers which endpoint a client of IPv6 was sent to. Its words are the only ones that can be sent.
@@ -293,6 +301,9 @@ mod tests {
         for long in [
             "update @m { ip6 daddr . tcp dport timeout 5s : tcp dport }",
             "update @m { tcp dport : ip6 saddr . tcp dport }",
+            "update @m {tcp dport : ip6 saddr . tcp dport}",
+            "update @m { tcp dport : udp dport } update @m { tcp dport : ip6 saddr . tcp dport } accept",
+            "counter comment \"x\" update @m { tcp dport : ip6 saddr . tcp dport }",
         ] {
             assert!(needs_netlink(long), "{long}");
         }
@@ -307,7 +318,8 @@ mod tests {
             "update @m { ct original ip daddr . meta l4proto . ip saddr timeout 5s : ip daddr . tcp dport }",
             "ip6 daddr . tcp dport @s update @m { ip saddr : ip daddr }",
             "dnat ip6 to ip6 daddr . meta l4proto . th dport . ip6 saddr map @affinity6",
-            "counter comment \"update @m\"",
+            "update @m { ip saddr : ip daddr } ip6 daddr . tcp dport @s accept",
+            "counter comment \"a rule to update @m { tcp dport : ip6 saddr . tcp dport }\"",
         ] {
             assert!(!needs_netlink(short), "{short}");
         }
