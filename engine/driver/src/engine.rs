@@ -338,9 +338,9 @@ pub(crate) struct Resolved {
 impl Live {
     /// Looks again if something that shall be there, or that the last apply left there, was not looked for yet.
     pub(crate) fn look_closer(&mut self) -> Result<(), NodeError> {
-        let before = self.observed.spec.as_ref().map(homelab_desired::desired).unwrap_or_default();
+        let before = self.observed.spec.as_ref().map(homelab_desired::foundation).unwrap_or_default();
         let confirmed = self.observed.history.confirmed.as_ref().and_then(|c| c.spec.as_ref());
-        let confirmed = confirmed.map(homelab_desired::desired).unwrap_or_default();
+        let confirmed = confirmed.map(homelab_desired::foundation).unwrap_or_default();
         let device = self.scope.device.clone();
         let all = [&self.desired, &before, &confirmed].map(|objects| Scope::of(objects, &device).keys);
         let mut missing = false;

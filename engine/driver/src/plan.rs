@@ -81,7 +81,7 @@ pub(crate) fn our_links(observed: &Observed) -> BTreeSet<String> {
     // Rendering takes a moment, and hardly ever has anybody taken a mark away.
     let unmarked = |o: &NodeObject| matches!(&o.spec, Spec::Link(l) if l.alias != ours::LINK_ALIAS);
     let record = observed.spec.as_ref().filter(|_| observed.objects.iter().any(unmarked));
-    let recorded = record.map(homelab_desired::desired).unwrap_or_default();
+    let recorded = record.map(homelab_desired::foundation).unwrap_or_default();
     observed.our_links(&recorded)
 }
 
@@ -125,4 +125,4 @@ pub(crate) fn owned(observed: &Observed) -> Vec<NodeObject> {
 }
 
 /// Modules in the order in which plans show them.
-pub const MODULES: [Module; 3] = [Module::Agent, Module::Vtep, Module::Cni];
+pub const MODULES: [Module; 4] = [Module::Agent, Module::Vtep, Module::Cni, Module::Proxy];

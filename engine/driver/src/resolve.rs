@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use homelab_model::{
     AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Module, Mtu, Node, NodeSpec,
-    Observed, PeerSpec, Problem, Scope, Spec, VtepSpec, allocate, conflicts, ours,
+    Observed, PeerSpec, Problem, ProxySpec, Scope, Spec, VtepSpec, allocate, conflicts, ours,
 };
 use ipnet::IpNet;
 
@@ -154,8 +154,13 @@ fn node_spec(
         router_advertisements: Vec::new(),
         cni_bin_dirs: facts.cni_bin_dirs(),
         cni_conf_dirs: facts.cni_conf_dirs(),
+        proxy: ProxySpec {
+            node_port_addresses: [Some(node.address), node.address6].into_iter().flatten().collect(),
+            ..ProxySpec::default()
+        },
         binary_sha256: digest.to_owned(),
         peers,
+        services: Vec::new(),
     }
 }
 

@@ -28,7 +28,7 @@ pub use keys::{KeyError, KeyRing, generation_of};
 pub use mac::stable_mac;
 pub use node::{
     Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,
-    NodeObject, Route, Spec, Symlink, Sysctl, Unit,
+    NodeObject, Route, ServiceElements, Spec, Symlink, Sysctl, Unit,
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
@@ -36,7 +36,7 @@ pub use observed::{
     conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
-pub use spec::{NodeSpec, PeerSpec, VtepSpec};
+pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 
 /// SHA-256 as lower-case hex.

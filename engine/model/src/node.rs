@@ -17,6 +17,8 @@ pub enum Module {
     Vtep,
     /// Bridge, CNI plugin and configuration.
     Cni,
+    /// Services.
+    Proxy,
 }
 
 impl Module {
@@ -26,6 +28,7 @@ impl Module {
             Module::Agent => "agent",
             Module::Vtep => "vtep",
             Module::Cni => "cni",
+            Module::Proxy => "proxy",
         }
     }
 }
@@ -62,10 +65,12 @@ pub enum Spec {
     Fdb(Fdb),
     /// A route with our protocol number.
     Route(Route),
-    /// Our nftables table.
+    /// An nftables table of ours.
     NftTable(NftTable),
-    /// A chain of our table, with its rules.
+    /// A chain of such a table, with its rules.
     NftChain(NftChain),
+    /// A service, as elements of the proxy's sets.
+    Service(ServiceElements),
     /// A systemd unit.
     Unit(Unit),
 }
@@ -96,10 +101,12 @@ pub enum Key {
     Fdb(String, String, IpAddr),
     /// Destination and metric.
     Route(IpNet, u32),
-    /// Table name.
+    /// Table with its family.
     NftTable(String),
-    /// Table and chain.
+    /// Table with its family, and chain.
     NftChain(String, String),
+    /// `namespace/name`.
+    Service(String),
     /// Unit name.
     Unit(String),
 }
@@ -263,17 +270,20 @@ pub struct Route {
     pub r#type: String,
 }
 
-/// Our table, family `inet`.
+/// A table of ours: one of [`crate::ours::NFT_TABLES`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NftTable {
-    /// Name.
+    /// Family and name: `inet homelab`.
     pub name: String,
+    /// Its sets and maps without their elements, sorted by name, in the words of nft: `set a { typeof ip daddr }`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<String>,
 }
 
-/// A chain of our table, with all its rules.
+/// A chain of a table of ours, with all its rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NftChain {
-    /// Table name.
+    /// Family and name of the table.
     pub table: String,
     /// Chain name.
     pub name: String,
@@ -294,6 +304,15 @@ pub struct Hook {
     pub priority: i32,
     /// `accept` or `drop`.
     pub policy: String,
+}
+
+/// A service: what the sets of the table [`crate::ours::PROXY_TABLE`] hold of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceElements {
+    /// `namespace/name`; empty: elements that say of no service that they are its.
+    pub name: String,
+    /// One element each: its set, its key and, in a map, a colon and its value. Sorted.
+    pub elements: Vec<String>,
 }
 
 /// A systemd unit and the process behind it.
@@ -332,6 +351,7 @@ impl Spec {
             Spec::Route(o) => Key::Route(o.destination, o.metric),
             Spec::NftTable(o) => Key::NftTable(o.name.clone()),
             Spec::NftChain(o) => Key::NftChain(o.table.clone(), o.name.clone()),
+            Spec::Service(o) => Key::Service(o.name.clone()),
             Spec::Unit(o) => Key::Unit(o.name.clone()),
         }
     }
@@ -351,8 +371,10 @@ impl std::fmt::Display for Key {
             Key::Fdb(link, mac, remote) => write!(f, "fdb {mac} dst {remote} dev {link}"),
             Key::Route(destination, 0) => write!(f, "route {destination}"),
             Key::Route(destination, metric) => write!(f, "route {destination} metric {metric}"),
-            Key::NftTable(name) => write!(f, "nft table inet {name}"),
-            Key::NftChain(table, name) => write!(f, "nft chain inet {table} {name}"),
+            Key::NftTable(name) => write!(f, "nft table {name}"),
+            Key::NftChain(table, name) => write!(f, "nft chain {table} {name}"),
+            Key::Service(name) if name.is_empty() => f.write_str("service (elements of none)"),
+            Key::Service(name) => write!(f, "service {name}"),
             Key::Unit(name) => write!(f, "unit {name}"),
         }
     }
@@ -373,6 +395,7 @@ impl Object for NodeObject {
             Spec::Fdb(o) => &o.link,
             Spec::Route(o) => o.link.as_ref()?,
             Spec::NftChain(o) => return Some(Key::NftTable(o.table.clone())),
+            Spec::Service(_) => return Some(Key::NftTable(crate::ours::PROXY_TABLE.to_owned())),
             _ => return None,
         };
         Some(Key::Link(link.clone()))
@@ -388,6 +411,8 @@ impl Object for NodeObject {
                 (LinkKind::Bridge { .. }, LinkKind::Bridge { .. }) => true,
                 _ => false,
             },
+            // A set cannot be altered, and not go while rules use it; more sets can come.
+            (Spec::NftTable(a), Spec::NftTable(b)) => a.sets.iter().all(|set| b.sets.contains(set)),
             // A base chain's hook cannot be altered.
             (Spec::NftChain(a), Spec::NftChain(b)) => a.hook == b.hook,
             _ => true,
@@ -399,6 +424,7 @@ impl Object for NodeObject {
         let Some(object) = change.after().or(change.before()) else { return NOTHING };
         match (&object.spec, change) {
             (_, Change::Create { .. }) => NOTHING,
+            (Spec::Unit(_), Change::Update { before, after }) if only_configured(before, after) => NOTHING,
             (Spec::Unit(_), Change::Update { .. }) => {
                 (Impact::Brief, "the agent restarts; packets keep flowing")
             }
@@ -433,6 +459,14 @@ impl Object for NodeObject {
             (Spec::Address(_), Change::Delete { .. }) => {
                 (Impact::Disruptive, "connections that use this address end")
             }
+            (Spec::Service(_), Change::Delete { .. }) => {
+                (Impact::Disruptive, "nobody reaches the service any more; connections that are open go on")
+            }
+            (Spec::NftTable(_) | Spec::NftChain(_), Change::Delete { .. } | Change::Replace { .. })
+                if object.module == Module::Proxy =>
+            {
+                (Impact::Brief, "services take no new connections until it is back or gone for good")
+            }
             (Spec::NftTable(_) | Spec::NftChain(_), Change::Delete { .. } | Change::Replace { .. }) => (
                 Impact::Brief,
                 "new connections from pods leave unmasqueraded until it is back or gone for good",
@@ -445,6 +479,14 @@ impl Object for NodeObject {
             }
             _ => NOTHING,
         }
+    }
+}
+
+/// Whether all that changes is the configuration, which a running agent reads again.
+fn only_configured(before: &NodeObject, after: &NodeObject) -> bool {
+    match (&before.spec, &after.spec) {
+        (Spec::Unit(a), Spec::Unit(b)) => Unit { config: b.config.clone(), ..a.clone() } == *b,
+        _ => false,
     }
 }
 

@@ -7,8 +7,14 @@ pub const ROUTE_PROTOCOL: u8 = 104;
 pub const LINK_ALIAS: &str = "homelab";
 /// Beginning of `IFLA_IFALIAS` of the node's end of a pod's veth pair, before `<container>/<interface>`.
 pub const POD_ALIAS: &str = "homelab-pod:";
-/// The nftables table (family `inet`).
-pub const NFT_TABLE: &str = "homelab";
+/// The nftables table of tunnel and pods.
+pub const NFT_TABLE: &str = "inet homelab";
+/// The table of services. Apart, because who lists a table reads all elements of its sets.
+pub const PROXY_TABLE: &str = "inet homelab-proxy";
+/// The table of what pods of one node send to each other.
+pub const BRIDGE_TABLE: &str = "bridge homelab";
+/// All of them.
+pub const NFT_TABLES: [&str; 3] = [NFT_TABLE, PROXY_TABLE, BRIDGE_TABLE];
 /// First line of every text file that homelab writes and whose format has comments.
 pub const FILE_HEADER: &str = "# Managed by homelab; local changes are overwritten.";
 /// What a node needs to know of the cluster: the [`crate::NodeSpec`] as JSON.

@@ -16,42 +16,42 @@ pub struct Service {
     /// Name.
     pub name: String,
     /// Who reaches it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub r#type: Type,
     /// Cluster addresses, one or one per family.
-    #[serde(default, rename = "clusterIPs")]
+    #[serde(default, skip_serializing_if = "is_default", rename = "clusterIPs")]
     pub cluster_ips: Vec<IpAddr>,
     /// Addresses that somebody else routes to the nodes.
-    #[serde(default, rename = "externalIPs")]
+    #[serde(default, skip_serializing_if = "is_default", rename = "externalIPs")]
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub load_balancer: Vec<Ingress>,
     /// Sources that may use the load-balancer addresses; empty: all.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub load_balancer_source_ranges: Vec<IpNet>,
     /// Policy for node ports, load-balancer addresses and external addresses.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub external_traffic_policy: Policy,
     /// Policy for cluster addresses.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub internal_traffic_policy: Policy,
     /// Whether a client stays with its endpoint.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub session_affinity: Affinity,
     /// How long after its last new connection, seconds, 1..=86400.
-    #[serde(default = "default_affinity_timeout")]
+    #[serde(default = "default_affinity_timeout", skip_serializing_if = "is_default_timeout")]
     pub session_affinity_timeout_seconds: u32,
     /// As written; what decides are the hints of the endpoints.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub traffic_distribution: Option<String>,
     /// Port of the health check for load balancers, with an external policy of Local.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub health_check_node_port: Option<u16>,
     /// Ports.
     pub ports: Vec<Port>,
     /// Endpoints.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -103,7 +103,7 @@ pub struct Ingress {
     /// Address.
     pub ip: IpAddr,
     /// Whether nodes take its packets, or a proxy in front of them does (KEP-1860).
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub ip_mode: IpMode,
 }
 
@@ -123,15 +123,15 @@ pub enum IpMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     /// Name; empty where there is only one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub name: String,
     /// Protocol.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: Protocol,
     /// Port of the service's addresses.
     pub port: u16,
     /// Port of every node.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub node_port: Option<u16>,
 }
 
@@ -180,25 +180,25 @@ pub struct Endpoint {
     /// Address.
     pub address: IpAddr,
     /// Node that it runs on.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub node: Option<String>,
     /// Zone that it runs in.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub zone: Option<String>,
     /// Takes new connections, and is not going away.
-    #[serde(default = "yes")]
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub ready: bool,
     /// Answers, even if it is going away.
-    #[serde(default = "yes")]
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub serving: bool,
     /// Is going away.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub terminating: bool,
     /// `hints.forZones`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub for_zones: Vec<String>,
     /// `hints.forNodes`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub for_nodes: Vec<String>,
     /// Port numbers by the service's port names.
     pub ports: BTreeMap<String, u16>,
@@ -210,4 +210,16 @@ fn default_affinity_timeout() -> u32 {
 
 fn yes() -> bool {
     true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+fn is_default_timeout(value: &u32) -> bool {
+    *value == default_affinity_timeout()
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

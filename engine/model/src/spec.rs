@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::service::Service;
+
 /// Everything that decides what a node holds. The laptop computes it, the node keeps it as
 /// [`crate::ours::NODE_SPEC`], and both render the same objects from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,10 +45,16 @@ pub struct NodeSpec {
     pub cni_bin_dirs: Vec<String>,
     /// Directories in which the node's runtimes look for CNI configuration.
     pub cni_conf_dirs: Vec<String>,
+    /// What the proxy is told of this node.
+    #[serde(default)]
+    pub proxy: ProxySpec,
     /// SHA-256 of the node binary, lower-case hex.
     pub binary_sha256: String,
     /// The other nodes, by name.
     pub peers: Vec<PeerSpec>,
+    /// The services of the cluster with their endpoints, by namespace and name. The same on every node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
 }
 
 impl NodeSpec {
@@ -82,6 +90,23 @@ pub struct VtepSpec {
     pub mac: String,
     /// Whether the link leaves checksums to the network card (`tx-checksum-ip-generic`).
     pub checksum_offload: bool,
+}
+
+/// What the proxy of services is told of its node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxySpec {
+    /// The node's addresses that take node ports.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// Zone that the node is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Masquerades all that goes to cluster addresses.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masquerade_all: bool,
+    /// Where the agent answers /healthz, /livez and /metrics, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<std::net::SocketAddr>,
 }
 
 /// Another node.

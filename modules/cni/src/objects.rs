@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use homelab_model::{
-    Address, Content, File, Link, LinkKind, Module, NodeObject, NodeSpec, Spec, Symlink, Sysctl, ours,
-    stable_mac,
+    Address, Content, File, Hook, Link, LinkKind, Module, NftChain, NftTable, NodeObject, NodeSpec, Spec,
+    Symlink, Sysctl, ours, stable_mac,
 };
 use ipnet::IpNet;
 use minijinja::{Environment, context};
@@ -38,6 +38,48 @@ pub fn bridge_sysctls(bridge: &str) -> Vec<(String, &'static str)> {
     sysctls
 }
 
+/// Name of our chain that sees what pods of one node send to each other.
+const BRIDGE_CHAIN: &str = "cni-prerouting";
+/// Name of our chain that keeps redirects from pods.
+const REDIRECT_CHAIN: &str = "cni-output";
+
+/// What makes pods of one node send to each other through the node, as they send to everybody else: a pod that answers
+/// a service's client beside it would do so past the node, which has to translate the answer back.
+///
+/// Frames between pods get the bridge's own MAC address before the bridge looks where they go. (br_netfilter would do
+/// the same for all bridges of the machine, and is a module that may not be there.) The kernel then tells the sender
+/// of a shorter way, which must not reach it.
+fn through_the_node(spec: &NodeSpec) -> Vec<Spec> {
+    let mac = bridge_mac(&spec.cluster, &spec.node);
+    let mut rules = Vec::new();
+    let mut redirects = Vec::new();
+    for own in &spec.pod_cidrs {
+        let (ip, redirect) = match own.addr() {
+            IpAddr::V4(_) => ("ip", "icmp type 5"),
+            IpAddr::V6(_) => {
+                // Neighbours are found on the link itself.
+                rules.extend([135, 136].map(|kind| format!("ip6 daddr {own} icmpv6 type {kind} accept")));
+                ("ip6", "icmpv6 type 137")
+            }
+        };
+        rules.push(format!("{ip} daddr {} meta pkttype set 0 ether daddr set {mac}", own.trunc()));
+        redirects.push(format!("oifname \"{}\" {redirect} drop", spec.bridge));
+    }
+    let hook = |hook: &str, priority| {
+        let (r#type, policy) = ("filter".to_owned(), "accept".to_owned());
+        Some(Hook { r#type, hook: hook.to_owned(), priority, policy })
+    };
+    let chain = |table: &str, name: &str, hook, rules| {
+        Spec::NftChain(NftChain { table: table.to_owned(), name: name.to_owned(), hook, rules })
+    };
+    vec![
+        Spec::NftTable(NftTable { name: ours::BRIDGE_TABLE.to_owned(), sets: Vec::new() }),
+        // Before br_netfilter (0), which wants to see the packet as it goes on.
+        chain(ours::BRIDGE_TABLE, BRIDGE_CHAIN, hook("prerouting", -300), rules),
+        chain(ours::NFT_TABLE, REDIRECT_CHAIN, hook("output", 0), redirects),
+    ]
+}
+
 /// Everything of CNI that a node holds.
 pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
     let mut specs = vec![Spec::Link(Link {
@@ -56,6 +98,7 @@ pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
         let Some(address) = gateway_net(*cidr) else { continue };
         specs.push(Spec::Address(Address { link: spec.bridge.clone(), address }));
     }
+    specs.extend(through_the_node(spec));
     for dir in &spec.cni_bin_dirs {
         specs.push(Spec::Symlink(Symlink {
             path: format!("{dir}/{}", ours::CNI_PLUGIN),

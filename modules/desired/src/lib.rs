@@ -10,16 +10,24 @@ pub use homelab_vtep::{mac as vtep_mac, overhead as vtep_overhead};
 
 /// All objects of a node.
 pub fn desired(spec: &NodeSpec) -> Vec<NodeObject> {
+    let mut objects = foundation(spec);
+    objects.extend(homelab_proxy::services(spec));
+    objects
+}
+
+/// All objects of a node but its services, of which there may be thousands.
+pub fn foundation(spec: &NodeSpec) -> Vec<NodeObject> {
     let mut objects = agent_objects(spec);
     objects.extend(homelab_vtep::objects(spec));
     objects.extend(homelab_cni::objects(spec));
+    objects.extend(homelab_proxy::foundation(spec));
     objects
 }
 
 /// Where to look for objects of ours before anything is known of the node: every path and sysctl that a cluster
 /// of today or of an earlier apply could use there. The node adds what its own [`NodeSpec`] implies.
 pub fn scope(spec: &NodeSpec) -> Scope {
-    Scope::of(&desired(spec), &spec.vtep.device)
+    Scope::of(&foundation(spec), &spec.vtep.device)
 }
 
 fn agent_objects(spec: &NodeSpec) -> Vec<NodeObject> {

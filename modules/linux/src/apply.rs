@@ -7,13 +7,14 @@ use homelab_model::{Backend, Change, Key, NodeObject, Spec, ours};
 use crate::error::{ApplyError, Error};
 use crate::files::{self, Records};
 use crate::node::Node;
+use crate::services::is_service;
 use crate::{nft, sysctl, unit};
 
 impl Node {
     /// Carries out changes in order, and says after each how many are done.
     ///
-    /// All changes of our nftables table are one transaction, at the place of the last of them, and a second one of
-    /// the rules that nft cannot read. systemd reads changed
+    /// All changes of our nftables tables are one transaction, at the place of the last of them, and a second one of the
+    /// rules that nft cannot read; so are all changes of services. systemd reads changed
     /// unit files again with the next change of a unit, or with [`Node::reload_if_needed`]. Undo is the caller's: see
     /// [`ApplyError::index`], and [`Node::keep_asides`] for files.
     pub fn apply_all(
@@ -23,9 +24,7 @@ impl Node {
     ) -> Result<(), ApplyError> {
         let failed = |index: usize, source: Error| {
             let object = match &source {
-                Error::Nft { chain: Some(chain), .. } => {
-                    Key::NftChain(ours::NFT_TABLE.to_owned(), chain.clone())
-                }
+                Error::Nft { chain: Some((table, chain)), .. } => Key::NftChain(table.clone(), chain.clone()),
                 _ => changes[index].key(),
             };
             ApplyError { index, object, source: Box::new(source) }
@@ -36,13 +35,17 @@ impl Node {
         self.begin(changes).map_err(|e| failed(0, e))?;
         let nft: Vec<&Change<NodeObject>> = changes.iter().filter(|c| nft::is_nft(c)).collect();
         let last_nft = changes.iter().rposition(nft::is_nft);
+        let services: Vec<&Change<NodeObject>> = changes.iter().filter(|c| is_service(c)).collect();
+        let last_service = changes.iter().rposition(is_service);
         for (index, change) in changes.iter().enumerate() {
-            let done = if !nft::is_nft(change) {
-                self.one(change)
-            } else if Some(index) == last_nft {
-                self.transaction(&nft)
-            } else {
+            let done = if Some(index) == last_nft {
+                self.change_tables(&nft)
+            } else if Some(index) == last_service {
+                self.change_services(&services)
+            } else if nft::is_nft(change) || is_service(change) {
                 Ok(())
+            } else {
+                self.one(change)
             };
             done.map_err(|e| failed(index, e))?;
             progress(index + 1);
@@ -86,11 +89,6 @@ impl Node {
             }
             Change::Delete { before } => self.remove(&before.spec),
         }
-    }
-
-    fn transaction(&mut self, changes: &[&Change<NodeObject>]) -> Result<(), Error> {
-        let now = self.chains()?;
-        nft::apply(changes, now.as_deref())
     }
 
     fn ensure(&mut self, before: Option<&Spec>, after: &Spec) -> Result<(), Error> {

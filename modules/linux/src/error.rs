@@ -6,6 +6,7 @@ use homelab_model::Key;
 use thiserror::Error;
 
 use crate::netlink::NetlinkError;
+use crate::nft::elements::ElementError;
 
 /// Why a node could not be read or changed.
 #[derive(Debug, Error)]
@@ -28,11 +29,14 @@ pub enum Error {
         /// The system's words.
         source: io::Error,
     },
+    /// Elements of services could not be read or changed.
+    #[error("services: {0}")]
+    Services(Box<ElementError>),
     /// `nft` refused.
-    #[error("nft{}: {message}", chain.as_ref().map(|c| format!(" (chain {c})")).unwrap_or_default())]
+    #[error("nft{}: {message}", chain.as_ref().map(|(_, c)| format!(" (chain {c})")).unwrap_or_default())]
     Nft {
-        /// The chain at fault, if nft named one.
-        chain: Option<String>,
+        /// The table and chain at fault, if nft named one.
+        chain: Option<(String, String)>,
         /// nft's words.
         message: String,
     },

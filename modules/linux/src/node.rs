@@ -5,16 +5,21 @@ use std::fs;
 use std::net::IpAddr;
 
 use homelab_model::{
-    Facts, ForwardDrop, History, Key, Link, Module, NftChain, NftTable, NodeObject, NodeSpec, Object,
-    Observed, Scope, Spec, ours,
+    Change, Facts, ForwardDrop, History, Key, Link, Module, NftTable, NodeObject, NodeSpec, Object, Observed,
+    Scope, Spec, ours,
 };
+
+use homelab_proxy::Elements;
 
 use crate::asides::Kept;
 use crate::error::{Error, netlink};
 use crate::files::{self, Records};
 use crate::kernel::{Kernel, Snapshot, is_link_local};
-use crate::netlink::{Socket, forward_drops, nfnetlink, nft_generation, nft_has_table};
+use crate::netlink::{Socket, forward_drops, nfnetlink};
+use crate::nft::Tables;
 use crate::root::Root;
+use crate::ruleset::{Ruleset, Started};
+use crate::services::{Connections, Proxy, Synced};
 use crate::unit::{Jobs, Shown};
 use crate::{facts, nft, sysctl};
 
@@ -23,8 +28,10 @@ use crate::{facts, nft, sysctl};
 pub struct Kinds {
     /// Links, addresses, neighbours, forwarding entries, routes: a few system calls.
     pub links: bool,
-    /// The nftables table. Starts `nft` if any ruleset changed since the last look.
+    /// The nftables tables. Starts `nft` if any ruleset changed since the last look.
     pub nft: bool,
+    /// Services: all elements of the proxy's sets. Reads them if any ruleset changed since the last look.
+    pub services: bool,
     /// Kernel parameters: one small file each.
     pub sysctls: bool,
     /// Files, symbolic links, node binaries.
@@ -35,23 +42,20 @@ pub struct Kinds {
 
 impl Kinds {
     /// All of them.
-    pub const ALL: Kinds = Kinds { links: true, nft: true, sysctls: true, files: true, units: true };
-    /// What lives in the kernel and is lost at a reboot.
-    pub const KERNEL: Kinds = Kinds { links: true, nft: true, sysctls: true, files: false, units: false };
+    pub const ALL: Kinds =
+        Kinds { links: true, nft: true, services: true, sysctls: true, files: true, units: true };
+    /// What lives in the kernel and is lost at a reboot, but for services.
+    pub const KERNEL: Kinds =
+        Kinds { links: true, nft: true, services: false, sysctls: true, files: false, units: false };
 }
-
-/// How often a listing that fails while rulesets change is tried again.
-const LISTINGS: usize = 5;
-
-/// Our nftables table at one generation of the rulesets; None if there is no table.
-type Ruleset = (u32, Option<Vec<NftChain>>);
 
 /// The real node, in the network namespace of the thread that opened it. Use it on that thread.
 pub struct Node {
     pub(crate) root: Root,
     pub(crate) kernel: Kernel,
     netfilter: Option<Socket>,
-    ruleset: Option<Ruleset>,
+    ruleset: Ruleset,
+    proxy: Proxy,
     pub(crate) records: Records,
     /// Unit files were written since systemd last read them.
     pub(crate) reload_pending: bool,
@@ -92,7 +96,8 @@ impl Node {
             root,
             kernel,
             netfilter: nfnetlink(),
-            ruleset: None,
+            ruleset: Ruleset::default(),
+            proxy: Proxy::default(),
             records,
             reload_pending: false,
             kept: None,
@@ -226,12 +231,17 @@ impl Node {
             objects.push(modules.object(spec, Module::Agent));
         }
         if let Some(listing) = listing {
-            let chains = self.finish_listing(listing)?;
-            let table =
-                chains.is_some().then(|| Spec::NftTable(NftTable { name: ours::NFT_TABLE.to_owned() }));
-            objects.extend(table.map(|spec| modules.object(spec, Module::Vtep)));
-            let chains = chains.unwrap_or_default().into_iter().map(Spec::NftChain);
-            objects.extend(chains.map(|spec| modules.object(spec, Module::Vtep)));
+            for (name, table) in self.finish_listing(listing)? {
+                let module = if name == ours::PROXY_TABLE { Module::Proxy } else { Module::Vtep };
+                let spec = Spec::NftTable(NftTable { name, sets: table.sets });
+                objects.push(modules.object(spec, module));
+                let chains = table.chains.into_iter().map(Spec::NftChain);
+                objects.extend(chains.map(|spec| modules.object(spec, module)));
+            }
+        }
+        if let (true, Some(socket)) = (kinds.services, &mut self.netfilter) {
+            let services = self.proxy.held(socket)?.objects();
+            objects.extend(services.into_iter().map(|spec| modules.object(spec, Module::Proxy)));
         }
         if let Some(shown) = shown {
             let units = shown.finish(&self.root)?.into_iter().map(Spec::Unit);
@@ -263,45 +273,74 @@ impl Node {
         Ok(found)
     }
 
-    /// Starts reading our table, unless nothing changed since the last time.
-    fn start_listing(&mut self) -> Result<Option<(u32, Option<nft::Listing>)>, Error> {
-        let Some(socket) = &mut self.netfilter else { return Ok(None) };
-        let Some(generation) = netlink("reading nftables", nft_generation(socket))? else { return Ok(None) };
-        if self.ruleset.as_ref().is_some_and(|(known, _)| *known == generation) {
-            return Ok(None);
+    /// Starts reading our tables, unless what is known of them still holds.
+    fn start_listing(&mut self) -> Result<Option<Started>, Error> {
+        match &mut self.netfilter {
+            Some(socket) => self.ruleset.start(socket, &self.root),
+            None => Ok(None),
         }
-        let exists = netlink("reading nftables", nft_has_table(socket, ours::NFT_TABLE))?;
-        let listing = if exists { Some(nft::Listing::start()?) } else { None };
-        Ok(Some((generation, listing)))
     }
 
-    fn finish_listing(
-        &mut self,
-        started: Option<(u32, Option<nft::Listing>)>,
-    ) -> Result<Option<Vec<NftChain>>, Error> {
-        let mut started = started;
-        let mut failures = 0;
-        while let Some((generation, listing)) = started.take() {
-            match listing.map_or(Ok(None), nft::Listing::finish) {
-                Ok(chains) => self.ruleset = Some((generation, chains)),
-                Err(error) => {
-                    failures += 1;
-                    started = self.start_listing()?;
-                    // A table that changes, or goes, while nft lists it may be more than nft can bear.
-                    let changed = started.as_ref().is_none_or(|(now, _)| *now != generation);
-                    if !changed || failures > LISTINGS {
-                        return Err(error);
-                    }
-                }
-            }
+    fn finish_listing(&mut self, started: Option<Started>) -> Result<Tables, Error> {
+        match &mut self.netfilter {
+            Some(socket) => self.ruleset.finish(socket, &self.root, started),
+            None => Ok(Tables::new()),
         }
-        Ok(self.ruleset.as_ref().and_then(|(_, chains)| chains.clone()))
     }
 
-    /// The chains of our table; None if there is no table.
-    pub(crate) fn chains(&mut self) -> Result<Option<Vec<NftChain>>, Error> {
+    /// Our tables.
+    pub(crate) fn tables(&mut self) -> Result<Tables, Error> {
         let started = self.start_listing()?;
         self.finish_listing(started)
+    }
+
+    /// Notes what was read of our tables, so that the next process need not start `nft` for it.
+    pub fn note_ruleset(&mut self) -> Result<(), Error> {
+        self.ruleset.note(&self.root)
+    }
+
+    /// Carries out changes of our tables in one transaction. What is known of services stays so.
+    pub(crate) fn change_tables(&mut self, changes: &[&Change<NodeObject>]) -> Result<(), Error> {
+        let now = self.tables()?;
+        let transactions = nft::apply(changes, &now)?;
+        let spared = !changes.iter().any(|change| {
+            !matches!(change, Change::Update { .. })
+                && matches!(change.key(), Key::NftTable(table) if table == ours::PROXY_TABLE)
+        });
+        if spared {
+            self.proxy.count(transactions);
+        } else {
+            self.proxy.forget();
+        }
+        Ok(())
+    }
+
+    /// Carries out changes of services in one transaction.
+    pub(crate) fn change_services(&mut self, changes: &[&Change<NodeObject>]) -> Result<(), Error> {
+        let Some(socket) = &mut self.netfilter else {
+            return Err(Error::Invalid("the kernel has no nf_tables".to_owned()));
+        };
+        let target = crate::services::target(self.proxy.held(socket)?, changes)?;
+        self.proxy.sync(socket, &target, Connections::OfChange).map(|_| ())
+    }
+
+    /// Makes the proxy's sets hold `target` and nothing else, and ends connections that this leaves stale.
+    pub fn sync_services(&mut self, target: &Elements, connections: Connections) -> Result<Synced, Error> {
+        let Some(socket) = &mut self.netfilter else {
+            return Err(Error::Invalid("the kernel has no nf_tables".to_owned()));
+        };
+        let before = self.proxy.generation();
+        let synced = self.proxy.sync(socket, target, connections)?;
+        // Elements are no part of what is listed of the tables.
+        if self.ruleset.generation() == before {
+            self.ruleset.count(synced.transactions);
+        }
+        Ok(synced)
+    }
+
+    /// The port of the socket by which services are changed, for [`crate::netlink::Events::ignore_services_of`].
+    pub fn port(&self) -> u32 {
+        self.netfilter.as_ref().map_or(0, Socket::port)
     }
 }
 

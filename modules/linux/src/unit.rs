@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use homelab_model::{AgentFact, Unit, ours};
 
@@ -15,6 +16,8 @@ use crate::root::Root;
 const PROPERTIES: &str = "--property=Id,LoadState,FragmentPath,ActiveState,NeedDaemonReload,MainPID";
 /// Lines of a unit's journal in an error.
 const JOURNAL_LINES: &str = "20";
+/// How long an agent may take to say that it has read its configuration.
+const READING: Duration = Duration::from_secs(5);
 
 /// Whether systemd is PID 1 here.
 pub(crate) fn systemd_runs(root: &Root) -> bool {
@@ -222,6 +225,10 @@ pub(crate) fn set(
     if before.is_some_and(as_it_was) {
         return Ok(());
     }
+    let new_config = |b: &Unit| (&b.state, &b.running) == (&after.state, &after.running);
+    if jobs == Jobs::Wait && before.is_some_and(new_config) && reads_again(root, after) {
+        return Ok(());
+    }
     // A unit that failed too often in a row may not start before that is forgotten.
     let _ = systemctl(&["reset-failed", "--", name]);
     let mut started = jobs.run("restart", name);
@@ -240,6 +247,23 @@ pub(crate) fn set(
         Ok(()) if state == "active" => Ok(()),
         Ok(()) => Err(error(format!("it is {state} after its start\n{}", journal(name)))),
         Err(message) => Err(error(format!("{message}\n{}", journal(name)))),
+    }
+}
+
+/// Tells a running agent to read its configuration. False if it does not say that it has.
+fn reads_again(root: &Root, after: &Unit) -> bool {
+    if after.config.is_empty() || systemctl(&["reload", "--", &after.name]).is_err() {
+        return false;
+    }
+    let deadline = Instant::now() + READING;
+    loop {
+        if agent_report(root).is_some_and(|report| report.config == after.config) {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -24,7 +24,7 @@ use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::delta;
 use homelab_proxy::element::{Frontend, Set};
 use homelab_proxy::evaluate::Outcome;
-use homelab_proxy::ladder::TIMEOUTS;
+use homelab_proxy::ladder::{TIMEOUTS, rungs};
 use homelab_proxy::rules::chains;
 use homelab_proxy::stale::{Remembered, forgotten};
 use homelab_proxy::{NodeView, compile, text};
@@ -244,7 +244,7 @@ fn the_ruleset_is_in_the_words_of_nft() {
     let view = cases::cases().remove("cluster-ip").unwrap().node;
     for masquerade_all in [false, true] {
         let view = NodeView { masquerade_all, ..view.clone() };
-        let ruleset = text::to_nft("homelab", &view);
+        let ruleset = text::to_nft(common::proxy::TABLE, &view);
         let listed = in_new_netns(|| {
             load_ruleset(&view, "");
             run("nft --stateless --numeric list table inet homelab")
@@ -263,13 +263,15 @@ fn nft_and_netlink_share_the_rules() {
         assert_eq!(needs_netlink(&rule.to_nft()), rule.needs_netlink(), "{rule:?}");
         by_netlink += usize::from(rule.needs_netlink());
     }
-    assert_eq!(by_netlink, TIMEOUTS.len() * Protocol::ALL.len());
+    let families_and_pools = 4;
+    let draws = rungs().len() * families_and_pools;
+    assert_eq!(by_netlink, TIMEOUTS.len() * Protocol::ALL.len() + draws + 2);
     assert_eq!(text::for_netlink(&view).len(), by_netlink);
 }
 
 /// What the kernel remembers of a family.
 fn remembered(netlink: &mut Netlink, v4: bool) -> Vec<(Element, Remembered)> {
-    let entries = dump(netlink, "homelab", &Set::Affinity.name(v4)).unwrap();
+    let entries = dump(netlink, common::proxy::TABLE, &Set::Affinity.name(v4)).unwrap();
     let client = |entry: Element| {
         let bytes = Bytes { key: entry.key.clone(), key_end: None, data: entry.data.clone() };
         let client = bytes.remembered(v4).unwrap_or_else(|| panic!("{bytes:?}"));
@@ -347,7 +349,7 @@ fn a_client_stays_with_its_endpoint() {
             let all: Vec<Remembered> = entries.iter().map(|(_, r)| *r).collect();
             let forgotten = forgotten(&all, &after);
             assert!(!forgotten.is_empty() && forgotten.iter().all(|r| r.endpoint == gone), "{name}");
-            let mut batch = Batch::new("homelab");
+            let mut batch = Batch::new(common::proxy::TABLE);
             for (entry, _) in entries.iter().filter(|(_, r)| forgotten.contains(r)) {
                 batch.delete(&map, entry).unwrap();
             }

@@ -124,7 +124,7 @@ impl World {
             specs.extend(self.route(names[seed.link], destination, metric, seed));
         }
         if self.table || !self.chains.is_empty() {
-            specs.push(Spec::NftTable(NftTable { name: ours::NFT_TABLE.into() }));
+            specs.push(Spec::NftTable(NftTable { name: ours::NFT_TABLE.into(), sets: Vec::new() }));
         }
         specs.extend(self.chains.iter().map(|(&name, chain)| Spec::NftChain(self.chain(name, chain))));
         let bridge = |o: &Spec| match o {

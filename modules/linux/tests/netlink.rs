@@ -37,8 +37,17 @@ fn events_say_what_happened() {
             happens("bridge fdb append 02:00:00:00:00:01 dev vx0 dst 192.0.2.1"),
             Happened { neighbours: true, ..none }
         );
-        assert_eq!(happens("nft add table inet x"), Happened { nft: true, ..none });
-        assert_eq!(happens("nft delete table inet x"), Happened { nft: true, ..none });
+        assert_eq!(happens("nft add table inet homelab"), Happened { nft: true, ..none });
+        assert_eq!(happens("nft delete table inet homelab"), Happened { nft: true, ..none });
+        assert_eq!(happens("nft add table ip homelab && nft delete table ip homelab"), none, "another's");
+        assert_eq!(
+            happens("nft 'add table inet homelab-proxy; add set inet homelab-proxy s { typeof ip daddr; }'"),
+            Happened { nft: true, ..none }
+        );
+        assert_eq!(
+            happens("nft add element inet homelab-proxy s '{ 10.0.0.1 }'"),
+            Happened { services: true, ..none }
+        );
         assert!(
             happens(
                 "echo 0 > /proc/sys/net/ipv4/conf/b0/rp_filter; echo 2 > /proc/sys/net/ipv4/conf/b0/rp_filter"
@@ -161,7 +170,7 @@ fn an_error_of_nft_names_the_chain_and_changes_nothing() {
     in_new_netns(|| {
         let directory = tempfile::tempdir().unwrap();
         let mut node = Node::open(Root::at(directory.path())).unwrap();
-        let table = NftTable { name: ours::NFT_TABLE.into() };
+        let table = NftTable { name: ours::NFT_TABLE.into(), sets: Vec::new() };
         let table = NodeObject { module: Module::Vtep, spec: Spec::NftTable(table) };
         let create = |after: NodeObject| Change::Create { after };
         for (rules, words) in [
@@ -188,13 +197,23 @@ fn an_error_of_nft_names_the_chain_and_changes_nothing() {
 fn rules_of_the_modules_are_in_nfts_own_words() {
     in_new_netns(|| {
         let objects = common::objects::objects(&common::objects::spec(2));
+        let listed = nft_canonical(&objects);
         let mut chains = 0;
         for object in objects {
-            if let Spec::NftChain(chain) = object.spec {
-                chains += 1;
-                assert_eq!(nft_canonical(&chain), chain.rules);
+            match object.spec {
+                Spec::NftTable(table) => assert_eq!(listed[&table.name].sets, table.sets),
+                Spec::NftChain(chain) => {
+                    chains += 1;
+                    let found = listed[&chain.table].chains.iter().find(|c| c.name == chain.name);
+                    assert_eq!(found, Some(&chain));
+                }
+                _ => {}
             }
         }
-        assert!(chains > 0);
+        assert!(chains > 2);
+        assert_eq!(
+            listed.keys().collect::<Vec<_>>(),
+            ["bridge homelab", "inet homelab", "inet homelab-proxy"]
+        );
     });
 }

@@ -184,7 +184,26 @@ const DRIFT: &[(&str, &[&str])] = &[
     ("nft delete chain inet homelab CHAIN", &["nft chain inet homelab CHAIN"]),
     ("nft add chain inet homelab more", &["nft chain inet homelab more"]),
     ("nft add chain inet homelab CHAIN '{ policy drop; }'", &["nft chain inet homelab CHAIN"]),
-    ("nft delete table inet homelab", &["nft table inet homelab", "nft chain inet homelab CHAIN"]),
+    (
+        "nft delete table inet homelab",
+        &["nft table inet homelab", "nft chain inet homelab CHAIN", "nft chain inet homelab cni-output"],
+    ),
+    ("nft flush chain inet homelab-proxy proxy-pick4-8", &["nft chain inet homelab-proxy proxy-pick4-8"]),
+    ("nft flush chain inet homelab-proxy proxy-remember6", &["nft chain inet homelab-proxy proxy-remember6"]),
+    ("nft flush chain inet homelab-proxy proxy-service4", &["nft chain inet homelab-proxy proxy-service4"]),
+    ("nft flush set inet homelab-proxy frontends4", &["service default/dns", "service default/web"]),
+    (
+        "nft add element inet homelab-proxy frontends4 '{ 9.9.9.9 . tcp . 9 comment \"x/y\" }'",
+        &["service x/y"],
+    ),
+    (
+        "nft add element inet homelab-proxy frontends4 '{ 9.9.9.9 . tcp . 9 }'",
+        &["service (elements of none)"],
+    ),
+    (
+        "nft delete table bridge homelab",
+        &["nft table bridge homelab", "nft chain bridge homelab cni-prerouting"],
+    ),
 ];
 
 #[test]

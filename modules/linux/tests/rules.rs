@@ -15,12 +15,13 @@ use homelab_model::{Change, Key, Module, NftChain, NodeObject, Scope, Spec, diff
 use homelab_proxy::text;
 use random::view;
 
-const TABLE: &str = ours::NFT_TABLE;
+const TABLE: &str = "homelab";
 const CHAIN: &str = "proxy-remember6";
-const KINDS: Kinds = Kinds { links: false, nft: true, sysctls: false, files: false, units: false };
+const KINDS: Kinds =
+    Kinds { links: false, nft: true, services: false, sysctls: false, files: false, units: false };
 
 fn object(name: &str, rules: Vec<String>) -> NodeObject {
-    let chain = NftChain { table: TABLE.to_owned(), name: name.to_owned(), hook: None, rules };
+    let chain = NftChain { table: ours::NFT_TABLE.to_owned(), name: name.to_owned(), hook: None, rules };
     NodeObject { module: Module::Vtep, spec: Spec::NftChain(chain) }
 }
 
@@ -31,6 +32,12 @@ fn listed(chain: &str) -> Vec<String> {
     lines.filter(|line| !line.starts_with("type ")).map(str::to_owned).collect()
 }
 
+/// The rules that remember a client of IPv6.
+fn remember() -> Vec<String> {
+    let all = text::for_netlink(&view()).into_iter();
+    all.filter(|(chain, _)| chain == CHAIN).map(|(_, rule)| rule).collect()
+}
+
 /// A node makes such a chain, sees it as what was wanted, and takes it back.
 #[test]
 fn a_node_makes_rules_that_nft_cannot_read() {
@@ -38,7 +45,7 @@ fn a_node_makes_rules_that_nft_cannot_read() {
         load(&text::for_nft(TABLE, &view()));
         let directory = tempfile::tempdir().unwrap();
         let mut node = Node::open(Root::at(directory.path())).unwrap();
-        let mut rules: Vec<String> = text::for_netlink(&view()).into_iter().map(|(_, rule)| rule).collect();
+        let mut rules = remember();
         rules.insert(0, "tcp dport 1 return".to_owned());
         let wanted = object(CHAIN, rules);
         let scope = Scope::of(std::slice::from_ref(&wanted), "");
@@ -66,7 +73,7 @@ fn a_refused_rule_names_its_chain_and_none_is_added() {
     in_new_netns(|| {
         load(&text::for_nft(TABLE, &view()));
         let mut socket = Socket::netfilter().unwrap();
-        let (_, good) = text::for_netlink(&view()).remove(0);
+        let good = remember().remove(0);
         let rule = |chain: &str, rule: &str| (chain.to_owned(), rule.to_owned());
         let first = rule(CHAIN, &good);
         for (second, chain) in [
@@ -76,7 +83,7 @@ fn a_refused_rule_names_its_chain_and_none_is_added() {
             (rule("proxy-reject", &good.replace("@affinity6", "@frontends6")), "proxy-reject"),
         ] {
             let error = rules::append(&mut socket, TABLE, &[first.clone(), second]).unwrap_err();
-            let named = matches!(&error, Error::Nft { chain: Some(at), .. } if at == chain);
+            let named = matches!(&error, Error::Nft { chain: Some(at), .. } if at.1 == chain);
             assert!(named && error.to_string().contains("kernel refused"), "{error}");
             assert_eq!(listed(CHAIN), Vec::<String>::new());
         }
@@ -97,10 +104,10 @@ fn a_node_says_which_chain_was_refused() {
         run(&format!("nft add table inet {TABLE}"));
         let directory = tempfile::tempdir().unwrap();
         let mut node = Node::open(Root::at(directory.path())).unwrap();
-        let (_, rule) = text::for_netlink(&view()).remove(0);
+        let rule = remember().remove(0);
         let create = Change::Create { after: object("no-sets", vec![rule]) };
         let error = node.apply_all(&[create], &mut |_| {}).unwrap_err();
-        assert_eq!(error.object, Key::NftChain(TABLE.to_owned(), "no-sets".to_owned()), "{error}");
+        assert_eq!(error.object, Key::NftChain(ours::NFT_TABLE.to_owned(), "no-sets".to_owned()), "{error}");
     });
 }
 

@@ -80,7 +80,7 @@ fn change(socket: &mut Socket, before: &Elements, after: &Elements) {
         Element { key, key_end, data, comment: service.to_owned(), expires: None }
     };
     let change = delta(before, after);
-    let mut batch = Batch::new("homelab");
+    let mut batch = Batch::new(common::proxy::TABLE);
     for (service, element) in &change.delete {
         batch.delete(&element.set().name(element.is_ipv4()), &raw(service, element)).unwrap();
     }
@@ -96,7 +96,9 @@ fn change(socket: &mut Socket, before: &Elements, after: &Elements) {
 fn read(socket: &mut Socket) -> BTreeSet<(String, ProxyElement)> {
     let mut all = BTreeSet::new();
     for (set, v4) in Set::all().into_iter().flat_map(|set| [(set, true), (set, false)]) {
-        for Element { key, key_end, data, comment, .. } in dump(socket, "homelab", &set.name(v4)).unwrap() {
+        for Element { key, key_end, data, comment, .. } in
+            dump(socket, common::proxy::TABLE, &set.name(v4)).unwrap()
+        {
             let bytes = Bytes { key, key_end, data };
             let element = bytes.element(set, v4).unwrap_or_else(|| panic!("{set:?}: {bytes:?}"));
             all.insert((comment, element));

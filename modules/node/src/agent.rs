@@ -7,24 +7,29 @@
 
 mod events;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use homelab_linux::{Error, Kinds, Node, Root};
+use homelab_linux::{Connections, Error, Kinds, Node, Root};
 use homelab_model::{AgentFact, Backend, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex};
+use homelab_proxy::Elements;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
-use events::{EVERYTHING, FILES, NOTHING, among, kinds_of_events, listen, union};
+use events::{EVERYTHING, FILES, NOTHING, SERVICES, Watched, among, kinds_of_events, listen, union};
 
 /// Files and sysctls have no events that could be trusted: they are read this often.
 const FILES_EVERY: Duration = Duration::from_millis(400);
 /// Links, addresses, routes, neighbours, FDB and nftables have events; this is for those that get lost.
 const KERNEL_EVERY: Duration = Duration::from_secs(5);
+/// Services are read from the kernel this often, if any ruleset changed since.
+const SERVICES_EVERY: Duration = Duration::from_secs(60);
 /// Addresses of pods that ended without a DEL are free again after this at the latest.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How often systemd hears that the agent lives, at least.
@@ -57,26 +62,41 @@ pub(crate) fn main() -> ExitCode {
 
 struct Agent {
     node: Node,
-    spec: Option<NodeSpec>,
+    spec: Option<Rc<NodeSpec>>,
+    /// The spec's file as it was when it was read.
+    file: Option<Stamp>,
+    /// What the proxy's sets are to hold.
+    services: Elements,
+    /// Whether services were in place once, so that a difference is somebody else's work.
+    settled: bool,
     report: AgentFact,
     written: Option<AgentFact>,
     /// What could not be repaired at the last check of its kind.
     failures: Vec<(Spec, String)>,
+    /// Why services are not in place, if they are not.
+    unsynced: Option<String>,
     /// Why the node could not be looked at, if it could not.
     blind: Option<String>,
     /// Why there is no usable spec, if there is none.
     trouble: Option<String>,
 }
 
+/// What tells a file from what replaces it: device, inode, size and time of change in ns.
+type Stamp = (u64, u64, u64, i64, i64);
+
 async fn run() -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| format!("signals: {e}"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| format!("signals: {e}"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| format!("signals: {e}"))?;
     // Before the first look, so that nothing is missed between the two.
-    let watched = Arc::new(Mutex::new(Vec::new()));
+    let watched = Arc::new(Mutex::new(Watched::default()));
     let mut events = listen(Arc::clone(&watched))?;
     let mut agent = Agent {
         node: Node::open(Root::system()).map_err(|e| e.to_string())?,
         spec: None,
+        file: None,
+        services: Elements::new(),
+        settled: false,
         report: AgentFact {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -86,9 +106,13 @@ async fn run() -> Result<(), String> {
         },
         written: None,
         failures: Vec::new(),
+        unsynced: None,
         blind: None,
         trouble: None,
     };
+    if let Ok(mut watched) = watched.lock() {
+        watched.own = agent.node.port();
+    }
     agent.load();
     agent.write_report();
     info!(version = agent.report.version, "agent started");
@@ -96,8 +120,9 @@ async fn run() -> Result<(), String> {
 
     let mut files = interval(FILES_EVERY);
     let mut kernel = interval(KERNEL_EVERY);
+    let mut services = interval(SERVICES_EVERY);
     let mut sweep = interval(SWEEP_EVERY);
-    for timer in [&mut files, &mut kernel, &mut sweep] {
+    for timer in [&mut files, &mut kernel, &mut services, &mut sweep] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let mut due = EVERYTHING;
@@ -107,6 +132,14 @@ async fn run() -> Result<(), String> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            // The laptop has written a configuration and waits to hear that it is read. What it says is done when the
+            // laptop is.
+            _ = hangup.recv() => {
+                agent.load();
+                agent.write_report();
+                due = EVERYTHING;
+                check_at.get_or_insert_with(Instant::now);
+            }
             event = events.recv() => {
                 let happened = event.ok_or("netlink events ended")?.map_err(|e| format!("netlink events: {e}"))?;
                 due = union(due, kinds_of_events(happened));
@@ -117,6 +150,7 @@ async fn run() -> Result<(), String> {
                 check_at.get_or_insert_with(Instant::now);
             }
             _ = kernel.tick() => due = union(due, Kinds::KERNEL),
+            _ = services.tick() => due = union(due, SERVICES),
             _ = sweep.tick() => match crate::cni::sweep(Path::new(ours::IPAM)) {
                 Ok(0) => {}
                 Ok(freed) => info!(freed, "addresses of vanished pods are free again"),
@@ -127,7 +161,7 @@ async fn run() -> Result<(), String> {
                 if agent.check(due) {
                     // Files have no links: their check, which comes often, costs no look at the kernel.
                     if due.links && let (Ok(links), Ok(mut watched)) = (agent.node.our_links(), watched.lock()) {
-                        *watched = links;
+                        watched.links = links;
                     }
                     due = NOTHING;
                 } else {
@@ -142,9 +176,20 @@ async fn run() -> Result<(), String> {
     Ok(())
 }
 
+/// The stamp of a file, if it is there.
+fn stamp(path: &str) -> Option<Stamp> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec()))
+}
+
 impl Agent {
     /// Reads the spec if it is another than the loaded one.
     fn load(&mut self) {
+        let stamp = stamp(ours::NODE_SPEC);
+        if stamp.is_some() && stamp == self.file {
+            return;
+        }
+        self.file = stamp;
         let trouble = match std::fs::read(ours::NODE_SPEC) {
             // A destroy is under way, or somebody deleted it; what is loaded stays valid until the laptop comes.
             Err(error) => Some(format!("{}: {error}", ours::NODE_SPEC)),
@@ -168,8 +213,23 @@ impl Agent {
         if spec.format_version != NodeSpec::FORMAT {
             return Err(format!("its format is {}, mine is {}", spec.format_version, NodeSpec::FORMAT));
         }
-        info!(node = spec.node, cluster = spec.cluster, peers = spec.peers.len(), "configuration loaded");
-        self.spec = Some(spec);
+        let (services, conflicts) = homelab_proxy::compile(&spec.services, &homelab_proxy::view(&spec));
+        for conflict in conflicts {
+            warn!(
+                service = conflict.other,
+                "{} belongs to the service {}", conflict.frontend, conflict.holder
+            );
+        }
+        info!(
+            node = spec.node,
+            cluster = spec.cluster,
+            peers = spec.peers.len(),
+            services = services.len(),
+            "configuration loaded"
+        );
+        self.services = services;
+        self.settled = false;
+        self.spec = Some(Rc::new(spec));
         self.report.config = digest;
         Ok(())
     }
@@ -183,18 +243,28 @@ impl Agent {
                 self.load();
                 if let Some(spec) = self.spec.clone() {
                     self.converge(&spec, kinds);
+                    if kinds.nft
+                        && let Err(error) = self.node.note_ruleset()
+                    {
+                        warn!(%error, "cannot note what nft says");
+                    }
+                    if kinds.services || !self.settled {
+                        self.serve();
+                    }
                 }
             }
         }
         let failures = self.failures.iter().map(|(_, message)| message);
-        self.report.errors = self.trouble.iter().chain(&self.blind).chain(failures).cloned().collect();
+        self.report.errors =
+            self.trouble.iter().chain(&self.blind).chain(&self.unsynced).chain(failures).cloned().collect();
         self.write_report();
         true
     }
 
     fn converge(&mut self, spec: &NodeSpec, kinds: Kinds) {
         let mine = |o: &NodeObject| o.module != Module::Agent && among(kinds, &o.spec);
-        let mut desired = homelab_desired::desired(spec);
+        let kinds = Kinds { services: false, ..kinds };
+        let mut desired = homelab_desired::foundation(spec);
         desired.retain(mine);
         let scope = Scope::of(&desired, &spec.vtep.device);
         let observed = self.node.observe_objects(&scope, kinds);
@@ -228,6 +298,38 @@ impl Agent {
                         self.failures.push((object.spec.clone(), message));
                     }
                 }
+            }
+        }
+    }
+
+    /// Makes the proxy's sets hold what they should.
+    fn serve(&mut self) {
+        let connections = if self.settled { Connections::OfChange } else { Connections::All };
+        match self.node.sync_services(&self.services, connections) {
+            Ok(synced) => {
+                let changed = synced.added + synced.deleted > 0;
+                if changed {
+                    info!(added = synced.added, deleted = synced.deleted, "services in place");
+                }
+                if synced.ended + synced.released > 0 {
+                    info!(
+                        connections = synced.ended,
+                        clients = synced.released,
+                        "taken off endpoints that are gone"
+                    );
+                }
+                // What a new configuration brings is no repair.
+                self.report.repairs += u64::from(changed && self.settled);
+                self.settled = true;
+                self.unsynced = None;
+            }
+            Err(error) => {
+                let message = error.to_string();
+                if self.unsynced.as_ref() != Some(&message) {
+                    warn!(%error, "cannot put services in place");
+                }
+                self.unsynced = Some(message);
+                self.settled = false;
             }
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::choose::{Chosen, Place, choose};
 use crate::element::{Element, Frontend, Pool, slots};
 use crate::ladder;
+use crate::rules::families;
 
 /// What the proxy knows of its node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -95,7 +96,8 @@ enum Kind {
 /// The elements of one service. `claim` says whether a frontend may be taken.
 fn one(service: &Service, view: &NodeView, claim: &mut dyn FnMut(Frontend) -> bool) -> Vec<Element> {
     let mut elements = BTreeSet::new();
-    for address in &service.cluster_ips {
+    let families = families(view);
+    for address in service.cluster_ips.iter().filter(|a| families.contains(&a.is_ipv4())) {
         elements.insert(Element::ClusterAddress(*address));
     }
     let place = Place { node: &view.name, zone: view.zone.as_deref() };
@@ -128,8 +130,11 @@ fn frontends(service: &Service, port: &Port, view: &NodeView) -> Vec<(IpAddr, u1
     if let (Some(number), Type::NodePort | Type::LoadBalancer) = (port.node_port, service.r#type) {
         all.extend(view.node_port_addresses().map(|address| (address, number, Kind::External)));
     }
-    // The families of a service are those of its cluster addresses (`ipFamilies`).
-    let has = |v4: bool| service.cluster_ips.iter().any(|address| address.is_ipv4() == v4);
+    // The families of a service are those of its cluster addresses (`ipFamilies`), as far as pods have them.
+    let families = families(view);
+    let has = |v4: bool| {
+        families.contains(&v4) && service.cluster_ips.iter().any(|address| address.is_ipv4() == v4)
+    };
     all.retain(|(address, ..)| has(address.is_ipv4()));
     all
 }

@@ -122,49 +122,53 @@ pub enum Set {
 }
 
 impl Set {
+    /// Those that are there once, with their names.
+    const NAMES: [(Set, &str); 13] = [
+        (Set::Frontends, "frontends"),
+        (Set::Endpoints, "endpoints"),
+        (Set::LargePools, "large-pools"),
+        (Set::NoEndpoints, "no-endpoints"),
+        (Set::NoLocalEndpoints, "no-local-endpoints"),
+        (Set::ExternalCluster, "external-cluster"),
+        (Set::ExternalLocal, "external-local"),
+        (Set::SourceRanged, "source-ranged"),
+        (Set::SourceAllowed, "source-allowed"),
+        (Set::ClusterAddresses, "cluster-addresses"),
+        (Set::Hairpin, "hairpin"),
+        (Set::AffinityServices, "affinity-services"),
+        (Set::Affinity, "affinity"),
+    ];
+
     /// Every set of one family.
     pub fn all() -> Vec<Set> {
-        use Set::*;
-        let mut all = vec![
-            Frontends,
-            Endpoints,
-            LargePools,
-            NoEndpoints,
-            NoLocalEndpoints,
-            ExternalCluster,
-            ExternalLocal,
-            SourceRanged,
-            SourceAllowed,
-            ClusterAddresses,
-            Hairpin,
-            AffinityServices,
-            Affinity,
-        ];
-        all.extend(ladder::TIMEOUTS.map(AffinityTimeout));
-        all
+        Set::NAMES.into_iter().map(|(set, _)| set).chain(ladder::TIMEOUTS.map(Set::AffinityTimeout)).collect()
+    }
+
+    /// The set of a name in the table, and whether it is of IPv4.
+    pub fn of_name(name: &str) -> Option<(Set, bool)> {
+        let (stem, v4) = match name.split_at_checked(name.len().checked_sub(1)?)? {
+            (stem, "4") => (stem, true),
+            (stem, "6") => (stem, false),
+            _ => return None,
+        };
+        let of_timeout = || stem.strip_prefix("affinity-")?.strip_suffix("s-")?.parse().ok();
+        let set = match of_timeout() {
+            Some(seconds) => ladder::TIMEOUTS.contains(&seconds).then_some(Set::AffinityTimeout(seconds))?,
+            None => Set::NAMES.into_iter().find(|(_, name)| *name == stem)?.0,
+        };
+        Some((set, v4))
     }
 
     /// Name in the table: `frontends4`.
     pub fn name(self, v4: bool) -> String {
-        let name = match self {
-            Set::Frontends => "frontends",
-            Set::Endpoints => "endpoints",
-            Set::LargePools => "large-pools",
-            Set::NoEndpoints => "no-endpoints",
-            Set::NoLocalEndpoints => "no-local-endpoints",
-            Set::ExternalCluster => "external-cluster",
-            Set::ExternalLocal => "external-local",
-            Set::SourceRanged => "source-ranged",
-            Set::SourceAllowed => "source-allowed",
-            Set::ClusterAddresses => "cluster-addresses",
-            Set::Hairpin => "hairpin",
-            Set::AffinityServices => "affinity-services",
-            Set::Affinity => "affinity",
-            Set::AffinityTimeout(seconds) => {
-                return format!("affinity-{seconds}s-{}", if v4 { 4 } else { 6 });
+        let family = if v4 { 4 } else { 6 };
+        match self {
+            Set::AffinityTimeout(seconds) => format!("affinity-{seconds}s-{family}"),
+            other => {
+                let name = Set::NAMES.into_iter().find(|(set, _)| *set == other).map_or("", |(_, name)| name);
+                format!("{name}{family}")
             }
-        };
-        format!("{name}{}", if v4 { 4 } else { 6 })
+        }
     }
 }
 
@@ -224,6 +228,61 @@ impl Element {
             }
             other => format!("{} {comment}", other.key()),
         }
+    }
+
+    /// The element with its set: `endpoints4 10.96.0.1 . tcp . 80 . 65536 : 10.244.1.2 . 8080`.
+    pub fn to_line(&self) -> String {
+        let set = self.set().name(self.is_ipv4());
+        match self {
+            Element::Endpoint { to, .. } => format!("{set} {} : {} . {}", self.key(), to.ip(), to.port()),
+            other => format!("{set} {}", other.key()),
+        }
+    }
+
+    /// Reads [`Element::to_line`]; None if no element of ours is written like that.
+    pub fn from_line(line: &str) -> Option<Element> {
+        let (name, rest) = line.split_once(' ')?;
+        let (set, v4) = Set::of_name(name)?;
+        let (key, to) = match rest.split_once(" : ") {
+            Some((key, to)) => {
+                let (address, port) = to.split_once(" . ")?;
+                (key, Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?)))
+            }
+            None => (rest, None),
+        };
+        let words: Vec<&str> = key.split(" . ").collect();
+        let element = match (&words[..], set) {
+            ([address], Set::ClusterAddresses) => Element::ClusterAddress(address.parse().ok()?),
+            ([address, protocol, port, more @ ..], set) => {
+                let protocol = Protocol::ALL.into_iter().find(|p| p.as_str() == *protocol)?;
+                let frontend =
+                    Frontend { address: address.parse().ok()?, protocol, port: port.parse().ok()? };
+                match (set, more) {
+                    (Set::Frontends, []) => Element::Served(frontend),
+                    (Set::Endpoints, [slot]) => {
+                        Element::Endpoint { frontend, slot: slot.parse().ok()?, to: to? }
+                    }
+                    (Set::LargePools, [slot]) => Element::Large { frontend, slot: slot.parse().ok()? },
+                    (Set::NoEndpoints, []) => Element::Unserved(frontend),
+                    (Set::NoLocalEndpoints, []) => Element::Dropped(frontend),
+                    (Set::ExternalCluster, []) => Element::ExternalCluster(frontend),
+                    (Set::ExternalLocal, []) => Element::ExternalLocal(frontend),
+                    (Set::SourceRanged, []) => Element::Ranged(frontend),
+                    (Set::SourceAllowed, [range]) => {
+                        let range =
+                            range.parse().ok().or_else(|| Some(IpNet::from(range.parse::<IpAddr>().ok()?)));
+                        Element::Allowed(frontend, range?)
+                    }
+                    (Set::Hairpin, [address, _]) => Element::Hairpin(frontend, address.parse().ok()?),
+                    (Set::AffinityServices, []) => Element::Sticky(frontend),
+                    (Set::AffinityTimeout(seconds), []) => Element::StickyFor(frontend, seconds),
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        };
+        // Whatever else it says, or says otherwise, is none of ours.
+        (element.is_ipv4() == v4 && element.to_line() == line).then_some(element)
     }
 
     /// The key alone.

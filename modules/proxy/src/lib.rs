@@ -26,8 +26,10 @@ pub mod delta;
 pub mod element;
 pub mod evaluate;
 pub mod ladder;
+mod objects;
 pub mod rules;
 pub mod stale;
 pub mod text;
 
 pub use compile::{Conflict, Elements, NodeView, compile};
+pub use objects::{foundation, ruleset, service_objects, services, view};

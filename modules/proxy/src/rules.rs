@@ -126,9 +126,14 @@ pub enum Action {
 
 impl Rule {
     /// Whether `nft` cannot be given the rule: version 1.0.6 aborts where a map update has a key or data longer than
-    /// 16 bytes. The kernel takes it by netlink, and `nft` lists it.
+    /// 16 bytes, and knows no translation by a map whose data is an address and a port where the map is there already.
+    /// The kernel takes it by netlink, and `nft` lists it. Such rules have their chain to themselves.
     pub fn needs_netlink(&self) -> bool {
-        !self.v4 && matches!(self.action, Action::Remember(_))
+        match self.action {
+            Action::Remember(_) => !self.v4,
+            Action::Draw(..) | Action::Stay => true,
+            _ => false,
+        }
     }
 }
 
@@ -168,15 +173,17 @@ fn of(what: &str, v4: bool) -> String {
     name(&format!("{what}{}", if v4 { 4 } else { 6 }))
 }
 
-fn pick(pool: Pool, group: u32, v4: bool) -> String {
-    let pool = match pool {
-        Pool::Main => "pick",
-        Pool::Internal => "pick-internal",
-    };
-    match group {
-        ladder::FIRST_GROUP => of(pool, v4),
-        group => format!("{}-{group}", of(pool, v4)),
+/// The chain that finds an endpoint of a pool.
+fn pick(pool: Pool, v4: bool) -> String {
+    match pool {
+        Pool::Main => of("pick", v4),
+        Pool::Internal => of("pick-internal", v4),
     }
+}
+
+/// The chain that draws from pools of one group of rungs.
+fn draw(pool: Pool, group: u32, v4: bool) -> String {
+    format!("{}-{group}", pick(pool, v4))
 }
 
 fn reject() -> Vec<Rule> {
@@ -187,33 +194,36 @@ fn reject() -> Vec<Rule> {
     ]
 }
 
-/// The chains that draw an endpoint: one for each group of rungs, per pool.
+/// The chains that draw an endpoint: one for each group of rungs, per pool, and one that chooses among them.
 fn picks(v4: bool) -> Vec<Chain> {
     let mut chains = Vec::new();
     for pool in [Pool::Internal, Pool::Main] {
-        // Larger groups first: the first group's chain jumps to them.
-        for (index, group) in ladder::GROUPS.into_iter().enumerate().rev() {
+        for (index, group) in ladder::GROUPS.into_iter().enumerate() {
             let above = if index == 0 { 0 } else { ladder::GROUPS[index - 1] };
             let rungs = ladder::rungs().into_iter().filter(|rung| *rung > above && *rung <= group);
-            let draw = |rung| Rule {
+            let rule = |rung| Rule {
                 v4,
                 matches: vec![],
                 action: Action::Draw(pool, rung),
                 why: "one of the endpoints, by chance",
             };
-            let mut rules: Vec<Rule> = rungs.map(draw).collect();
-            if index == 0 {
-                for larger in &ladder::GROUPS[1..] {
-                    rules.push(Rule {
-                        v4,
-                        matches: vec![Match::In(Key::Marker(slots(pool, *larger)), Set::LargePools, true)],
-                        action: Action::Goto(pick(pool, *larger, v4)),
-                        why: "the pool is large",
-                    });
-                }
-            }
-            chains.push(Chain { name: pick(pool, group, v4), hook: None, rules });
+            chains.push(Chain { name: draw(pool, group, v4), hook: None, rules: rungs.map(rule).collect() });
         }
+        let mut rules = vec![Rule {
+            v4,
+            matches: vec![],
+            action: Action::Jump(draw(pool, ladder::FIRST_GROUP, v4)),
+            why: "most pools are small",
+        }];
+        for larger in &ladder::GROUPS[1..] {
+            rules.push(Rule {
+                v4,
+                matches: vec![Match::In(Key::Marker(slots(pool, *larger)), Set::LargePools, true)],
+                action: Action::Goto(draw(pool, *larger, v4)),
+                why: "the pool is large",
+            });
+        }
+        chains.push(Chain { name: pick(pool, v4), hook: None, rules });
     }
     chains
 }
@@ -221,8 +231,8 @@ fn picks(v4: bool) -> Vec<Chain> {
 /// From a frontend to a pool.
 fn choosing(v4: bool, view: &NodeView) -> Vec<Chain> {
     let rule = |matches, action, why| Rule { v4, matches, action, why };
-    let internal = || Action::Goto(pick(Pool::Internal, ladder::FIRST_GROUP, v4));
-    let main = || Action::Goto(pick(Pool::Main, ladder::FIRST_GROUP, v4));
+    let internal = || Action::Goto(pick(Pool::Internal, v4));
+    let main = || Action::Goto(pick(Pool::Main, v4));
     let mut local: Vec<Rule> = of_family(&view.pod_cidrs, v4)
         .map(|pods| {
             let why = "from a pod: as if it went out to the load balancer and came back to any node";
@@ -236,7 +246,7 @@ fn choosing(v4: bool, view: &NodeView) -> Vec<Chain> {
         "from outside: externalTrafficPolicy Local, endpoints of this node only",
     ));
     let service = vec![
-        rule(vec![], Action::Stay, "sessionAffinity: the endpoint that this client had before"),
+        rule(vec![], Action::Jump(of("stay", v4)), "sessionAffinity"),
         rule(
             vec![Match::In(Key::Frontend, Set::ExternalLocal, true)],
             Action::Goto(of("local", v4)),
@@ -244,7 +254,9 @@ fn choosing(v4: bool, view: &NodeView) -> Vec<Chain> {
         ),
         rule(vec![], main(), "the endpoints of its policy"),
     ];
+    let stay = vec![rule(vec![], Action::Stay, "the endpoint that this client had before")];
     vec![
+        Chain { name: of("stay", v4), hook: None, rules: stay },
         Chain { name: of("local", v4), hook: None, rules: local },
         Chain { name: of("service", v4), hook: None, rules: service },
     ]

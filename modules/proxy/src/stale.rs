@@ -24,9 +24,8 @@ pub struct Connection {
     pub endpoint: SocketAddr,
 }
 
-/// Those of `connections` that the state `after` would not make: to an endpoint that the frontend no longer has, or
-/// made when nothing was translated yet. Frontends of neither state are none of ours.
-pub fn stale(connections: &[Connection], before: &Elements, after: &Elements) -> Vec<Connection> {
+/// The endpoints that each frontend of two states has in the later one.
+fn endpoints(before: &Elements, after: &Elements) -> HashMap<Frontend, HashSet<SocketAddr>> {
     let mut endpoints: HashMap<Frontend, HashSet<SocketAddr>> = HashMap::new();
     for frontend in before.values().flatten().filter_map(Element::frontend) {
         endpoints.entry(frontend).or_default();
@@ -39,6 +38,13 @@ pub fn stale(connections: &[Connection], before: &Elements, after: &Elements) ->
             }
         }
     }
+    endpoints
+}
+
+/// Those of `connections` that the state `after` would not make: to an endpoint that the frontend no longer has, or
+/// made when nothing was translated yet. Frontends of neither state are none of ours.
+pub fn stale(connections: &[Connection], before: &Elements, after: &Elements) -> Vec<Connection> {
+    let endpoints = endpoints(before, after);
     let is_stale = |connection: &&Connection| {
         let Some(now) = endpoints.get(&connection.to) else { return false };
         let translated = connection.endpoint != SocketAddr::new(connection.to.address, connection.to.port);

@@ -17,6 +17,13 @@ pub struct Declaration {
     pub lines: Vec<String>,
 }
 
+impl Declaration {
+    /// The declaration in one line.
+    pub fn to_line(&self) -> String {
+        format!("{} {} {{ {} }}", self.keyword, self.name, self.lines.join("; "))
+    }
+}
+
 /// The declarations of all sets.
 pub fn sets(view: &NodeView) -> Vec<Declaration> {
     let declare = |v4: bool| {

@@ -63,6 +63,19 @@ proptest! {
 
     /// Whatever somebody else puts into a set is no panic, and never taken for something that it is not.
     #[test]
+    fn lines_are_read_back(services in services()) {
+        for element in compile(&services, &view()).0.values().flatten() {
+            prop_assert_eq!(Element::from_line(&element.to_line()), Some(*element));
+        }
+    }
+
+    #[test]
+    fn services_are_read_back(services in services()) {
+        let text = serde_json::to_string(&services).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Vec<homelab_model::service::Service>>(&text).unwrap(), services);
+    }
+
+    #[test]
     fn foreign_bytes_are_no_element_or_a_whole_one(
         key in prop::collection::vec(any::<u8>(), 0..65),
         end in prop::option::of(prop::collection::vec(any::<u8>(), 0..65)),

@@ -144,7 +144,7 @@ fn masquerade(spec: &NodeSpec) -> Vec<Spec> {
         ));
     }
     vec![
-        Spec::NftTable(NftTable { name: ours::NFT_TABLE.to_owned() }),
+        Spec::NftTable(NftTable { name: ours::NFT_TABLE.to_owned(), sets: Vec::new() }),
         Spec::NftChain(NftChain {
             table: ours::NFT_TABLE.to_owned(),
             name: MASQUERADE_CHAIN.to_owned(),

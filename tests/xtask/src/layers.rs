@@ -36,7 +36,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "homelab-proxy", ours: &["homelab-model"], pure: Some(DATA) },
     Layer {
         name: "homelab-desired",
-        ours: &["homelab-model", "homelab-vtep", "homelab-cni"],
+        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy"],
         pure: Some(DATA),
     },
     Layer {
@@ -46,7 +46,14 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "homelab-node",
-        ours: &["homelab-model", "homelab-protocol", "homelab-desired", "homelab-cni", "homelab-linux"],
+        ours: &[
+            "homelab-model",
+            "homelab-protocol",
+            "homelab-desired",
+            "homelab-cni",
+            "homelab-proxy",
+            "homelab-linux",
+        ],
         pure: None,
     },
     Layer {

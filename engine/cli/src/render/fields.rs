@@ -164,7 +164,7 @@ fn text(value: &Value) -> String {
 fn in_title(title: &str, name: &str, leaf: &Leaf) -> bool {
     match leaf {
         Leaf::Value(value) if matches!(name, "metric") => value == "0",
-        Leaf::Value(value) => title.split_whitespace().any(|word| word == value),
+        Leaf::Value(value) => format!(" {title} ").contains(&format!(" {value} ")),
         Leaf::Lines(_) => false,
     }
 }

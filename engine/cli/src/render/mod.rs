@@ -133,6 +133,7 @@ pub(crate) fn module_title(module: Module) -> &'static str {
         Module::Agent => "agent",
         Module::Vtep => "vtep (tunnel)",
         Module::Cni => "cni (pods)",
+        Module::Proxy => "proxy (services)",
     }
 }
 

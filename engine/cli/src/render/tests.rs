@@ -56,7 +56,7 @@ fn file(text: &str) -> NodeObject {
 
 fn chain(rules: &[&str]) -> NodeObject {
     let spec = Spec::NftChain(NftChain {
-        table: "homelab".into(),
+        table: "inet homelab".into(),
         name: "vtep-postrouting".into(),
         hook: Some(Hook {
             r#type: "nat".into(),

@@ -14,6 +14,8 @@ use crate::root::Root;
 
 /// Text files up to this size appear in plans, bytes.
 const MAX_TEXT: u64 = 256 << 10;
+/// The same for the node's record, which may have ten thousand services.
+const MAX_RECORD: u64 = 16 << 20;
 
 /// Digest of a binary of which only the aside is left, and no transaction that it belongs to.
 pub(crate) const LEFT_BEHIND: &str = "(left behind)";
@@ -59,22 +61,23 @@ pub(super) fn file_at(real: &Path, path: &str) -> Result<Option<File>, Error> {
     } else if !meta.is_file() {
         Content::Opaque(type_name(meta.file_type()).to_owned())
     } else {
-        let Some(content) = content(real, path == ours::KEYS)? else { return Ok(None) };
+        let limit = if path == ours::NODE_SPEC { MAX_RECORD } else { MAX_TEXT };
+        let Some(content) = content(real, path == ours::KEYS, limit)? else { return Ok(None) };
         content
     };
     Ok(Some(File { path: path.to_owned(), mode: meta.mode() & 0o7777, owner: owner(&meta), content }))
 }
 
 /// None if the file went away in the meantime. Of a secret nothing is shown but what tells it from others.
-fn content(real: &Path, secret: bool) -> Result<Option<Content>, Error> {
+fn content(real: &Path, secret: bool, limit: u64) -> Result<Option<Content>, Error> {
     let mut bytes = Vec::new();
-    let read = fs::File::open(real).and_then(|f| f.take(MAX_TEXT + 1).read_to_end(&mut bytes));
+    let read = fs::File::open(real).and_then(|f| f.take(limit + 1).read_to_end(&mut bytes));
     match read {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("reading", real, e)),
         Ok(_) => {}
     }
-    let large = bytes.len() as u64 > MAX_TEXT;
+    let large = bytes.len() as u64 > limit;
     let text = String::from_utf8(bytes).ok().filter(|_| !large);
     let what = match text {
         Some(text) if secret => match KeyRing::parse(&text) {

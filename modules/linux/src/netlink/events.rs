@@ -8,9 +8,11 @@ use netlink_sys::SocketAddr;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use super::codec::ne_u32;
+use homelab_model::ours;
+
+use super::codec::{Attributes, ne_u32, text};
 use super::rtm;
-use super::socket::for_each_message;
+use super::socket::{Head, messages, nft_table};
 
 /// `RTNLGRP_*`: link, neigh, IPv4 and IPv6 address and route, netconf (sysctls of links).
 const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
@@ -29,8 +31,10 @@ pub struct Happened {
     pub routes: bool,
     /// A neighbour or FDB entry of a watched link came, went or changed.
     pub neighbours: bool,
-    /// Some nftables ruleset changed.
+    /// A chain, rule or set of an nftables table of ours changed.
     pub nft: bool,
+    /// Another process than this one changed elements of the proxy's sets.
+    pub services: bool,
     /// A network parameter changed (forwarding, rp_filter, ...).
     pub sysctls: bool,
     /// Events were lost: anything may have happened.
@@ -52,7 +56,35 @@ pub struct Events {
     netfilter: Option<netlink_sys::Socket>,
     ready: Epoll,
     watched: Option<BTreeSet<u32>>,
+    own: u32,
     buffer: Vec<u8>,
+}
+
+/// A part of a table of ours.
+#[derive(Debug, PartialEq, Eq)]
+enum Part {
+    /// Elements of the proxy's sets.
+    Elements,
+    /// Anything else.
+    Rules,
+}
+
+/// What of ours an nftables message is about.
+fn of_ours(kind: u16, body: &[u8]) -> Option<Part> {
+    /// `NFT_MSG_*`.
+    const NEWSETELEM: u16 = 12;
+    const DELSETELEM: u16 = 14;
+    /// `NFTA_*_TABLE`, `NFTA_TABLE_NAME`; of the message that ends a transaction another attribute, of four bytes.
+    const TABLE: u16 = 1;
+    const NEWGEN: u16 = 15;
+    let kind = kind & 0xff;
+    let table = Attributes::after(body, 4).find(|(kind, _)| *kind == TABLE).map(|(_, value)| text(value))?;
+    let is = |ours: &str| nft_table(ours) == (body[0], table.as_str());
+    match kind {
+        NEWGEN => None,
+        NEWSETELEM | DELSETELEM => is(ours::PROXY_TABLE).then_some(Part::Elements),
+        _ => ours::NFT_TABLES.into_iter().any(is).then_some(Part::Rules),
+    }
 }
 
 fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<netlink_sys::Socket> {
@@ -78,12 +110,17 @@ impl Events {
         if let Some(socket) = &netfilter {
             ready.add(socket, interest())?;
         }
-        Ok(Events { route, netfilter, ready, watched: None, buffer: Vec::with_capacity(64 << 10) })
+        Ok(Events { route, netfilter, ready, watched: None, own: 0, buffer: Vec::with_capacity(64 << 10) })
     }
 
     /// Counts neighbour events of links with these indices only: on a LAN they come all the time.
     pub fn watch_neighbours_of(&mut self, links: impl IntoIterator<Item = u32>) {
         self.watched = Some(links.into_iter().collect());
+    }
+
+    /// Whose changes of services are no news: the port of a socket of this process ([`crate::Node::port`]).
+    pub fn ignore_services_of(&mut self, port: u32) {
+        self.own = port;
     }
 
     /// Waits until there is something to [`Events::drain`].
@@ -102,7 +139,7 @@ impl Events {
     pub fn drain(&mut self) -> io::Result<Happened> {
         let mut happened = Happened::default();
         let watched = &self.watched;
-        take(&self.route, &mut self.buffer, &mut happened, &mut |happened, kind, body| match kind {
+        take(&self.route, &mut self.buffer, &mut happened, &mut |happened, head, body| match head.kind {
             rtm::NEWLINK..=rtm::SETLINK => happened.links = true,
             rtm::NEWADDR..=rtm::GETADDR => happened.addresses = true,
             rtm::NEWROUTE..=rtm::GETROUTE => happened.routes = true,
@@ -115,7 +152,15 @@ impl Events {
             _ => {}
         })?;
         if let Some(socket) = &self.netfilter {
-            take(socket, &mut self.buffer, &mut happened, &mut |happened, _, _| happened.nft = true)?;
+            let own = self.own;
+            take(socket, &mut self.buffer, &mut happened, &mut |happened, head, body| {
+                let own = head.port == own;
+                match of_ours(head.kind, body) {
+                    Some(Part::Elements) => happened.services |= !own,
+                    Some(Part::Rules) => happened.nft = true,
+                    None => {}
+                }
+            })?;
         }
         Ok(happened)
     }
@@ -125,12 +170,12 @@ fn take(
     socket: &netlink_sys::Socket,
     buffer: &mut Vec<u8>,
     happened: &mut Happened,
-    each: &mut impl FnMut(&mut Happened, u16, &[u8]),
+    each: &mut impl FnMut(&mut Happened, Head, &[u8]),
 ) -> io::Result<()> {
     loop {
         buffer.clear();
         match socket.recv(buffer, 0) {
-            Ok(_) => for_each_message(buffer, &mut |kind, _, _, body| each(happened, kind, body)),
+            Ok(_) => messages(buffer).for_each(|(head, body)| each(happened, head, body)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.raw_os_error() == Some(nix::libc::ENOBUFS) => happened.overflow = true,

@@ -94,6 +94,15 @@ impl Socket {
         Ok(Socket { inner, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
     }
 
+    /// Its port, by which others know who asked for a change.
+    pub fn port(&self) -> u32 {
+        let mut address = SocketAddr::new(0, 0);
+        match self.inner.get_address(&mut address) {
+            Ok(()) => address.port_number(),
+            Err(_) => 0,
+        }
+    }
+
     pub(super) fn prepare(&mut self, message: &mut Message, flags: u16) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         let length = u32::try_from(message.bytes.len()).unwrap_or(u32::MAX);
@@ -215,20 +224,36 @@ impl Socket {
     }
 }
 
-/// Hands `each` (type, flags, sequence, body) of the messages in a datagram.
-pub(super) fn for_each_message(datagram: &[u8], each: &mut impl FnMut(u16, u16, u32, &[u8])) {
+/// The header of a message.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    /// The port of who asked for it; 0 is the kernel.
+    pub(super) port: u32,
+}
+
+/// The messages in a datagram.
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = (Head, &[u8])> {
     let mut rest = datagram;
-    while let (Some(length), Some(kind), Some(flags), Some(sequence)) = (
-        ne_u32(rest),
-        rest.get(4..).and_then(ne_u16),
-        rest.get(6..).and_then(ne_u16),
-        rest.get(8..).and_then(ne_u32),
-    ) {
-        let length = length as usize;
-        let Some(body) = rest.get(HEADER..length) else { break };
-        each(kind, flags, sequence, body);
+    std::iter::from_fn(move || {
+        let length = ne_u32(rest)? as usize;
+        let head = Head {
+            kind: rest.get(4..).and_then(ne_u16)?,
+            flags: rest.get(6..).and_then(ne_u16)?,
+            sequence: rest.get(8..).and_then(ne_u32)?,
+            port: rest.get(12..).and_then(ne_u32)?,
+        };
+        let body = rest.get(HEADER..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
+        Some((head, body))
+    })
+}
+
+/// Hands `each` (type, flags, sequence, body) of the messages in a datagram.
+fn for_each_message(datagram: &[u8], each: &mut impl FnMut(u16, u16, u32, &[u8])) {
+    messages(datagram).for_each(|(head, body)| each(head.kind, head.flags, head.sequence, body));
 }
 
 /// What an error message says. After the number stands the header of our request (`NETLINK_CAP_ACK`: without
@@ -258,6 +283,17 @@ fn outcome(flags: u16, body: &[u8], skip: usize) -> Result<(), NetlinkError> {
 pub(crate) const NFT: u16 = 10 << 8;
 /// Family of tables for IPv4 and IPv6 (`linux/netfilter.h`).
 pub(crate) const NFPROTO_INET: u8 = 1;
+/// Family of tables for what bridges forward.
+const NFPROTO_BRIDGE: u8 = 7;
+
+/// A table's family, as netlink has it, and its name.
+pub(crate) fn nft_table(table: &str) -> (u8, &str) {
+    match table.split_once(' ') {
+        Some(("bridge", name)) => (NFPROTO_BRIDGE, name),
+        Some((_, name)) => (NFPROTO_INET, name),
+        None => (NFPROTO_INET, table),
+    }
+}
 
 /// The number that every change of any nftables table raises; None where the kernel has no nf_tables.
 pub(crate) fn nft_generation(socket: &mut Socket) -> Result<Option<u32>, NetlinkError> {
@@ -269,20 +305,6 @@ pub(crate) fn nft_generation(socket: &mut Socket) -> Result<Option<u32>, Netlink
             Some(u32::from_be_bytes(value.try_into().ok()?))
         })),
         Err(NetlinkError::Refused { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether the table `inet name` exists.
-pub(crate) fn nft_has_table(socket: &mut Socket, name: &str) -> Result<bool, NetlinkError> {
-    const GETTABLE: u16 = 1;
-    const NAME: u16 = 1;
-    let mut message = Message::new(NFT | GETTABLE, 0, &[NFPROTO_INET, 0, 0, 0]);
-    message.text(NAME, name);
-    match socket.query(message) {
-        Ok(_) => Ok(true),
-        // Also where the kernel has no nf_tables at all.
-        Err(NetlinkError::Refused { code, .. }) if code != Errno::EPERM => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -1,11 +1,11 @@
 //! Whether anything of a table but its elements has changed, without reading elements: `nft list` fetches all of them
-//! (`linux/netfilter/nf_tables.h`). Tables are of the family inet.
+//! (`linux/netfilter/nf_tables.h`).
 
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
 
 use super::elements::comment;
-use crate::netlink::{Attributes, Message, NFPROTO_INET, NFT, NetlinkError, Socket, nft_generation, text};
+use crate::netlink::{Attributes, Message, NFT, NetlinkError, Socket, nft_generation, nft_table, text};
 
 /// Stands for all of a table but its elements.
 pub type Fingerprint = [u8; 32];
@@ -63,8 +63,9 @@ fn put(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// The attributes of a message's body, if it is of the table.
 fn of_table<'a>(body: &'a [u8], table: &str) -> Option<Attributes<'a>> {
     let attributes = Attributes::after(body, 4);
-    let named = attributes.clone().any(|(kind, value)| kind == TABLE && text(value) == table);
-    (body.first() == Some(&NFPROTO_INET) && named).then_some(attributes)
+    let (family, name) = nft_table(table);
+    let named = attributes.clone().any(|(kind, value)| kind == TABLE && text(value) == name);
+    (body.first() == Some(&family) && named).then_some(attributes)
 }
 
 fn chain(body: &[u8], table: &str) -> Option<Record> {
@@ -140,8 +141,9 @@ fn set(body: &[u8], table: &str) -> Option<Record> {
 }
 
 fn request(kind: u16, table: &str) -> Message {
-    let mut message = Message::new(kind, 0, &[NFPROTO_INET, 0, 0, 0]);
-    message.text(TABLE, table);
+    let (family, name) = nft_table(table);
+    let mut message = Message::new(kind, 0, &[family, 0, 0, 0]);
+    message.text(TABLE, name);
     message
 }
 

@@ -1,52 +1,91 @@
-//! Reading `nft --stateless --numeric list table inet homelab`.
+//! Reading `nft --stateless --numeric list table ..`.
 
 use homelab_model::{Hook, NftChain};
 
+use super::{Table, Tables};
 use crate::error::Error;
 
-/// The chains of one listed table, in the order of the listing. Sets and maps are left out: the table has none of
-/// ours.
-pub fn parse_table(text: &str) -> Result<Vec<NftChain>, Error> {
-    let mut chains = Vec::new();
+/// Listed tables, with their chains in the order of the listing, by family and name. Elements of sets are left out.
+pub fn parse_tables(text: &str) -> Result<Tables, Error> {
+    let mut tables = Tables::new();
     let mut statements = Statements { text };
-    let table = match statements.next() {
-        Some(Statement::Open(head)) => match head.split_whitespace().collect::<Vec<_>>()[..] {
-            ["table", "inet", name] => name.to_owned(),
-            _ => return Err(Error::NftOutput(head.to_owned())),
-        },
-        None => return Ok(chains),
-        Some(other) => return Err(Error::NftOutput(format!("{other:?}"))),
-    };
-    // Depth of blocks that are no chains.
-    let mut foreign = 0_u32;
-    let mut chain: Option<NftChain> = None;
-    for statement in statements {
-        match (statement, &mut chain) {
-            (Statement::Open(head), None) if foreign == 0 && head.starts_with("chain ") => {
-                let name = head["chain ".len()..].trim().to_owned();
-                chain = Some(NftChain { table: table.clone(), name, hook: None, rules: Vec::new() });
+    while let Some(statement) = statements.next() {
+        let Statement::Open(head) = &statement else {
+            return Err(Error::NftOutput(format!("{statement:?}")));
+        };
+        match head.split_whitespace().collect::<Vec<_>>()[..] {
+            ["table", family, name] => {
+                let name = format!("{family} {name}");
+                let table = parse_table(&name, &mut statements)?;
+                tables.insert(name, table);
             }
-            (Statement::Open(_), None) => foreign += 1,
-            (Statement::Open(head), Some(_)) => return Err(Error::NftOutput(head.to_owned())),
-            (Statement::Close, Some(_)) => chains.extend(chain.take()),
-            (Statement::Close, None) if foreign > 0 => foreign -= 1,
+            _ => return Err(Error::NftOutput(head.to_owned())),
+        }
+    }
+    Ok(tables)
+}
+
+/// A block inside of a table.
+enum Block {
+    Chain(NftChain),
+    Set { head: String, lines: Vec<String> },
+    Other,
+}
+
+/// The rest of a table after its first line.
+fn parse_table(name: &str, statements: &mut Statements<'_>) -> Result<Table, Error> {
+    let mut table = Table::default();
+    let mut open: Vec<Block> = Vec::new();
+    for statement in statements {
+        match (statement, open.last_mut()) {
+            (Statement::Open(head), None) => {
+                open.push(if let Some(chain) = head.strip_prefix("chain ") {
+                    let (table, name) = (name.to_owned(), chain.trim().to_owned());
+                    Block::Chain(NftChain { table, name, hook: None, rules: Vec::new() })
+                } else if head.starts_with("set ") || head.starts_with("map ") {
+                    Block::Set { head, lines: Vec::new() }
+                } else {
+                    Block::Other
+                });
+            }
+            (Statement::Open(_), Some(Block::Other)) => open.push(Block::Other),
+            (Statement::Open(head), Some(_)) => return Err(Error::NftOutput(head)),
+            (Statement::Close, Some(_)) => match open.pop() {
+                Some(Block::Chain(chain)) => table.chains.push(chain),
+                Some(Block::Set { head, lines }) => {
+                    table.sets.push(format!("{head} {{ {} }}", lines.join("; ")));
+                }
+                _ => {}
+            },
             (Statement::Close, None) => break,
-            (Statement::Line(line), Some(chain)) => match line.strip_prefix("type ") {
+            (Statement::Line(line), Some(Block::Chain(chain))) => match line.strip_prefix("type ") {
                 // A rule cannot begin with this word.
                 Some(rest) if chain.rules.is_empty() && rest.contains(" hook ") => {
-                    chain.hook = Some(parse_hook(rest).ok_or_else(|| Error::NftOutput(line.clone()))?);
+                    let hook = parse_hook(rest, name.starts_with("bridge "));
+                    chain.hook = Some(hook.ok_or_else(|| Error::NftOutput(line.clone()))?);
                 }
                 _ if line.starts_with("comment ") || line.starts_with("policy ") => {}
                 _ => chain.rules.push(line),
             },
-            (Statement::Line(_), None) => {}
+            (Statement::Line(line), Some(Block::Set { lines, .. })) => {
+                if !line.starts_with("elements = ") {
+                    lines.push(line);
+                }
+            }
+            (Statement::Line(_), _) => {}
         }
     }
-    Ok(chains)
+    table.sets.sort_by(|a, b| set_name(a).cmp(&set_name(b)));
+    Ok(table)
+}
+
+/// The name in a declaration of a set or map.
+fn set_name(declaration: &str) -> Option<&str> {
+    declaration.split_whitespace().nth(1)
 }
 
 /// `nat hook postrouting priority 100; policy accept;`
-fn parse_hook(text: &str) -> Option<Hook> {
+fn parse_hook(text: &str, bridge: bool) -> Option<Hook> {
     let mut parts = text.split(';').map(str::trim);
     let words: Vec<&str> = parts.next()?.split_whitespace().collect();
     let [r#type, "hook", hook, "priority", priority @ ..] = &words[..] else { return None };
@@ -54,17 +93,19 @@ fn parse_hook(text: &str) -> Option<Hook> {
     Some(Hook {
         r#type: (*r#type).to_owned(),
         hook: (*hook).to_owned(),
-        priority: parse_priority(priority)?,
+        priority: parse_priority(priority, bridge)?,
         policy,
     })
 }
 
 /// `100`, `srcnat`, `filter + 10`, `dstnat - 5`. Some versions print names in spite of `--numeric`.
-fn parse_priority(words: &[&str]) -> Option<i32> {
+fn parse_priority(words: &[&str], bridge: bool) -> Option<i32> {
     const NAMES: [(&str, i32); 6] =
         [("raw", -300), ("mangle", -150), ("dstnat", -100), ("filter", 0), ("security", 50), ("srcnat", 100)];
+    const BRIDGE: [(&str, i32); 4] = [("dstnat", -300), ("filter", -200), ("out", 100), ("srcnat", 300)];
+    let names: &[(&str, i32)] = if bridge { &BRIDGE } else { &NAMES };
     let base = |word: &str| {
-        word.parse().ok().or_else(|| NAMES.iter().find(|(name, _)| *name == word).map(|(_, value)| *value))
+        word.parse().ok().or_else(|| names.iter().find(|(name, _)| *name == word).map(|(_, value)| *value))
     };
     match words {
         [word] => base(word),
@@ -149,7 +190,7 @@ mod tests {
 
     fn chain(text: &str) -> NftChain {
         let table = format!("table inet homelab {{\n\tchain c {{\n{text}\n\t}}\n}}\n");
-        let mut chains = parse_table(&table).unwrap();
+        let mut chains = parse_tables(&table).unwrap().remove("inet homelab").unwrap().chains;
         assert_eq!(chains.len(), 1, "{table}");
         chains.remove(0)
     }
@@ -157,16 +198,28 @@ mod tests {
     #[test]
     fn a_whole_table() {
         let text = include_str!("../../tests/nft/table.txt");
-        let chains = parse_table(text).unwrap();
-        let shown: Vec<String> = chains.iter().map(|c| format!("{c:#?}")).collect();
+        let tables = parse_tables(text).unwrap();
+        let shown: Vec<String> = tables.values().flat_map(|t| &t.chains).map(|c| format!("{c:#?}")).collect();
         let expected = include_str!("../../tests/nft/table.chains.txt");
         assert_eq!(shown.join("\n"), expected.trim_end());
     }
 
     #[test]
     fn an_empty_table_has_no_chains() {
-        assert_eq!(parse_table("table inet homelab {\n}\n").unwrap(), []);
-        assert_eq!(parse_table("").unwrap(), []);
+        let tables = parse_tables("table inet homelab {\n}\ntable bridge homelab {\n}\n").unwrap();
+        assert_eq!(tables["inet homelab"], Table::default());
+        assert_eq!(tables["bridge homelab"], Table::default());
+        assert_eq!(parse_tables("").unwrap(), Tables::new());
+    }
+
+    #[test]
+    fn sets_are_declarations_without_elements() {
+        let text = "table inet p {\n\tmap b {\n\t\ttypeof ip daddr : ip saddr\n\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\telements = { 1.2.3.4 : 1.1.1.1,\n\t\t\t     1.2.3.5 : 1.1.1.2 }\n\t}\n\n\tset a {\n\t\ttypeof ip daddr\n\t}\n}\n";
+        let expected = [
+            "set a { typeof ip daddr }",
+            "map b { typeof ip daddr : ip saddr; size 65535; flags dynamic,timeout }",
+        ];
+        assert_eq!(parse_tables(text).unwrap()["inet p"].sets, expected);
     }
 
     #[test]
@@ -215,15 +268,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_an_error_or_nothing_but_no_panic() {
-        assert!(parse_table("hello").is_err());
-        assert!(parse_table("table ip x {\n}\n").is_err());
+        assert!(parse_tables("hello").is_err());
+        assert!(parse_tables("table x {\n}\n").is_err());
         assert!(
-            parse_table("table inet x {\n\tchain a {\n\t\ttype nat hook x priority y; policy z;\n").is_err()
+            parse_tables("table inet x {\n\tchain a {\n\t\ttype nat hook x priority y; policy z;\n").is_err()
         );
         for text in
             ["table inet x {", "table inet x {\n\tchain a {", "}", "\"", "table inet x {\n\tset s {\n\t\t}"]
         {
-            let _ = parse_table(text);
+            let _ = parse_tables(text);
         }
     }
 }

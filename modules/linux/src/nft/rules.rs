@@ -1,9 +1,10 @@
-//! Rules that `nft` cannot read, by netlink itself (`linux/netfilter/nf_tables.h`): nft 1.0.6 aborts where a map update
-//! has a key or data longer than 16 bytes. The kernel takes such rules, and nft lists them. Tables are of the family
-//! inet.
+//! Rules that `nft` cannot read, by netlink itself (`linux/netfilter/nf_tables.h`). nft 1.0.6 aborts where a map update
+//! has a key or data longer than 16 bytes; and it refuses a translation by a map whose data is an address and a port of
+//! any protocol where it has the map from the kernel ("conflicting protocols specified: ip vs. th"), so that a chain
+//! could not be mended. The kernel takes such rules, and nft lists them. Tables are of the family inet.
 
 use crate::error::{Error, netlink};
-use crate::netlink::{Message, NFPROTO_INET, NFT, NetlinkError, Socket, flag};
+use crate::netlink::{Message, NFT, NetlinkError, Socket, flag, nft_table};
 
 use super::script::check_name;
 
@@ -38,16 +39,18 @@ impl Register {
     }
 }
 
-/// Whether `nft` cannot read a rule: it updates a map, and has an address of IPv6 with other fields in the map's key or
-/// data.
+/// Whether `nft` cannot read a rule: it translates by a map of ours, or it updates a map and has an address of IPv6 with
+/// other fields in the map's key or data.
 pub fn needs_netlink(rule: &str) -> bool {
     let unquoted: Vec<&str> = rule.split('"').step_by(2).collect();
     let spaced = unquoted.join(" ").replace('{', " { ").replace('}', " } ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
-    (0..words.len()).any(|at| match words[at..] {
-        ["update", set, "{", ref body @ ..] => set.starts_with('@') && is_long(body),
-        _ => false,
-    })
+    let translates = words.starts_with(&["dnat"]) && words.contains(&"map");
+    translates
+        || (0..words.len()).any(|at| match words[at..] {
+            ["update", set, "{", ref body @ ..] => set.starts_with('@') && is_long(body),
+            _ => false,
+        })
 }
 
 /// Whether the braces that begin before `body` hold a key and data of which one is longer than an address.
@@ -69,16 +72,99 @@ pub(super) struct Remember<'a> {
     seconds: u32,
 }
 
+/// A rule whose words can be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Known<'a> {
+    Remember(Remember<'a>),
+    Translate(Translate<'a>),
+}
+
+impl<'a> Known<'a> {
+    /// Reads a rule; `chain` is named where it cannot be sent.
+    pub(super) fn parse(chain: &str, rule: &'a str) -> Result<Known<'a>, Error> {
+        check_name(chain)?;
+        let remember = Remember::read(rule).filter(|read| read.words() == rule).map(Known::Remember);
+        let translate = || Translate::read(rule).filter(|read| read.words() == rule).map(Known::Translate);
+        let unknown = || Error::NftRule { chain: chain.to_owned(), rule: rule.to_owned() };
+        remember.or_else(translate).ok_or_else(unknown)
+    }
+
+    fn write(&self, to: &mut Message) {
+        match self {
+            Known::Remember(rule) => rule.write(to),
+            Known::Translate(rule) => rule.write(to),
+        }
+    }
+}
+
+/// A rule that translates a destination to what a map has for it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Translate<'a> {
+    v4: bool,
+    by: By,
+    map: &'a str,
+}
+
+/// What is looked up with address, protocol and port.
+#[derive(Debug, PartialEq, Eq)]
+enum By {
+    /// A number drawn from `offset` on, one of `modulus`.
+    Chance { modulus: u32, offset: u32 },
+    /// The source.
+    Client,
+}
+
+impl<'a> Translate<'a> {
+    fn read(rule: &'a str) -> Option<Translate<'a>> {
+        let v4 = rule.starts_with("dnat ip to ");
+        let (key, map) = rule.rsplit_once(" map @")?;
+        check_name(map).ok()?;
+        let by = match key.split_once("numgen random mod ") {
+            Some((_, numbers)) => {
+                let (modulus, offset) = numbers.split_once(" offset ")?;
+                let modulus = modulus.parse().ok().filter(|modulus| *modulus > 0)?;
+                By::Chance { modulus, offset: offset.parse().ok()? }
+            }
+            None => By::Client,
+        };
+        Some(Translate { v4, by, map })
+    }
+
+    fn words(&self) -> String {
+        let ip = if self.v4 { "ip" } else { "ip6" };
+        let last = match &self.by {
+            By::Chance { modulus, offset } => format!("numgen random mod {modulus} offset {offset}"),
+            By::Client => format!("{ip} saddr"),
+        };
+        format!("dnat {ip} to {ip} daddr . meta l4proto . th dport . {last} map @{}", self.map)
+    }
+
+    /// What nft 1.0.6 makes of the rule where it makes the map at the same time.
+    fn write(&self, to: &mut Message) {
+        let first = Register::new(0);
+        // An address of IPv6 is four registers.
+        let after = if self.v4 { 1 } else { 4 };
+        let (family, source, destination) = match self.v4 {
+            true => (NFPROTO_IPV4, IP4_SOURCE, IP4_DESTINATION),
+            false => (NFPROTO_IPV6, IP6_SOURCE, IP6_DESTINATION),
+        };
+        meta(to, META_NFPROTO, first);
+        compare(to, first, EQUAL, &[family]);
+        payload(to, destination, first);
+        meta(to, META_L4PROTO, Register::new(after));
+        payload(to, TRANSPORT_DESTINATION, Register::new(after + 1));
+        match self.by {
+            By::Chance { modulus, offset } => draw(to, (modulus, offset), Register::new(after + 2)),
+            By::Client => payload(to, source, Register::new(after + 2)),
+        }
+        map(to, self.map, first);
+        translate(to, family, first, Register::new(after));
+    }
+}
+
 const PROTOCOLS: [(&str, u8); 3] = [("tcp", 6), ("udp", 17), ("sctp", 132)];
 
 impl<'a> Remember<'a> {
-    /// Reads a rule; `chain` is named where it cannot be sent.
-    pub(super) fn parse(chain: &str, rule: &'a str) -> Result<Remember<'a>, Error> {
-        check_name(chain)?;
-        let read = Remember::read(rule).filter(|read| read.words() == rule);
-        read.ok_or_else(|| Error::NftRule { chain: chain.to_owned(), rule: rule.to_owned() })
-    }
-
     fn read(rule: &'a str) -> Option<Remember<'a>> {
         let (protocol, _) = rule.split_once(' ')?;
         let protocol = PROTOCOLS.into_iter().find(|(name, _)| *name == protocol)?;
@@ -121,12 +207,14 @@ impl<'a> Remember<'a> {
     }
 }
 
-/// Appends rules to chains of the table `inet table`, all or none of them. A rule that is not of those that
+/// Appends rules to chains of a table (family and name), all or none of them. A rule that is not of those that
 /// [`needs_netlink`] is for, in the very words in which nft lists it, is an error before anything is sent.
 pub fn append(socket: &mut Socket, table: &str, rules: &[(String, String)]) -> Result<(), Error> {
+    let full = table;
+    let (family, table) = nft_table(table);
     let message = |(chain, text): &(String, String)| {
-        let parsed = Remember::parse(chain, text)?;
-        let mut message = Message::new(NEW, flag::CREATE | flag::APPEND, &[NFPROTO_INET, 0, 0, 0]);
+        let parsed = Known::parse(chain, text)?;
+        let mut message = Message::new(NEW, flag::CREATE | flag::APPEND, &[family, 0, 0, 0]);
         message.text(rule::TABLE, table).text(rule::CHAIN, chain);
         message.nest(rule::EXPRESSIONS, |m| parsed.write(m));
         Ok(message)
@@ -138,7 +226,7 @@ pub fn append(socket: &mut Socket, table: &str, rules: &[(String, String)]) -> R
     match refusal.message.and_then(|index| rules.get(index)) {
         Some((chain, text)) => {
             let message = format!("the kernel refused the rule {text:?}: {error}");
-            Err(Error::Nft { chain: Some(chain.clone()), message })
+            Err(Error::Nft { chain: Some((full.to_owned(), chain.clone())), message })
         }
         None => netlink("adding nftables rules", Err(error)),
     }
@@ -146,10 +234,13 @@ pub fn append(socket: &mut Socket, table: &str, rules: &[(String, String)]) -> R
 
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
+const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 
 /// Place in a packet: header (`NFT_PAYLOAD_*_HEADER`), offset, length.
 type Place = (u32, u32, u32);
+const IP4_SOURCE: Place = (1, 12, 4);
+const IP4_DESTINATION: Place = (1, 16, 4);
 const IP6_SOURCE: Place = (1, 8, 16);
 const IP6_DESTINATION: Place = (1, 24, 16);
 const TRANSPORT_DESTINATION: Place = (2, 2, 2);
@@ -233,6 +324,50 @@ fn lookup(to: &mut Message, set: &str, key: Register) {
     });
 }
 
+/// What the map has for the key replaces it.
+fn map(to: &mut Message, map: &str, key: Register) {
+    const SET: u16 = 1;
+    const SREG: u16 = 2;
+    const DREG: u16 = 3;
+    add(to, "lookup", |m| {
+        number(m, SREG, key.0);
+        number(m, DREG, key.0);
+        m.text(SET, map);
+    });
+}
+
+fn draw(to: &mut Message, (modulus, offset): (u32, u32), into: Register) {
+    const DREG: u16 = 1;
+    const MODULUS: u16 = 2;
+    const TYPE: u16 = 3;
+    const OFFSET: u16 = 4;
+    const RANDOM: u32 = 1;
+    add(to, "numgen", |m| {
+        number(m, DREG, into.0);
+        number(m, MODULUS, modulus);
+        number(m, TYPE, RANDOM);
+        number(m, OFFSET, offset);
+    });
+}
+
+fn translate(to: &mut Message, family: u8, address: Register, port: Register) {
+    const TYPE: u16 = 1;
+    const FAMILY: u16 = 2;
+    const ADDRESS_MIN: u16 = 3;
+    const ADDRESS_MAX: u16 = 4;
+    const PORT_MIN: u16 = 5;
+    const PORT_MAX: u16 = 6;
+    const DESTINATION: u32 = 1;
+    add(to, "nat", |m| {
+        number(m, TYPE, DESTINATION);
+        number(m, FAMILY, family.into());
+        number(m, ADDRESS_MIN, address.0);
+        number(m, ADDRESS_MAX, address.0);
+        number(m, PORT_MIN, port.0);
+        number(m, PORT_MAX, port.0);
+    });
+}
+
 fn update(to: &mut Message, map: &str, (key, data): (Register, Register), seconds: u32) {
     const SET: u16 = 1;
     const OP: u16 = 3;
@@ -259,13 +394,13 @@ mod tests {
 
     #[test]
     fn a_rule_is_read_in_its_very_words_alone() {
-        let read = Remember::parse("c", RULE).unwrap();
-        let expected = Remember {
+        let read = Known::parse("c", RULE).unwrap();
+        let expected = Known::Remember(Remember {
             protocol: ("tcp", 6),
             services: "affinity-600s-6",
             clients: "affinity6",
             seconds: 600,
-        };
+        });
         assert_eq!(read, expected);
         for (from, to) in [
             ("tcp", "icmp"),
@@ -286,18 +421,46 @@ mod tests {
         ] {
             let wrong = RULE.replacen(from, to, 1);
             assert_ne!(wrong, RULE);
-            let error = Remember::parse("c", &wrong).unwrap_err();
+            let error = Known::parse("c", &wrong).unwrap_err();
             assert!(matches!(error, Error::NftRule { .. }), "{wrong}: {error}");
         }
         for end in 0..RULE.len() {
-            assert!(Remember::parse("c", &RULE[..end]).is_err(), "{end}");
+            assert!(Known::parse("c", &RULE[..end]).is_err(), "{end}");
         }
-        assert!(Remember::parse("c d", RULE).is_err());
+        assert!(Known::parse("c d", RULE).is_err());
+    }
+
+    const DRAW: &str =
+        "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 offset 196608 map @endpoints4";
+    const STAY: &str = "dnat ip6 to ip6 daddr . meta l4proto . th dport . ip6 saddr map @affinity6";
+
+    #[test]
+    fn translations_are_read_in_their_very_words_alone() {
+        let by = By::Chance { modulus: 3, offset: 196_608 };
+        let draw = Translate { v4: true, by, map: "endpoints4" };
+        assert_eq!(Known::parse("c", DRAW).unwrap(), Known::Translate(draw));
+        let stay = Translate { v4: false, by: By::Client, map: "affinity6" };
+        assert_eq!(Known::parse("c", STAY).unwrap(), Known::Translate(stay));
+        for (from, to) in [
+            ("dnat ip to", "dnat ip6 to"),
+            ("dnat ip to", "snat ip to"),
+            ("mod 3", "mod 0"),
+            ("mod 3", "mod 03"),
+            ("offset 196608 ", ""),
+            ("random", "inc"),
+            ("th dport", "tcp dport"),
+            ("@endpoints4", "@a b"),
+            ("@endpoints4", "{ 1 : 2 }"),
+        ] {
+            let wrong = DRAW.replacen(from, to, 1);
+            assert_ne!(wrong, DRAW);
+            assert!(matches!(Known::parse("c", &wrong), Err(Error::NftRule { .. })), "{wrong}");
+        }
     }
 
     #[test]
     fn only_what_nft_cannot_read_needs_netlink() {
-        assert!(needs_netlink(RULE));
+        assert!(needs_netlink(RULE) && needs_netlink(DRAW) && needs_netlink(STAY));
         for long in [
             "update @m { ip6 daddr . tcp dport timeout 5s : tcp dport }",
             "update @m { tcp dport : ip6 saddr . tcp dport }",
@@ -317,7 +480,6 @@ mod tests {
             "update @s { ip6 daddr . tcp dport timeout 5s }",
             "update @m { ct original ip daddr . meta l4proto . ip saddr timeout 5s : ip daddr . tcp dport }",
             "ip6 daddr . tcp dport @s update @m { ip saddr : ip daddr }",
-            "dnat ip6 to ip6 daddr . meta l4proto . th dport . ip6 saddr map @affinity6",
             "update @m { ip saddr : ip daddr } ip6 daddr . tcp dport @s accept",
             "counter comment \"a rule to update @m { tcp dport : ip6 saddr . tcp dport }\"",
         ] {

@@ -79,21 +79,17 @@ pub(crate) fn load(text: &str) {
     run(&format!("nft -f {}", file.path().display()));
 }
 
-/// The rules of a chain as nft prints them, in the caller's network namespace. Rules of desired objects must be in
-/// these very words, or a plan would never be empty.
-pub(crate) fn nft_canonical(chain: &homelab_model::NftChain) -> Vec<String> {
-    use homelab_model::{Change, Module, NftTable, NodeObject, Spec};
-    let object = |spec| NodeObject { module: Module::Vtep, spec };
-    let table = Change::Create { after: object(Spec::NftTable(NftTable { name: chain.table.clone() })) };
-    let create = Change::Create { after: object(Spec::NftChain(chain.clone())) };
-    let script = homelab_linux::nft::script(&[&table, &create], None).unwrap();
+/// Tables and chains of `objects` as nft prints them, in the caller's network namespace. Desired objects must be in these
+/// very words, or a plan would never be empty.
+pub(crate) fn nft_canonical(objects: &[homelab_model::NodeObject]) -> homelab_linux::nft::Tables {
+    use homelab_linux::nft::{Tables, parse_tables, rules, script};
+    let changes: Vec<_> =
+        objects.iter().map(|object| homelab_model::Change::Create { after: object.clone() }).collect();
+    let script = script(&changes.iter().collect::<Vec<_>>(), &Tables::new()).unwrap();
     load(&script.text);
-    assert_eq!(
-        script.by_netlink,
-        [],
-        "rules that only netlink can carry are tested with the proxy's ruleset"
-    );
-    let listing = run(&format!("nft --stateless --numeric list table inet {}", chain.table));
-    run(&format!("nft delete table inet {}", chain.table));
-    homelab_linux::nft::parse_table(&listing).unwrap().remove(0).rules
+    let mut socket = homelab_linux::netlink::Socket::netfilter().unwrap();
+    for (table, rules) in &script.by_netlink {
+        rules::append(&mut socket, table, rules).unwrap();
+    }
+    parse_tables(&run("nft --stateless --numeric list ruleset")).unwrap()
 }

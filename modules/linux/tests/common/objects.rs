@@ -27,13 +27,16 @@ pub(crate) fn spec(peers: usize) -> NodeSpec {
                 )
             })
             .collect(),
+        services: vec![fixtures::service("web", 80), fixtures::service("dns", 53)],
         ..spec
     }
 }
 
-/// What the tunnel and the plugin want of that node.
+/// What the tunnel, the plugin and the proxy want of that node.
 pub(crate) fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
     let mut objects = homelab_vtep::objects(spec);
     objects.extend(homelab_cni::objects(spec));
+    objects.extend(homelab_proxy::foundation(spec));
+    objects.extend(homelab_proxy::services(spec));
     objects
 }

@@ -8,7 +8,8 @@ use homelab_model::{Binary, Change, Content, File, Module, NodeObject, Object, S
 
 use super::run;
 
-const KINDS: Kinds = Kinds { links: false, nft: false, sysctls: true, files: true, units: false };
+const KINDS: Kinds =
+    Kinds { links: false, nft: false, services: false, sysctls: true, files: true, units: false };
 
 /// A root directory and some sysctls.
 pub(crate) struct Place {

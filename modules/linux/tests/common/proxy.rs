@@ -9,6 +9,9 @@ use homelab_proxy::{Elements, NodeView, text};
 
 use super::{load, run};
 
+/// Name of the table in tests.
+pub(crate) const TABLE: &str = "homelab";
+
 /// Loads the ruleset and more text for nft, in the caller's network namespace: the way of a node, nft first and then
 /// netlink.
 pub(crate) fn load_ruleset(view: &NodeView, more: &str) {

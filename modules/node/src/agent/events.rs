@@ -8,8 +8,9 @@ use homelab_model::Spec;
 use tokio::sync::mpsc;
 
 pub(super) const NOTHING: Kinds =
-    Kinds { links: false, nft: false, sysctls: false, files: false, units: false };
+    Kinds { links: false, nft: false, services: false, sysctls: false, files: false, units: false };
 pub(super) const FILES: Kinds = Kinds { sysctls: true, files: true, ..NOTHING };
+pub(super) const SERVICES: Kinds = Kinds { services: true, ..NOTHING };
 /// Units are the laptop's business.
 pub(super) const EVERYTHING: Kinds = Kinds { units: false, ..Kinds::ALL };
 
@@ -17,6 +18,7 @@ pub(super) fn union(a: Kinds, b: Kinds) -> Kinds {
     Kinds {
         links: a.links || b.links,
         nft: a.nft || b.nft,
+        services: a.services || b.services,
         sysctls: a.sysctls || b.sysctls,
         files: a.files || b.files,
         units: a.units || b.units,
@@ -25,11 +27,13 @@ pub(super) fn union(a: Kinds, b: Kinds) -> Kinds {
 
 pub(super) fn kinds_of_events(happened: Happened) -> Kinds {
     if happened.overflow {
-        return Kinds::KERNEL;
+        return Kinds { services: true, ..Kinds::KERNEL };
     }
     let links = happened.links || happened.addresses || happened.routes || happened.neighbours;
     // A link that was made anew has the kernel's own parameters.
-    Kinds { links, nft: happened.nft, sysctls: links || happened.sysctls, ..NOTHING }
+    // A set that is made anew is empty.
+    let services = happened.services || happened.nft;
+    Kinds { links, nft: happened.nft, services, sysctls: links || happened.sysctls, ..NOTHING }
 }
 
 pub(super) fn among(kinds: Kinds, spec: &Spec) -> bool {
@@ -38,14 +42,23 @@ pub(super) fn among(kinds: Kinds, spec: &Spec) -> bool {
         Spec::Sysctl(_) => kinds.sysctls,
         Spec::Link(_) | Spec::Address(_) | Spec::Neighbour(_) | Spec::Fdb(_) | Spec::Route(_) => kinds.links,
         Spec::NftTable(_) | Spec::NftChain(_) => kinds.nft,
+        Spec::Service(_) => kinds.services,
         Spec::Unit(_) => kinds.units,
     }
 }
 
-/// Passes events on from a thread of their own. `watched` are the indices of our links: neighbours of other links
-/// come and go all the time and are none of our business.
+/// What events are about.
+#[derive(Default)]
+pub(super) struct Watched {
+    /// Indices of our links: neighbours of other links come and go all the time and are none of our business.
+    pub(super) links: Vec<u32>,
+    /// The port whose changes of services are the agent's own.
+    pub(super) own: u32,
+}
+
+/// Passes events on from a thread of their own.
 pub(super) fn listen(
-    watched: Arc<Mutex<Vec<u32>>>,
+    watched: Arc<Mutex<Watched>>,
 ) -> Result<mpsc::Receiver<std::io::Result<Happened>>, String> {
     let mut events = Events::open().map_err(|e| format!("netlink events: {e}"))?;
     let (sender, receiver) = mpsc::channel(4);
@@ -53,7 +66,8 @@ pub(super) fn listen(
         loop {
             let happened = events.wait().and_then(|()| {
                 if let Ok(watched) = watched.lock() {
-                    events.watch_neighbours_of(watched.iter().copied());
+                    events.watch_neighbours_of(watched.links.iter().copied());
+                    events.ignore_services_of(watched.own);
                 }
                 events.drain()
             });

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use homelab_model::{Content, File, KeyRing, Module, NodeObject, NodeSpec, PeerSpec, Spec, VtepSpec, ours};
+use homelab_model::{
+    Content, File, KeyRing, Module, NodeObject, NodeSpec, PeerSpec, ProxySpec, Spec, VtepSpec, ours,
+};
 
 /// Digest of the n-th version of our binary.
 pub(crate) fn digest(version: u8) -> String {
@@ -42,7 +44,19 @@ pub(crate) fn spec(version: u8, vni: u32, peers: u8) -> NodeSpec {
         binary_sha256: digest(version),
         ipv6_disabled: false,
         router_advertisements: Vec::new(),
+        proxy: ProxySpec::default(),
         peers: (1..=peers).map(peer).collect(),
+        // One endpoint on each peer.
+        services: vec![
+            serde_json::from_value(serde_json::json!({
+                "namespace": "default", "name": "web", "clusterIPs": ["10.96.0.80"],
+                "ports": [{ "port": 80 }],
+                "endpoints": (1..=peers)
+                    .map(|n| serde_json::json!({ "address": format!("10.244.{n}.2"), "ports": { "": 8080 } }))
+                    .collect::<Vec<_>>(),
+            }))
+            .expect("a service"),
+        ],
     }
 }
 

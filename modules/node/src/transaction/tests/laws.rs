@@ -77,7 +77,7 @@ fn objects(choices: &[u8], strange: bool) -> Vec<NodeObject> {
     let table = "homelab".to_owned();
     let (chains, forward) = ([next(), next()], next());
     if chains.iter().any(|c| *c > 0) {
-        specs.push(Spec::NftTable(NftTable { name: table.clone() }));
+        specs.push(Spec::NftTable(NftTable { name: table.clone(), sets: Vec::new() }));
     }
     for (n, rule) in chains.into_iter().enumerate().filter(|(_, c)| *c > 0) {
         let (name, rules) = (format!("chain{n}"), vec![format!("rule {rule}")]);
