@@ -5,6 +5,8 @@
 //! is invisible to the next, so one mistake makes one problem. Pure: no files, no clock, no environment.
 
 mod check;
+mod documents;
+mod manifests;
 mod merge;
 mod problem;
 mod raw;
@@ -16,6 +18,8 @@ mod yaml;
 
 use homelab_model::Cluster;
 
+pub use documents::MAX_MANIFEST_BYTES;
+pub use manifests::{ManifestDefaults, Manifests, manifests};
 pub use problem::{Diagnostics, Label, Problem, Severity};
 pub use schema::{schema, schema_text};
 pub use yaml::MAX_BYTES;

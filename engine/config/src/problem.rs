@@ -279,11 +279,11 @@ pub(crate) fn finish(sources: &[Source], faults: Vec<Fault>) -> Vec<Problem> {
     let texts: Vec<Arc<Text>> =
         sources.iter().map(|s| Arc::new(Text { name: s.name.clone(), text: s.text.clone() })).collect();
     let nowhere = Arc::new(Text { name: "homelab.yaml".into(), text: String::new() });
-    let hidden = faults.len().saturating_sub(MAX_PROBLEMS);
-    faults.truncate(MAX_PROBLEMS);
-    if let Some(last) = faults.last().filter(|_| hidden > 0) {
-        let message = format!("{hidden} more problems are not shown");
-        faults.push(Fault::new("more", last.span, message).help("mend these first"));
+    let hidden = faults.split_off(faults.len().min(MAX_PROBLEMS));
+    if let (Some(last), Some(severity)) = (faults.last(), hidden.iter().map(|f| f.severity).min()) {
+        let message = format!("{} more problems are not shown", hidden.len());
+        let more = Fault { severity, ..Fault::new("more", last.span, message) };
+        faults.push(more.help("mend these first"));
     }
     faults.into_iter().map(|f| join(sources, texts.get(f.span.source).unwrap_or(&nowhere), f)).collect()
 }
@@ -415,5 +415,10 @@ mod tests {
         let problems = finish(&[source], faults);
         assert_eq!(problems.len(), 101);
         assert_eq!(problems[100].message, "50 more problems are not shown");
+        assert_eq!(problems[100].severity, Severity::Error);
+        let warnings = (0..150)
+            .map(|n| Fault::new("x", Span { source: 0, start: n, length: 1 }, "m").warning())
+            .collect();
+        assert!(finish(&[], warnings).iter().all(|p| p.severity == Severity::Warning));
     }
 }

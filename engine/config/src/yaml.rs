@@ -2,7 +2,7 @@
 //!
 //! YAML 1.2 core schema: `yes`, `on` and `1:30` are text, `0x1f` and `0o17` are numbers. Anchors, aliases and merge
 //! keys (`<<`) are resolved; size, depth and expansion are bounded. A key that stands twice, a number with a leading
-//! zero, a tag and a second document are errors.
+//! zero, a tag and a second document are errors. Files of several documents: [`crate::documents`].
 
 use std::collections::HashMap;
 
@@ -22,6 +22,15 @@ const MAX_WEIGHT: usize = 8 << 20;
 const NODE_WEIGHT: usize = 32;
 /// No more problems than this are listed for one file.
 pub(crate) const MAX_FAULTS: usize = 100;
+
+/// What bounds a tree.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Deepest nesting.
+    pub(crate) depth: usize,
+    /// Memory that is left, as [`MAX_WEIGHT`] counts it.
+    pub(crate) weight: usize,
+}
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
@@ -72,6 +81,21 @@ impl Node {
         }
     }
 
+    /// Moves the places of the whole tree.
+    pub(crate) fn shift(&mut self, by: usize) {
+        self.span.start += by;
+        match &mut self.value {
+            Value::List(items) => items.iter_mut().for_each(|i| i.shift(by)),
+            Value::Map(entries) => {
+                for entry in entries {
+                    entry.key_span.start += by;
+                    entry.value.shift(by);
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn weight(&self) -> usize {
         NODE_WEIGHT
             + match &self.value {
@@ -95,30 +119,38 @@ pub(crate) fn parse(source: usize, text: &str, faults: &mut Vec<Fault>) -> Optio
         );
         return None;
     }
+    let mut bounds = Bounds { depth: MAX_DEPTH, weight: MAX_WEIGHT };
+    let (node, mut found) = document(source, text, &mut bounds);
+    faults.append(&mut found);
+    node
+}
+
+/// Reads the one document of a text. None: there is no tree, and the last fault says why.
+pub(crate) fn document(source: usize, text: &str, bounds: &mut Bounds) -> (Option<Node>, Vec<Fault>) {
     let mut options = Options::default();
     options.emit_comments = false;
     // More than ours, so that ours speaks first.
-    options.flow_nesting_limit = MAX_DEPTH + 8;
-    options.block_nesting_limit = MAX_DEPTH + 8;
+    options.flow_nesting_limit = bounds.depth + 8;
+    options.block_nesting_limit = bounds.depth + 8;
     let mut builder = Builder {
         parser: Parser::new_from_str_with_options(text, options),
         source,
         text,
         anchors: HashMap::new(),
-        budget: MAX_WEIGHT,
+        budget: bounds.weight,
+        depth: bounds.depth,
         open: Vec::new(),
         tag_span: None,
         faults: Vec::new(),
     };
     let result = builder.document();
-    let mut found = builder.faults;
-    found.truncate(MAX_FAULTS);
-    faults.append(&mut found);
+    bounds.weight = builder.budget;
+    let mut faults = builder.faults;
     match result {
-        Ok(node) => Some(node),
+        Ok(node) => (Some(node), faults),
         Err(fault) => {
             faults.push(*fault);
-            None
+            (None, faults)
         }
     }
 }
@@ -129,6 +161,7 @@ struct Builder<'a> {
     text: &'a str,
     anchors: HashMap<usize, (Node, usize)>,
     budget: usize,
+    depth: usize,
     /// Where the open brackets and braces are.
     open: Vec<Span>,
     /// The tag of the newest event.
@@ -184,6 +217,13 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// A fault that leaves a tree.
+    fn blame(&mut self, fault: Fault) {
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(fault);
+        }
+    }
+
     fn spend(&mut self, weight: usize, span: Span) -> Read<()> {
         match self.budget.checked_sub(weight) {
             Some(left) => {
@@ -198,11 +238,11 @@ impl<'a> Builder<'a> {
     }
 
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Read<Node> {
-        if depth > MAX_DEPTH {
+        if depth > self.depth {
             return Err(Box::new(Fault::new(
                 "too-deep",
                 span,
-                format!("nested deeper than {MAX_DEPTH} levels"),
+                format!("nested deeper than {} levels", self.depth),
             )));
         }
         self.spend(NODE_WEIGHT, span)?;
@@ -286,7 +326,7 @@ impl<'a> Builder<'a> {
                 }
                 other => {
                     let span = self.node(other, key_span, depth + 1)?.span;
-                    self.faults.push(
+                    self.blame(
                         Fault::new("key", span, "a key must be plain text")
                             .help("braces that are part of a text need quotes; templates are not expanded"),
                     );
@@ -300,7 +340,7 @@ impl<'a> Builder<'a> {
             if plain && key == "<<" {
                 self.merge_key(value, &mut merged);
             } else if let Some(&first) = seen.get(&key) {
-                self.faults.push(
+                self.blame(
                     Fault::new("duplicate-key", key_span, format!("the key `{key}` stands twice"))
                         .label("again here")
                         .also(first, "first here")
@@ -329,7 +369,7 @@ impl<'a> Builder<'a> {
                     self.merge_key(item, merged);
                 }
             }
-            _ => self.faults.push(
+            _ => self.blame(
                 Fault::new("merge-key", value.span, "`<<` needs a block of keys or a list of them")
                     .help("write `<<: *name`, where `&name` marks a block of keys"),
             ),
@@ -338,7 +378,7 @@ impl<'a> Builder<'a> {
 
     fn tag(&mut self, tag: String, span: Span) {
         let span = self.tag_span.unwrap_or(span);
-        self.faults.push(
+        self.blame(
             Fault::new("tag", span, format!("the YAML tag `{tag}` is not supported"))
                 .help("write the value itself; only `!!str` is understood"),
         );
@@ -368,7 +408,7 @@ impl<'a> Builder<'a> {
         if all(digits, char::is_ascii_digit) {
             if digits.len() > 1 && digits.starts_with('0') {
                 let decimal = digits.trim_start_matches('0');
-                self.faults.push(
+                self.blame(
                     Fault::new("leading-zero", span, format!("`{text}` begins with a zero"))
                         .label("decimal or octal?")
                         .help(format!(
