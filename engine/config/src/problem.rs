@@ -268,6 +268,8 @@ impl Fault {
 
 /// More problems than this are counted only.
 pub(crate) const MAX_PROBLEMS: usize = 100;
+/// Places that are more lines apart are named, not shown: everything between them would be shown too.
+const MAX_APART: usize = 20;
 /// Longer lines are not shown.
 const MAX_LINE: usize = 2000;
 
@@ -297,7 +299,9 @@ fn join(sources: &[Source], named: &Arc<Text>, fault: Fault) -> Problem {
     for (span, words) in fault.more {
         let Some(other) = sources.get(span.source) else { continue };
         let (offset, length) = fit(&other.text, span);
-        if span.source == fault.span.source && !crowded(&other.text, offset) {
+        let near =
+            span.source == fault.span.source && place(&other.text, offset).0.abs_diff(line) <= MAX_APART;
+        if near && !crowded(&other.text, offset) {
             labels.push(Label { offset, length, text: words });
         } else {
             let (line, column) = place(&other.text, offset);
@@ -405,6 +409,17 @@ mod tests {
         let problem = problem("f", &text, Fault::new("x", Span { source: 0, start: 4000, length: 1 }, "m"));
         assert!(problem.source_code().is_none());
         assert_eq!(problem.help.as_deref(), Some("at f:1:4001"));
+    }
+
+    #[test]
+    fn a_second_place_far_away_is_named() {
+        let text = "x\n".repeat(50);
+        for (line, labels, help) in [(20, 1, None), (21, 0, Some("f:22:1: first here"))] {
+            let fault = Fault::new("x", Span { source: 0, start: 0, length: 1 }, "m")
+                .also(Span { source: 0, start: line * 2, length: 1 }, "first here");
+            let problem = problem("f", &text, fault);
+            assert_eq!((problem.labels.len(), problem.help.as_deref()), (labels, help));
+        }
     }
 
     #[test]

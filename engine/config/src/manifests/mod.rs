@@ -22,7 +22,7 @@ use crate::documents::{self, Document};
 use crate::problem::{self, Fault, Problem, Span};
 use crate::yaml::{Node, Value};
 
-use reader::{At, Reader, place};
+use reader::{At, Reader, absent, lacks, place};
 use service::Outcome;
 use slice::Group;
 
@@ -363,9 +363,12 @@ impl Reading<'_> {
             declared.service.endpoints = join::join(&declared.service.ports, groups);
             for (port, span) in declared.service.ports.iter().zip(&read.ports) {
                 if some && !declared.service.endpoints.iter().any(|e| e.ports.contains_key(&port.name)) {
-                    let what = if port.name.is_empty() { "no name".into() } else { format!("the name `{}`", port.name) };
                     let message = format!("port {} of {title} has no endpoints", port.port);
-                    let help = format!("none of its endpoints has a {} port with {what}", port.protocol.as_str().to_uppercase());
+                    let protocol = port.protocol.as_str().to_uppercase();
+                    let help = match port.name.as_str() {
+                        "" => format!("none of them has a {protocol} port without a name"),
+                        name => format!("none of them has a {protocol} port named `{name}`"),
+                    };
                     faults.push(Fault::new("no-endpoints", *span, message).warning().help(help));
                 }
             }
@@ -400,9 +403,8 @@ fn title(kind: &str, node: &Node) -> String {
 }
 
 fn meta<'a>(kind: Kind, node: &'a Node, r: &mut Reader) -> Option<Meta<'a>> {
-    let before = r.faults.len();
     let Some(metadata) = r.map(node, "metadata") else {
-        if r.faults.len() == before {
+        if absent(node, "metadata") {
             r.refuse("missing-key", place(node, "metadata"), "it has no `metadata`");
         }
         return None;
@@ -419,7 +421,7 @@ fn meta<'a>(kind: Kind, node: &'a Node, r: &mut Reader) -> Option<Meta<'a>> {
             .map(|t| At { value: t.value.trim_end_matches('-'), span: t.span });
     }
     let Some(text) = text else {
-        if r.faults.len() == before {
+        if lacks(metadata, "name") {
             r.refuse("missing-key", place(metadata, "name"), "it has no `metadata.name`");
         }
         return None;

@@ -262,13 +262,14 @@ impl Reader {
     }
 }
 
-/// Whether a node is as good as missing, where Kubernetes cannot tell empty from missing.
-pub(super) fn is_empty(node: &Node) -> bool {
-    match &node.value {
-        Value::Null => true,
-        Value::Text(text) => text.is_empty(),
-        _ => false,
-    }
+/// Whether a field is missing.
+pub(super) fn absent(parent: &Node, key: &str) -> bool {
+    parent.get(key).is_none_or(|e| e.value.value == Value::Null)
+}
+
+/// Whether a field is missing or empty, where Kubernetes cannot tell one from the other.
+pub(super) fn lacks(parent: &Node, key: &str) -> bool {
+    absent(parent, key) || parent.get(key).is_some_and(|e| e.value.value == Value::Text(String::new()))
 }
 
 /// The place where a missing field is told: the nearest thing that is there.

@@ -13,7 +13,7 @@ use crate::problem::Span;
 use crate::yaml::{Node, Value};
 
 use super::families::{self, FamilyPolicy};
-use super::reader::{At, Reader, is_empty, place};
+use super::reader::{At, Reader, absent, lacks, place};
 use super::{ManifestDefaults, Meta, values};
 
 /// Sources of a load balancer's addresses, before there was a field for them.
@@ -67,7 +67,7 @@ pub(super) fn service(
     r: &mut Reader,
 ) -> Outcome {
     let Some(spec) = r.map(object, "spec") else {
-        if object.get("spec").is_none_or(|e| e.value.value == Value::Null) {
+        if absent(object, "spec") {
             r.refuse("missing-key", place(object, "spec"), "it has no `spec`");
         }
         return Outcome::Refused;
@@ -200,7 +200,7 @@ fn ports(
     let (mut ports, mut spans) = (Vec::new(), Vec::new());
     for item in &items {
         let name = r.word(item, "name");
-        if name.is_none() && items.len() > 1 && item.get("name").is_none_or(|e| is_empty(&e.value)) {
+        if name.is_none() && items.len() > 1 && lacks(item, "name") {
             r.refuse("port-name", place(item, "name"), "a port needs a `name` where a service has several");
         }
         let name = name.and_then(|n| r.parse(n, values::label));
@@ -219,7 +219,7 @@ fn ports(
             r.refuse("service-type", span, "a ClusterIP service has no `nodePort`").help =
                 "write `type: NodePort` or `type: LoadBalancer`, or take it away".into();
         }
-        let missing = item.get("port").is_none_or(|e| e.value.value == Value::Null);
+        let missing = absent(item, "port");
         if missing {
             r.refuse("missing-key", place(item, "port"), "a port has no `port`");
         }

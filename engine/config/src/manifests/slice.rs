@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use homelab_model::service::{Endpoint, Protocol};
 
 use crate::problem::Span;
-use crate::yaml::{Node, Value};
+use crate::yaml::Node;
 
-use super::reader::{At, Reader, is_empty, place};
+use super::reader::{At, Reader, absent, lacks, place};
 use super::service::{PROTOCOLS, twice};
 use super::{ManifestDefaults, values};
 
@@ -48,7 +48,7 @@ pub(super) fn slice(object: &Node, defaults: &ManifestDefaults, r: &mut Reader) 
             kind.and_then(|k| k.value)
         }
         None => {
-            if object.get("addressType").is_none_or(|e| is_empty(&e.value)) {
+            if lacks(object, "addressType") {
                 let span = place(object, "addressType");
                 r.refuse("missing-key", span, "it has no `addressType`").help =
                     "write `IPv4` or `IPv6`".into();
@@ -121,7 +121,7 @@ fn hint(hints: &Node, key: &str, name: fn(&str) -> values::Parsed<String>, r: &m
     let mut names = Vec::new();
     for item in items {
         let Some(text) = r.word(item, "name") else {
-            if item.get("name").is_none_or(|e| is_empty(&e.value)) {
+            if lacks(item, "name") {
                 r.refuse("missing-key", place(item, "name"), format!("one of `{key}` has no `name`"));
             }
             continue;
@@ -153,7 +153,7 @@ fn ports(object: &Node, r: &mut Reader) -> Vec<SlicePort> {
                 name => format!("two ports are named `{name}`"),
             });
         }
-        if item.get("port").is_none_or(|e| e.value.value == Value::Null) {
+        if absent(item, "port") {
             let why = "a port has no number, which means every port; a proxy cannot serve that";
             r.refuse("missing-key", place(item, "port"), why).help = "write its `port`".into();
         }
@@ -192,11 +192,11 @@ fn group(subset: &Node, defaults: &ManifestDefaults, r: &mut Reader) -> Group {
     let mut ports = Vec::new();
     for item in &items {
         let text = r.word(item, "name");
-        if text.is_none() && items.len() > 1 && item.get("name").is_none_or(|e| is_empty(&e.value)) {
+        if text.is_none() && items.len() > 1 && lacks(item, "name") {
             r.refuse("port-name", place(item, "name"), "a port needs a `name` where there are several");
         }
         let name = text.and_then(|n| r.parse(n, values::label)).map(|n| n.value).unwrap_or_default();
-        if item.get("port").is_none_or(|e| e.value.value == Value::Null) {
+        if absent(item, "port") {
             r.refuse("missing-key", place(item, "port"), "a port has no `port`");
         }
         ports.extend(port(item, name, r));
@@ -210,7 +210,7 @@ fn address(item: &Node, ready: bool, defaults: &ManifestDefaults, r: &mut Reader
         r.parse(text, values::label);
     }
     let Some(text) = r.word(item, "ip") else {
-        if item.get("ip").is_none_or(|e| is_empty(&e.value)) {
+        if lacks(item, "ip") {
             r.refuse("missing-key", place(item, "ip"), "an address has no `ip`");
         }
         return None;
