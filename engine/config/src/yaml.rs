@@ -10,6 +10,8 @@ use granit_parser::{Event, Options, Parser, ScalarStyle, StrInput, StructureStyl
 use serde_json::Number;
 
 use crate::problem::{Fault, Span};
+use crate::tree::NODE_WEIGHT;
+pub(crate) use crate::tree::{Entry, Node, Value};
 use crate::words;
 
 /// Largest file, bytes.
@@ -18,8 +20,6 @@ pub const MAX_BYTES: usize = 1 << 20;
 pub(crate) const MAX_DEPTH: usize = 24;
 /// Most memory of a tree, bytes: so much for each value and its text, each use of an anchor counted.
 const MAX_WEIGHT: usize = 8 << 20;
-/// What a value weighs beside its text.
-const NODE_WEIGHT: usize = 32;
 /// No more problems than this are listed for one file.
 pub(crate) const MAX_FAULTS: usize = 100;
 
@@ -30,83 +30,6 @@ pub(crate) struct Bounds {
     pub(crate) depth: usize,
     /// Memory that is left, as [`MAX_WEIGHT`] counts it.
     pub(crate) weight: usize,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
-    Null,
-    Bool(bool),
-    Number(Number),
-    Text(String),
-    List(Vec<Node>),
-    Map(Vec<Entry>),
-    /// Something that has made a problem already; later steps leave it out.
-    Bad,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Node {
-    pub(crate) value: Value,
-    pub(crate) span: Span,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Entry {
-    pub(crate) key: String,
-    pub(crate) key_span: Span,
-    pub(crate) value: Node,
-}
-
-impl Node {
-    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
-        match &self.value {
-            Value::Map(entries) => entries.iter().find(|e| e.key == key),
-            _ => None,
-        }
-    }
-
-    /// For the schema: what is null or bad is left out of maps.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
-        match &self.value {
-            Value::Null | Value::Bad => serde_json::Value::Null,
-            Value::Bool(b) => (*b).into(),
-            Value::Number(n) => n.clone().into(),
-            Value::Text(t) => t.clone().into(),
-            Value::List(items) => items.iter().map(Node::to_json).collect(),
-            Value::Map(entries) => entries
-                .iter()
-                .filter(|e| !matches!(e.value.value, Value::Null | Value::Bad))
-                .map(|e| (e.key.clone(), e.value.to_json()))
-                .collect(),
-        }
-    }
-
-    /// Moves the places of the whole tree.
-    pub(crate) fn shift(&mut self, by: usize) {
-        self.span.start += by;
-        match &mut self.value {
-            Value::List(items) => items.iter_mut().for_each(|i| i.shift(by)),
-            Value::Map(entries) => {
-                for entry in entries {
-                    entry.key_span.start += by;
-                    entry.value.shift(by);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn weight(&self) -> usize {
-        NODE_WEIGHT
-            + match &self.value {
-                Value::Text(text) => text.len(),
-                Value::List(items) => items.iter().map(Node::weight).sum(),
-                Value::Map(entries) => {
-                    entries.iter().map(|e| NODE_WEIGHT + e.key.len() + e.value.weight()).sum()
-                }
-                _ => 0,
-            }
-    }
 }
 
 /// Reads one file. None: there is no tree, and the faults say why.

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "golden files")]
 
+#[path = "manifests/anything.rs"]
+mod anything;
 #[path = "manifests/one_field.rs"]
 mod one_field;
 

@@ -15,11 +15,11 @@ use super::values;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FamilyPolicy {
     /// One family, also where nothing is written.
-    SingleStack,
+    Single,
     /// Two where the cluster has two.
-    PreferDualStack,
+    Prefer,
     /// Two, or none.
-    RequireDualStack,
+    Require,
 }
 
 fn of(ip: IpAddr) -> Family {
@@ -130,8 +130,8 @@ pub(super) fn resolve(
         }
     }
     let mut families: Vec<Family> = wanted.iter().map(|f| f.value).collect();
-    match policy.map_or(FamilyPolicy::SingleStack, |p| p.value) {
-        FamilyPolicy::SingleStack => {
+    match policy.map_or(FamilyPolicy::Single, |p| p.value) {
+        FamilyPolicy::Single => {
             if let Some(second) = wanted.get(1) {
                 let why = "two families need `ipFamilyPolicy: PreferDualStack` or `RequireDualStack`";
                 r.refuse("families", policy.map_or(second.span, |p| p.span), why);
@@ -146,7 +146,7 @@ pub(super) fn resolve(
                 families.push(first);
             }
             let both = here.contains(&Family::IPv4) && here.contains(&Family::IPv6);
-            let require = dual == FamilyPolicy::RequireDualStack;
+            let require = dual == FamilyPolicy::Require;
             if let (true, false, false, Some(policy)) = (require, both, here.is_empty(), policy) {
                 let why = format!("the cluster has only {} services", name(here[0]));
                 r.refuse("families", policy.span, why).help =

@@ -361,8 +361,10 @@ impl Reading<'_> {
             };
             let some = groups.iter().any(|g| !g.endpoints.is_empty());
             declared.service.endpoints = join::join(&declared.service.ports, groups);
+            let served: HashSet<&str> =
+                declared.service.endpoints.iter().flat_map(|e| e.ports.keys().map(String::as_str)).collect();
             for (port, span) in declared.service.ports.iter().zip(&read.ports) {
-                if some && !declared.service.endpoints.iter().any(|e| e.ports.contains_key(&port.name)) {
+                if some && !served.contains(port.name.as_str()) {
                     let message = format!("port {} of {title} has no endpoints", port.port);
                     let protocol = port.protocol.as_str().to_uppercase();
                     let help = match port.name.as_str() {

@@ -138,7 +138,8 @@ impl Reader {
         self.text(parent, key).filter(|t| !t.value.is_empty())
     }
 
-    fn is_text<'a>(&mut self, key: &str, node: &'a Node) -> Option<At<&'a str>> {
+    /// An item that must be a text.
+    pub(super) fn is_text<'a>(&mut self, key: &str, node: &'a Node) -> Option<At<&'a str>> {
         if let Value::Text(text) = &node.value {
             return Some(At { value: text, span: node.span });
         }

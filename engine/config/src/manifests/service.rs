@@ -277,9 +277,9 @@ fn families(spec: &Node, ips: &[At<IpAddr>], cidrs: &[IpNet], r: &mut Reader) ->
         listed.push(family);
     }
     let words = [
-        ("SingleStack", FamilyPolicy::SingleStack),
-        ("PreferDualStack", FamilyPolicy::PreferDualStack),
-        ("RequireDualStack", FamilyPolicy::RequireDualStack),
+        ("SingleStack", FamilyPolicy::Single),
+        ("PreferDualStack", FamilyPolicy::Prefer),
+        ("RequireDualStack", FamilyPolicy::Require),
     ];
     let policy = r.text(spec, "ipFamilyPolicy").and_then(|text| r.choice("ipFamilyPolicy", text, &words));
     if r.faults.len() > before {
@@ -331,7 +331,7 @@ fn source_ranges(spec: &Node, meta: &Meta<'_>, of_type: Option<Type>, r: &mut Re
 fn addresses(object: &Node, spec: &Node, r: &mut Reader) -> Vec<Ingress> {
     let wanted = r.word(spec, "loadBalancerIP").and_then(|text| r.parse(text, values::address));
     let status = r.map(object, "status").and_then(|status| r.map(status, "loadBalancer"));
-    let mut given: Vec<Ingress> = Vec::new();
+    let (mut seen, mut given) = (HashSet::new(), Vec::new());
     for item in status.map(|s| r.maps(s, "ingress")).unwrap_or_default() {
         let ip = r.word(item, "ip");
         let words = [("VIP", IpMode::Vip), ("Proxy", IpMode::Proxy)];
@@ -341,12 +341,12 @@ fn addresses(object: &Node, spec: &Node, r: &mut Reader) -> Vec<Ingress> {
         }
         let mode = mode.and_then(|text| r.choice("ipMode", text, &words));
         let Some(ip) = ip.and_then(|text| r.parse(text, values::address)) else { continue };
-        if !given.iter().any(|g| g.ip == ip.value) {
+        if seen.insert(ip.value) {
             given.push(Ingress { ip: ip.value, ip_mode: mode.map_or(IpMode::Vip, |m| m.value) });
         }
     }
     match wanted {
-        Some(At { value: ip, .. }) if !given.iter().any(|g| g.ip == ip) => {
+        Some(At { value: ip, .. }) if !seen.contains(&ip) => {
             vec![Ingress { ip, ip_mode: IpMode::Vip }]
         }
         _ => given,
@@ -385,8 +385,8 @@ fn health_check(spec: &Node, of_type: Option<Type>, policy: Policy, r: &mut Read
 fn selector(spec: &Node, r: &mut Reader) -> bool {
     let Some(node) = r.map(spec, "selector") else { return false };
     let Value::Map(entries) = &node.value else { return false };
-    for entry in entries {
-        r.text(node, &entry.key);
+    for entry in entries.iter().filter(|e| e.value.value != Value::Null) {
+        r.is_text(&entry.key, &entry.value);
     }
     !entries.is_empty()
 }

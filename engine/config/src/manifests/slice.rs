@@ -98,7 +98,7 @@ fn endpoint(item: &Node, v4: Option<bool>, defaults: &ManifestDefaults, r: &mut 
     let serving = condition("serving").unwrap_or(ready);
     let terminating = condition("terminating").unwrap_or(false);
     let node = r.text(item, "nodeName").and_then(|text| r.parse(text, values::subdomain)).map(|n| n.value);
-    let zone = r.text(item, "zone").and_then(|text| r.parse(text, values::label_value)).map(|z| z.value);
+    let zone = r.word(item, "zone").and_then(|text| r.parse(text, values::label_value)).map(|z| z.value);
     if let Some(text) = r.text(item, "hostname") {
         r.parse(text, values::label);
     }

@@ -4,7 +4,7 @@ use homelab_config::{Manifests, Severity};
 
 use super::read;
 
-const GOOD: &str = r#"apiVersion: v1
+pub(crate) const GOOD: &str = r#"apiVersion: v1
 kind: Service
 metadata: {name: neighbour, namespace: shop}
 spec: {type: NodePort, clusterIP: 10.96.0.81, ports: [{port: 80, nodePort: 30081}]}
@@ -345,6 +345,23 @@ fn a_service_with_one_wrong_field_is_left_out_alone() {
 #[test]
 fn a_slice_with_one_wrong_field_is_left_out_alone() {
     check(SLICE, Some(0));
+}
+
+/// That a service is without endpoints because they were refused needs no word of its own.
+#[test]
+fn one_mistake_makes_one_problem() {
+    for (find, replace) in [
+        ("[10.244.1.5]", "[127.0.0.1]"),
+        ("addressType: IPv4\nports:\n  - {name: http", "addressType: FQDN\nports:\n  - {name: http"),
+    ] {
+        let found = read(&broken(find, replace));
+        assert_eq!(found.problems.len(), 1, "{:?}", found.problems);
+    }
+    // Nor that a slice belongs to a service that was refused.
+    for (find, replace) in [("port: 80\n", "port: 0\n"), ("type: LoadBalancer", "type: X")] {
+        let found = read(&broken(find, replace));
+        assert_eq!(found.problems.len(), 1, "{:?}", found.problems);
+    }
 }
 
 #[test]
