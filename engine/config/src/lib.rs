@@ -3,19 +3,26 @@
 //! The way of a file: YAML text -> tree in which every key and value knows its place -> files merged -> JSON Schema
 //! -> typed values -> checks of meaning -> [`Cluster`]. Every step collects all its problems; what one step refuses
 //! is invisible to the next, so one mistake makes one problem. Pure: no files, no clock, no environment.
+//!
+//! [`manifests()`] reads services from Kubernetes manifests, by the same tree and into the same kind of problems.
 
 mod check;
+mod documents;
+mod manifests;
 mod merge;
 mod problem;
 mod raw;
 mod schema;
 mod spanned;
+mod tree;
 mod violations;
 mod words;
 mod yaml;
 
 use homelab_model::Cluster;
 
+pub use documents::MAX_MANIFEST_BYTES;
+pub use manifests::{ManifestDefaults, Manifests, manifests};
 pub use problem::{Diagnostics, Label, Problem, Severity};
 pub use schema::{schema, schema_text};
 pub use yaml::MAX_BYTES;

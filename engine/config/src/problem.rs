@@ -268,6 +268,8 @@ impl Fault {
 
 /// More problems than this are counted only.
 pub(crate) const MAX_PROBLEMS: usize = 100;
+/// Places that are more lines apart are named, not shown: everything between them would be shown too.
+const MAX_APART: usize = 20;
 /// Longer lines are not shown.
 const MAX_LINE: usize = 2000;
 
@@ -279,11 +281,11 @@ pub(crate) fn finish(sources: &[Source], faults: Vec<Fault>) -> Vec<Problem> {
     let texts: Vec<Arc<Text>> =
         sources.iter().map(|s| Arc::new(Text { name: s.name.clone(), text: s.text.clone() })).collect();
     let nowhere = Arc::new(Text { name: "homelab.yaml".into(), text: String::new() });
-    let hidden = faults.len().saturating_sub(MAX_PROBLEMS);
-    faults.truncate(MAX_PROBLEMS);
-    if let Some(last) = faults.last().filter(|_| hidden > 0) {
-        let message = format!("{hidden} more problems are not shown");
-        faults.push(Fault::new("more", last.span, message).help("mend these first"));
+    let hidden = faults.split_off(faults.len().min(MAX_PROBLEMS));
+    if let (Some(last), Some(severity)) = (faults.last(), hidden.iter().map(|f| f.severity).min()) {
+        let message = format!("{} more problems are not shown", hidden.len());
+        let more = Fault { severity, ..Fault::new("more", last.span, message) };
+        faults.push(more.help("mend these first"));
     }
     faults.into_iter().map(|f| join(sources, texts.get(f.span.source).unwrap_or(&nowhere), f)).collect()
 }
@@ -297,7 +299,9 @@ fn join(sources: &[Source], named: &Arc<Text>, fault: Fault) -> Problem {
     for (span, words) in fault.more {
         let Some(other) = sources.get(span.source) else { continue };
         let (offset, length) = fit(&other.text, span);
-        if span.source == fault.span.source && !crowded(&other.text, offset) {
+        let near =
+            span.source == fault.span.source && place(&other.text, offset).0.abs_diff(line) <= MAX_APART;
+        if near && !crowded(&other.text, offset) {
             labels.push(Label { offset, length, text: words });
         } else {
             let (line, column) = place(&other.text, offset);
@@ -408,6 +412,17 @@ mod tests {
     }
 
     #[test]
+    fn a_second_place_far_away_is_named() {
+        let text = "x\n".repeat(50);
+        for (line, labels, help) in [(20, 1, None), (21, 0, Some("f:22:1: first here"))] {
+            let fault = Fault::new("x", Span { source: 0, start: 0, length: 1 }, "m")
+                .also(Span { source: 0, start: line * 2, length: 1 }, "first here");
+            let problem = problem("f", &text, fault);
+            assert_eq!((problem.labels.len(), problem.help.as_deref()), (labels, help));
+        }
+    }
+
+    #[test]
     fn more_problems_than_a_reader_reads_are_counted() {
         let faults =
             (0..150).map(|n| Fault::new("x", Span { source: 0, start: n, length: 1 }, "m")).collect();
@@ -415,5 +430,10 @@ mod tests {
         let problems = finish(&[source], faults);
         assert_eq!(problems.len(), 101);
         assert_eq!(problems[100].message, "50 more problems are not shown");
+        assert_eq!(problems[100].severity, Severity::Error);
+        let warnings = (0..150)
+            .map(|n| Fault::new("x", Span { source: 0, start: n, length: 1 }, "m").warning())
+            .collect();
+        assert!(finish(&[], warnings).iter().all(|p| p.severity == Severity::Warning));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! YAML 1.2 core schema: `yes`, `on` and `1:30` are text, `0x1f` and `0o17` are numbers. Anchors, aliases and merge
 //! keys (`<<`) are resolved; size, depth and expansion are bounded. A key that stands twice, a number with a leading
-//! zero, a tag and a second document are errors.
+//! zero, a tag and a second document are errors. Files of several documents: [`crate::documents`].
 
 use std::collections::HashMap;
 
@@ -10,6 +10,8 @@ use granit_parser::{Event, Options, Parser, ScalarStyle, StrInput, StructureStyl
 use serde_json::Number;
 
 use crate::problem::{Fault, Span};
+use crate::tree::NODE_WEIGHT;
+pub(crate) use crate::tree::{Entry, Node, Value};
 use crate::words;
 
 /// Largest file, bytes.
@@ -18,71 +20,16 @@ pub const MAX_BYTES: usize = 1 << 20;
 pub(crate) const MAX_DEPTH: usize = 24;
 /// Most memory of a tree, bytes: so much for each value and its text, each use of an anchor counted.
 const MAX_WEIGHT: usize = 8 << 20;
-/// What a value weighs beside its text.
-const NODE_WEIGHT: usize = 32;
 /// No more problems than this are listed for one file.
 pub(crate) const MAX_FAULTS: usize = 100;
 
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
-    Null,
-    Bool(bool),
-    Number(Number),
-    Text(String),
-    List(Vec<Node>),
-    Map(Vec<Entry>),
-    /// Something that has made a problem already; later steps leave it out.
-    Bad,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Node {
-    pub(crate) value: Value,
-    pub(crate) span: Span,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Entry {
-    pub(crate) key: String,
-    pub(crate) key_span: Span,
-    pub(crate) value: Node,
-}
-
-impl Node {
-    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
-        match &self.value {
-            Value::Map(entries) => entries.iter().find(|e| e.key == key),
-            _ => None,
-        }
-    }
-
-    /// For the schema: what is null or bad is left out of maps.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
-        match &self.value {
-            Value::Null | Value::Bad => serde_json::Value::Null,
-            Value::Bool(b) => (*b).into(),
-            Value::Number(n) => n.clone().into(),
-            Value::Text(t) => t.clone().into(),
-            Value::List(items) => items.iter().map(Node::to_json).collect(),
-            Value::Map(entries) => entries
-                .iter()
-                .filter(|e| !matches!(e.value.value, Value::Null | Value::Bad))
-                .map(|e| (e.key.clone(), e.value.to_json()))
-                .collect(),
-        }
-    }
-
-    fn weight(&self) -> usize {
-        NODE_WEIGHT
-            + match &self.value {
-                Value::Text(text) => text.len(),
-                Value::List(items) => items.iter().map(Node::weight).sum(),
-                Value::Map(entries) => {
-                    entries.iter().map(|e| NODE_WEIGHT + e.key.len() + e.value.weight()).sum()
-                }
-                _ => 0,
-            }
-    }
+/// What bounds a tree.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Deepest nesting.
+    pub(crate) depth: usize,
+    /// Memory that is left, as [`MAX_WEIGHT`] counts it.
+    pub(crate) weight: usize,
 }
 
 /// Reads one file. None: there is no tree, and the faults say why.
@@ -95,30 +42,38 @@ pub(crate) fn parse(source: usize, text: &str, faults: &mut Vec<Fault>) -> Optio
         );
         return None;
     }
+    let mut bounds = Bounds { depth: MAX_DEPTH, weight: MAX_WEIGHT };
+    let (node, mut found) = document(source, text, &mut bounds);
+    faults.append(&mut found);
+    node
+}
+
+/// Reads the one document of a text. None: there is no tree, and the last fault says why.
+pub(crate) fn document(source: usize, text: &str, bounds: &mut Bounds) -> (Option<Node>, Vec<Fault>) {
     let mut options = Options::default();
     options.emit_comments = false;
     // More than ours, so that ours speaks first.
-    options.flow_nesting_limit = MAX_DEPTH + 8;
-    options.block_nesting_limit = MAX_DEPTH + 8;
+    options.flow_nesting_limit = bounds.depth + 8;
+    options.block_nesting_limit = bounds.depth + 8;
     let mut builder = Builder {
         parser: Parser::new_from_str_with_options(text, options),
         source,
         text,
         anchors: HashMap::new(),
-        budget: MAX_WEIGHT,
+        budget: bounds.weight,
+        depth: bounds.depth,
         open: Vec::new(),
         tag_span: None,
         faults: Vec::new(),
     };
     let result = builder.document();
-    let mut found = builder.faults;
-    found.truncate(MAX_FAULTS);
-    faults.append(&mut found);
+    bounds.weight = builder.budget;
+    let mut faults = builder.faults;
     match result {
-        Ok(node) => Some(node),
+        Ok(node) => (Some(node), faults),
         Err(fault) => {
             faults.push(*fault);
-            None
+            (None, faults)
         }
     }
 }
@@ -129,6 +84,7 @@ struct Builder<'a> {
     text: &'a str,
     anchors: HashMap<usize, (Node, usize)>,
     budget: usize,
+    depth: usize,
     /// Where the open brackets and braces are.
     open: Vec<Span>,
     /// The tag of the newest event.
@@ -184,6 +140,13 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// A fault that leaves a tree.
+    fn blame(&mut self, fault: Fault) {
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(fault);
+        }
+    }
+
     fn spend(&mut self, weight: usize, span: Span) -> Read<()> {
         match self.budget.checked_sub(weight) {
             Some(left) => {
@@ -198,11 +161,11 @@ impl<'a> Builder<'a> {
     }
 
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Read<Node> {
-        if depth > MAX_DEPTH {
+        if depth > self.depth {
             return Err(Box::new(Fault::new(
                 "too-deep",
                 span,
-                format!("nested deeper than {MAX_DEPTH} levels"),
+                format!("nested deeper than {} levels", self.depth),
             )));
         }
         self.spend(NODE_WEIGHT, span)?;
@@ -286,7 +249,7 @@ impl<'a> Builder<'a> {
                 }
                 other => {
                     let span = self.node(other, key_span, depth + 1)?.span;
-                    self.faults.push(
+                    self.blame(
                         Fault::new("key", span, "a key must be plain text")
                             .help("braces that are part of a text need quotes; templates are not expanded"),
                     );
@@ -300,7 +263,7 @@ impl<'a> Builder<'a> {
             if plain && key == "<<" {
                 self.merge_key(value, &mut merged);
             } else if let Some(&first) = seen.get(&key) {
-                self.faults.push(
+                self.blame(
                     Fault::new("duplicate-key", key_span, format!("the key `{key}` stands twice"))
                         .label("again here")
                         .also(first, "first here")
@@ -329,7 +292,7 @@ impl<'a> Builder<'a> {
                     self.merge_key(item, merged);
                 }
             }
-            _ => self.faults.push(
+            _ => self.blame(
                 Fault::new("merge-key", value.span, "`<<` needs a block of keys or a list of them")
                     .help("write `<<: *name`, where `&name` marks a block of keys"),
             ),
@@ -338,7 +301,7 @@ impl<'a> Builder<'a> {
 
     fn tag(&mut self, tag: String, span: Span) {
         let span = self.tag_span.unwrap_or(span);
-        self.faults.push(
+        self.blame(
             Fault::new("tag", span, format!("the YAML tag `{tag}` is not supported"))
                 .help("write the value itself; only `!!str` is understood"),
         );
@@ -368,7 +331,7 @@ impl<'a> Builder<'a> {
         if all(digits, char::is_ascii_digit) {
             if digits.len() > 1 && digits.starts_with('0') {
                 let decimal = digits.trim_start_matches('0');
-                self.faults.push(
+                self.blame(
                     Fault::new("leading-zero", span, format!("`{text}` begins with a zero"))
                         .label("decimal or octal?")
                         .help(format!(

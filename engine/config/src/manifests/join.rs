@@ -1,0 +1,54 @@
+//! Endpoints joined to their service, as kube-proxy does: by port name and protocol.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
+use homelab_model::service::{Endpoint, Port, Protocol};
+
+use super::slice::Group;
+
+/// The endpoints of a service's ports, each address once unless it answers in different ways.
+///
+/// Of the same address and port in several slices the one that is ready wins, then the one that serves, then the one
+/// that stays, then the one whose node is known.
+pub(super) fn join(ports: &[Port], groups: Vec<Group>) -> Vec<Endpoint> {
+    let known: HashSet<(&str, Protocol)> = ports.iter().map(|p| (p.name.as_str(), p.protocol)).collect();
+    let mut best: BTreeMap<(IpAddr, &str, u16), &Endpoint> = BTreeMap::new();
+    for group in &groups {
+        for port in group.ports.iter().filter(|p| known.contains(&(p.name.as_str(), p.protocol))) {
+            for endpoint in &group.endpoints {
+                let winner = best.entry((endpoint.address, &port.name, port.number)).or_insert(endpoint);
+                if rank(winner) < rank(endpoint) {
+                    *winner = endpoint;
+                }
+            }
+        }
+    }
+    // Ports of what is the same otherwise. Two numbers of one port need an endpoint each.
+    let mut alike: BTreeMap<Key<'_>, (&Endpoint, BTreeMap<&str, Vec<u16>>)> = BTreeMap::new();
+    for ((_, name, number), endpoint) in best {
+        let (_, ports) = alike.entry(key(endpoint)).or_insert_with(|| (endpoint, BTreeMap::new()));
+        ports.entry(name).or_default().push(number);
+    }
+    let mut endpoints = Vec::new();
+    for (endpoint, ports) in alike.into_values() {
+        let most = ports.values().map(Vec::len).max().unwrap_or(0);
+        endpoints.extend((0..most).map(|n| {
+            let nth = ports.iter().filter_map(|(name, numbers)| Some(((*name).to_owned(), *numbers.get(n)?)));
+            Endpoint { ports: nth.collect(), ..endpoint.clone() }
+        }));
+    }
+    endpoints
+}
+
+fn rank(endpoint: &Endpoint) -> (bool, bool, bool, bool) {
+    (endpoint.ready, endpoint.serving, !endpoint.terminating, endpoint.node.is_some())
+}
+
+/// All of an endpoint but its ports.
+type Key<'a> = (IpAddr, [Option<&'a str>; 2], [bool; 3], [&'a [String]; 2]);
+
+fn key(e: &Endpoint) -> Key<'_> {
+    let names = [e.node.as_deref(), e.zone.as_deref()];
+    (e.address, names, [e.ready, e.serving, e.terminating], [&e.for_zones, &e.for_nodes])
+}
