@@ -216,6 +216,10 @@ impl<'a> Run<'a> {
     fn fixed(&mut self, name: &str, declared: &'a Declared) -> Result<Draft<'a>, String> {
         let service = &declared.service;
         let families = self.families(declared)?;
+        let of = |family: Family| service.cluster_ips.iter().filter(|ip| Family::of(**ip) == family).count();
+        if of(Family::IPv4) > 1 || of(Family::IPv6) > 1 {
+            return Err("its clusterIPs have two addresses of one family; keep one of each".into());
+        }
         for ip in &service.cluster_ips {
             self.cluster_ip_fits(*ip, &families)?;
         }

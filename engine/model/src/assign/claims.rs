@@ -32,7 +32,7 @@ impl Claims {
     /// All that a service fixes, or nothing and the reason why not.
     pub(super) fn fixed(&mut self, name: &str, service: &Service) -> Result<(), String> {
         let who = |other: &str| {
-            if other == name { "that port of itself".to_owned() } else { format!("service {other}") }
+            if other == name { "another port of its own".to_owned() } else { format!("service {other}") }
         };
         for ip in &service.cluster_ips {
             if let Some(other) = self.cluster_ips.get(ip) {
