@@ -7,7 +7,7 @@
 mod claims;
 mod space;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -51,7 +51,8 @@ pub struct Refusal {
 /// Chooses what the services leave open.
 ///
 /// `memory` is the services of the last apply by full name; what it holds counts only while it still fits the ranges.
-/// The order of `declared` means nothing, except that of two services with one name the first is taken. Where two fix
+/// The order of `declared` means nothing, except that of two services with one name the first is taken (the other is in
+/// `refused`). Where two fix
 /// the same, the one that had it at the last apply keeps it, else the first by name gets it. A service that is refused
 /// holds nothing.
 pub fn assign(
@@ -63,12 +64,14 @@ pub fn assign(
     let mut assigned = Assigned::default();
     let mut wanted: BTreeMap<String, &Declared> = BTreeMap::new();
     for one in declared {
-        let name = one.service.full_name();
-        if wanted.contains_key(&name) {
-            let reason = "it is declared twice: keep one, or give one another name or namespace".into();
-            assigned.refused.push(Refusal { service: name, reason });
-        } else {
-            wanted.insert(name, one);
+        match wanted.entry(one.service.full_name()) {
+            Entry::Vacant(free) => {
+                free.insert(one);
+            }
+            Entry::Occupied(first) => {
+                let reason = "it is declared twice: keep one, or give one another name or namespace".into();
+                assigned.refused.push(Refusal { service: first.key().clone(), reason });
+            }
         }
     }
     let run = loop {

@@ -1,5 +1,7 @@
 //! What services leave open: fixed, else remembered, else the next free one.
 
+#![allow(clippy::unwrap_used, reason = "addresses of the tests are good")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
