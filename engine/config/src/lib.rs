@@ -69,14 +69,16 @@ impl Source {
 pub struct Loaded {
     /// What it describes, after defaults.
     pub cluster: Cluster,
+    /// For each of `cluster.manifests` the name of the source that names it: the path is relative to that file.
+    pub manifest_sources: Vec<String>,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
 
 /// Reads homelab.yaml: one text, or several of which later ones change earlier ones.
 ///
-/// Blocks of keys are joined; `nodes`, `services` and `loadBalancer.pools` are joined by `name`; every other value and
-/// list is replaced, and an empty value takes away what an earlier file says.
+/// Blocks of keys are joined; `nodes`, `services` and `loadBalancer.pools` are joined by `name` (services by `namespace`
+/// too); every other value and list is replaced, and an empty value takes away what an earlier file says.
 ///
 /// # Errors
 /// All problems of all texts (warnings too), in the order of the texts.
@@ -85,14 +87,14 @@ pub fn load(sources: &[Source]) -> Result<Loaded, Diagnostics> {
     let cluster = read(sources, &mut faults);
     let problems = problem::finish(sources, faults);
     match cluster {
-        Some(cluster) if problems.iter().all(|p| p.severity == Severity::Warning) => {
-            Ok(Loaded { cluster, warnings: problems })
+        Some((cluster, manifest_sources)) if problems.iter().all(|p| p.severity == Severity::Warning) => {
+            Ok(Loaded { cluster, manifest_sources, warnings: problems })
         }
         _ => Err(Diagnostics(problems)),
     }
 }
 
-fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<Cluster> {
+fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<(Cluster, Vec<String>)> {
     let trees: Vec<_> = sources.iter().enumerate().map(|(i, s)| yaml::parse(i, &s.text, faults)).collect();
     // A file that cannot be read leaves holes: what the others say about them would be noise.
     let trees = trees.into_iter().collect::<Option<Vec<_>>>()?;
@@ -123,5 +125,7 @@ fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<Cluster> {
             faults.push(fault);
         }
     }
-    cluster
+    let named = file.manifests.iter().flatten();
+    let manifest_sources = named.filter_map(|m| sources.get(m.span.source)).map(|s| s.name.clone()).collect();
+    Some((cluster?, manifest_sources))
 }

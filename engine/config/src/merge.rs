@@ -4,11 +4,14 @@ use std::collections::HashMap;
 
 use crate::yaml::{Entry, Node, Value};
 
-/// Lists whose entries are joined by their `name`.
+/// Namespace of services that say none, as in Kubernetes.
+pub(crate) const DEFAULT_NAMESPACE: &str = "default";
+
+/// Lists whose entries are joined by their `name`; services by `namespace` and `name`.
 const BY_NAME: [&str; 3] = ["nodes", "services", "loadBalancer.pools"];
 
 /// Lays `over` on `base`: blocks of keys are joined, `nodes`, `services` and `loadBalancer.pools` are joined by
-/// `name`, everything else is replaced. An empty value takes away what the earlier file says.
+/// `name` (services by `namespace` too), everything else is replaced. An empty value takes away what the earlier file says.
 pub(crate) fn merge(base: Node, over: Node) -> Node {
     // An empty file changes nothing.
     if over.value == Value::Null {
@@ -35,14 +38,14 @@ fn join(base: Node, over: Node, path: &str) -> Node {
         }
         (Value::List(mut items), Value::List(new)) if BY_NAME.contains(&path) => {
             // Only with entries of earlier files: a name that stands twice in one file is a mistake.
-            let mut names: HashMap<String, usize> = HashMap::new();
+            let mut names: HashMap<(String, String), usize> = HashMap::new();
             for (at, item) in items.iter().enumerate() {
                 if let Some(name) = name(item) {
-                    names.entry(name.to_owned()).or_insert(at);
+                    names.entry(name).or_insert(at);
                 }
             }
             for item in new {
-                match name(&item).and_then(|n| names.get(n)).copied() {
+                match name(&item).and_then(|n| names.get(&n)).copied() {
                     Some(at) => {
                         let before = items[at].clone();
                         items[at] = join(before, item, &format!("{path}[]"));
@@ -56,9 +59,11 @@ fn join(base: Node, over: Node, path: &str) -> Node {
     }
 }
 
-fn name(node: &Node) -> Option<&str> {
-    match &node.get("name")?.value.value {
-        Value::Text(name) => Some(name),
+/// Namespace and name; only services have a namespace.
+fn name(node: &Node) -> Option<(String, String)> {
+    let text = |key: &str| match &node.get(key)?.value.value {
+        Value::Text(text) => Some(text.clone()),
         _ => None,
-    }
+    };
+    Some((text("namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.into()), text("name")?))
 }

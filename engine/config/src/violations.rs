@@ -176,6 +176,7 @@ impl<'a> Target<'a> {
             Some("pools") => "pool",
             Some("services") => "service",
             Some("ports") => "port",
+            Some("endpoints") => "endpoint",
             Some(other) => return format!("`{other}`"),
         };
         name.map_or_else(|| format!("a {what}"), |name| format!("{what} `{name}`"))
@@ -293,6 +294,12 @@ fn found(node: &Node) -> String {
 fn mismatch(target: &Target<'_>, schema: &Json) -> Fault {
     let wanted = schema.get("type").and_then(Json::as_str).unwrap_or_default();
     let help = match (&target.node.value, wanted) {
+        (Value::Text(t), "integer")
+            if target.path.last().is_some_and(|p| p == "targetPort") && t.parse::<u64>().is_err() =>
+        {
+            "only pods have ports with names, and there are none here: write the number that the endpoints listen on"
+                .into()
+        }
         // An address is never meant where a number stands; a name may be.
         (Value::Number(_) | Value::Bool(_), "string")
             if !sample(schema).is_some_and(|s| s.contains(['.', ':'])) =>
@@ -314,6 +321,7 @@ fn mismatch(target: &Target<'_>, schema: &Json) -> Fault {
                 "begin each entry with `- `, e.g. `- name: ...`".into()
             }
             (Some("ports"), _) => "write a list, e.g. `[{port: 80}]`".into(),
+            (Some("endpoints"), Value::Map(_)) => "write a list, e.g. `[{address: 192.168.50.11}]`".into(),
             (_, Value::Text(t)) => format!("write a list: `[{}]`", short(t)),
             _ => "write a list: `[first, second]`".into(),
         },
@@ -371,8 +379,8 @@ fn not_listed(target: &Target<'_>, schema: &Json) -> Fault {
 /// key is not missed; any other is taken out.
 fn unknown_keys(node: &mut Node, schema: &Json, faults: &mut Vec<Fault>) {
     let variants = schema.get("anyOf").and_then(Json::as_array);
-    let list = |s: &&Json| s.get("items").is_some();
-    let schema = variants.and_then(|v| v.iter().find(list)).unwrap_or(schema);
+    let fits = |s: &&Json| s.get("items").is_some() || s.get("properties").is_some();
+    let schema = variants.and_then(|v| v.iter().find(fits)).unwrap_or(schema);
     match &mut node.value {
         Value::List(items) => {
             if let Some(inner) = schema.get("items") {
@@ -419,6 +427,10 @@ fn unknown_key(
         Some(near) => return fault.help(format!("did you mean `{near}`?")),
         None => {}
     }
+    if entry.key == "selector" && known.contains_key("endpoints") {
+        return fault
+            .help("a selector chooses pods of Kubernetes by their labels; list what answers in `endpoints`");
+    }
     let mut elsewhere = Vec::new();
     homes(strict(), &entry.key, &mut String::new(), &mut elsewhere);
     let keys = format!("known keys here: {}", list(&known.keys().collect::<Vec<_>>(), "and"));
@@ -450,5 +462,8 @@ fn homes(schema: &Json, key: &str, at: &mut String, out: &mut Vec<String>) {
         at.push_str("[]");
         homes(items, key, at, out);
         at.truncate(length);
+    }
+    for variant in schema.get("anyOf").and_then(Json::as_array).into_iter().flatten() {
+        homes(variant, key, at, out);
     }
 }

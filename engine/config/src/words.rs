@@ -134,10 +134,10 @@ pub(crate) fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a 
             let bare = typed.replace(['_', '-', ' '], "");
             let distance = distance(&typed, &lower).min(distance(&bare, &lower));
             let cut = typed.len() >= 3 && lower.starts_with(&typed);
-            (if plural || cut { 0 } else { distance }, c)
+            ((if plural || cut { 0 } else { distance }, typed != lower && bare != lower), c)
         })
         .min_by_key(|(d, _)| *d)
-        .filter(|(d, _)| *d <= limit)
+        .filter(|((d, _), _)| *d <= limit)
         .map(|(_, c)| c)
 }
 

@@ -112,3 +112,19 @@ fn the_schema_file_is_the_schema() {
     let differs = golden(&path, "json", &homelab_config::schema_text()).is_some();
     assert!(!differs, "write it anew: UPDATE_GOLDEN=1 cargo test -p homelab-config");
 }
+
+#[test]
+fn a_manifest_is_known_with_the_file_that_names_it() {
+    let source = |name: &str, text: &str| Source { name: name.into(), text: text.into() };
+    let base =
+        source("base.yaml", "name: home\nnodes: [{name: a, address: 192.168.0.1}]\nmanifests: [x.yaml]\n");
+    let over = source("lab/over.yaml", "manifests: [web.yaml, ../dns.yaml]\n");
+    let loaded = load(std::slice::from_ref(&base)).unwrap();
+    assert_eq!(
+        (loaded.cluster.manifests, loaded.manifest_sources),
+        (vec!["x.yaml".into()], vec!["base.yaml".into()])
+    );
+    let loaded = load(&[base, over]).unwrap();
+    assert_eq!(loaded.cluster.manifests, ["web.yaml", "../dns.yaml"]);
+    assert_eq!(loaded.manifest_sources, ["lab/over.yaml", "lab/over.yaml"]);
+}

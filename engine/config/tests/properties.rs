@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test inputs are files; time is measured")]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use homelab_config::{Diagnostics, Loaded, Severity, Source, load};
+use homelab_model::service::{Affinity, Endpoint, Ingress, IpMode, Policy, Port, Protocol, Service, Type};
 use homelab_model::{
-    Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, SshSettings, Vxlan,
+    AgentSettings, Cluster, ContainerEndpoint, Declared, Family, L2Settings, LoadBalancer, Mtu, Network,
+    Node, Pool, PoolRange, SshSettings, Vxlan,
 };
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use proptest::prelude::*;
@@ -128,7 +131,7 @@ fn write(cluster: &Cluster) -> Value {
     let node = |n: &Node| {
         let addresses: Vec<_> = [Some(n.address), n.address6].into_iter().flatten().collect();
         json!({
-            "name": n.name, "address": addresses, "role": n.role, "interface": n.interface,
+            "name": n.name, "address": addresses, "role": n.role, "interface": n.interface, "zone": n.zone,
             "podCIDR": (!n.pod_cidrs.is_empty()).then_some(&n.pod_cidrs), "ssh": ssh(&n.ssh),
         })
     };
@@ -148,6 +151,9 @@ fn write(cluster: &Cluster) -> Value {
             "podCIDR": cluster.network.pod_cidrs,
             "nodePrefix": cluster.network.node_prefixes,
             "serviceCIDR": cluster.network.service_cidrs,
+            "nodePortRange": format!("{}-{}", cluster.network.node_port_range.0, cluster.network.node_port_range.1),
+            "nodePortAddresses": cluster.network.node_port_addresses,
+            "masqueradeAll": cluster.network.masquerade_all,
             "vxlan": {
                 "vni": vxlan.vni, "port": vxlan.port, "mtu": mtu, "device": vxlan.device,
                 "checksumOffload": vxlan.checksum_offload.map_or(json!("auto"), Value::Bool),
@@ -157,7 +163,174 @@ fn write(cluster: &Cluster) -> Value {
             "pools": cluster.load_balancer.pools.iter().map(pool).collect::<Vec<_>>(),
             "l2": {"interfaces": cluster.load_balancer.l2.interfaces, "nodes": cluster.load_balancer.l2.nodes},
         },
+        "services": cluster.services.iter().map(write_service).collect::<Vec<_>>(),
+        "manifests": cluster.manifests,
+        "agent": {"address": cluster.agent.address, "port": cluster.agent.port},
     })
+}
+
+fn write_service(declared: &Declared) -> Value {
+    let service = &declared.service;
+    let local = |policy: Policy| if policy == Policy::Local { "Local" } else { "Cluster" };
+    let endpoint = |e: &Endpoint| {
+        json!({
+            "address": e.address, "node": e.node, "zone": e.zone, "ready": e.ready, "serving": e.serving,
+            "terminating": e.terminating,
+        })
+    };
+    let container = |c: &ContainerEndpoint| {
+        let mut block = endpoint(&c.endpoint);
+        block["address"] = Value::Null;
+        block["container"] = json!(c.container);
+        block["interface"] = json!(c.interface);
+        block
+    };
+    let target = |port: &Port| {
+        let endpoint = service.endpoints.first().or(declared.containers.first().map(|c| &c.endpoint));
+        endpoint.map(|e| e.ports[&port.name])
+    };
+    let port = |p: &Port| {
+        json!({
+            "name": (!p.name.is_empty()).then_some(&p.name), "protocol": p.protocol, "port": p.port, "targetPort": target(p), "nodePort": p.node_port,
+        })
+    };
+    let balanced = service.r#type == Type::LoadBalancer;
+    let affine = service.session_affinity == Affinity::ClientIp;
+    let timeout = json!({"clientIP": {"timeoutSeconds": service.session_affinity_timeout_seconds}});
+    json!({
+        "name": service.name,
+        "namespace": service.namespace,
+        "type": service.r#type,
+        "clusterIPs": (!service.cluster_ips.is_empty()).then_some(&service.cluster_ips),
+        "ipFamilies": declared.families,
+        "ipFamilyPolicy": if declared.families.len() == 2 { "RequireDualStack" } else { "SingleStack" },
+        "ports": service.ports.iter().map(port).collect::<Vec<_>>(),
+        "endpoints":
+            service.endpoints.iter().map(endpoint).chain(declared.containers.iter().map(container)).collect::<Vec<_>>(),
+        "externalIPs": service.external_ips,
+        "loadBalancerIP": service.load_balancer.first().map(|i| i.ip),
+        "loadBalancerSourceRanges": service.load_balancer_source_ranges,
+        "externalTrafficPolicy":
+            (service.r#type != Type::ClusterIp).then_some(local(service.external_traffic_policy)),
+        "internalTrafficPolicy": local(service.internal_traffic_policy),
+        "sessionAffinity": service.session_affinity,
+        "sessionAffinityConfig": affine.then_some(timeout),
+        "healthCheckNodePort": service.health_check_node_port,
+        "allocateLoadBalancerNodePorts": balanced.then_some(declared.node_ports),
+        "trafficDistribution": service.traffic_distribution,
+    })
+}
+
+/// The service number `n` of a cluster whose nodes are node1 and on, each in the zone `zoneN` if `zones`.
+fn service(n: u8, dual: bool, zones: bool, bits: u32) -> Declared {
+    let bit = |at: u32| bits >> at & 1 == 1;
+    let r#type = [Type::ClusterIp, Type::NodePort, Type::LoadBalancer][(bits % 3) as usize];
+    let balanced = r#type == Type::LoadBalancer;
+    let mut families = vec![Family::IPv4];
+    if dual {
+        families.push(Family::IPv6);
+        families.rotate_left(usize::from(bit(2)));
+        families.truncate(1 + usize::from(bit(3)));
+    }
+    let mut cluster_ips: Vec<std::net::IpAddr> = families
+        .iter()
+        .map(|family| match family {
+            Family::IPv4 => format!("10.96.7.{n}").parse().unwrap(),
+            Family::IPv6 => format!("fd00:10:96::7{n:x}").parse().unwrap(),
+        })
+        .collect();
+    cluster_ips.truncate(usize::from(bit(4)) * 2);
+    let policy = |on: bool| if on { Policy::Local } else { Policy::Cluster };
+    let external = policy(bit(5) && r#type != Type::ClusterIp);
+    let port = |name: &str, protocol, port, node: u16| Port {
+        name: name.into(),
+        protocol,
+        port,
+        node_port: (bit(6) && r#type != Type::ClusterIp).then_some(31000 + node + 8 * u16::from(n)),
+    };
+    let ports = match bit(7) {
+        true => vec![port("dns", Protocol::Udp, 53, 0), port("dns-tcp", Protocol::Tcp, 53, 0)],
+        false => vec![port("", Protocol::Tcp, 80, 1)],
+    };
+    let targets: BTreeMap<String, u16> = ports.iter().map(|p| (p.name.clone(), p.port + 8000)).collect();
+    let distribution = [None, Some("PreferClose"), Some("PreferSameZone"), Some("PreferSameNode")];
+    let distribution = distribution[(bits >> 8 & 3) as usize];
+    let v6 = families[0] == Family::IPv6;
+    let endpoint = |last: u8, node: Option<u8>| {
+        let zone = node.filter(|_| zones).map(|n| format!("zone{n}"));
+        let ready = last.is_multiple_of(2);
+        let hinted = distribution.filter(|_| ready && node.is_some());
+        Endpoint {
+            address: match (last, v6) {
+                (0, _) => "0.0.0.0".parse().unwrap(),
+                (_, true) => format!("fd00:9::{last}").parse().unwrap(),
+                (_, false) => format!("10.9.0.{last}").parse().unwrap(),
+            },
+            node: node.map(|n| format!("node{n}")),
+            for_zones: hinted.and(zone.clone()).into_iter().collect(),
+            for_nodes: node
+                .filter(|_| hinted == Some("PreferSameNode"))
+                .map(|n| format!("node{n}"))
+                .into_iter()
+                .collect(),
+            zone,
+            ready,
+            serving: !bit(10),
+            terminating: !ready,
+            ports: targets.clone(),
+        }
+    };
+    let container = |c: &str| ContainerEndpoint {
+        node: "node1".into(),
+        container: c.into(),
+        interface: if bit(11) { "eth0".into() } else { "net1".into() },
+        endpoint: endpoint(0, Some(1)),
+    };
+    let pool = if v6 { "fd00:50:60::" } else { "192.168.59." };
+    let service = Service {
+        namespace: if bit(12) { "default".into() } else { format!("space{n}") },
+        name: format!("svc{n}"),
+        r#type,
+        cluster_ips,
+        external_ips: if bit(13) {
+            vec![
+                (if v6 { "fd00:77::1" } else { "203.0.113.7" })
+                    .replace('7', &(n % 7 + 1).to_string())
+                    .parse()
+                    .unwrap(),
+            ]
+        } else {
+            vec![]
+        },
+        load_balancer: (balanced && bit(14))
+            .then(|| Ingress { ip: format!("{pool}{}", n + 1).parse().unwrap(), ip_mode: IpMode::Vip })
+            .into_iter()
+            .collect(),
+        load_balancer_source_ranges: if balanced && bit(15) {
+            vec![(if v6 { "fd00:50::/64" } else { "192.168.50.0/24" }).parse().unwrap()]
+        } else {
+            vec![]
+        },
+        external_traffic_policy: external,
+        internal_traffic_policy: policy(bit(16)),
+        session_affinity: if bit(17) { Affinity::ClientIp } else { Affinity::None },
+        session_affinity_timeout_seconds: if bit(17) { 1 + bits % 86400 } else { 10800 },
+        traffic_distribution: distribution.map(Into::into),
+        health_check_node_port: (balanced && external == Policy::Local && bit(18))
+            .then_some(31006 + 8 * u16::from(n)),
+        ports,
+        endpoints: vec![endpoint(3, None), endpoint(4, Some(1))],
+    };
+    Declared {
+        service,
+        families,
+        node_ports: match r#type {
+            Type::ClusterIp => false,
+            Type::NodePort => true,
+            Type::LoadBalancer => bit(19),
+        },
+        containers: if bit(20) { vec![container("web"), container("api")] } else { vec![] },
+    }
 }
 
 fn ssh() -> impl Strategy<Value = SshSettings> {
@@ -187,8 +360,12 @@ fn clusters() -> impl Strategy<Value = Cluster> {
         (1..=16_777_215_u32, 1..=u16::MAX, prop::option::of(1280..=65_465_u32), any::<Option<bool>>());
     let node = (ssh(), prop::option::of("[a-z]{1,8}"), prop::option::of("[a-z]{1,5}[0-9]"), any::<bool>());
     let pool = (1..200_u8, 0..50_u8, any::<bool>(), any::<bool>());
-    (label(), any::<bool>(), vxlan, prop::collection::vec(node, 1..12), prop::collection::vec(pool, 0..4))
-        .prop_map(|(name, dual, (vni, port, mtu, checksum_offload), nodes, pools)| {
+    let services = prop::collection::vec(any::<u32>(), 0..7);
+    let more = (any::<bool>(), any::<bool>(), any::<u16>(), services);
+    let nodes = prop::collection::vec(node, 1..12);
+    (label(), any::<bool>(), vxlan, nodes, prop::collection::vec(pool, 0..4), more).prop_map(
+        |(name, dual, (vni, port, mtu, checksum_offload), nodes, pools, more)| {
+            let (zones, masquerade_all, agent_port, services) = more;
             let nodes: Vec<Node> = nodes
                 .into_iter()
                 .zip(1_u8..)
@@ -200,12 +377,16 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                     pod_cidrs: if fixed { vec![format!("10.244.{n}.0/24").parse().unwrap()] } else { vec![] },
                     interface,
                     role,
+                    zone: zones.then(|| format!("zone{n}")),
                 })
                 .collect();
             let mut network = Network {
                 pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
                 node_prefixes: vec![24],
                 service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+                node_port_range: (31000, 31999),
+                node_port_addresses: vec!["192.168.50.0/24".parse().unwrap()],
+                masquerade_all,
                 vxlan: Vxlan {
                     vni,
                     port,
@@ -219,6 +400,18 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 network.node_prefixes.push(64);
                 network.service_cidrs.push("fd00:10:96::/112".parse().unwrap());
             }
+            let lan = Pool {
+                name: "lan".into(),
+                addresses: [("192.168.59.1", "192.168.59.99"), ("fd00:50:60::1", "fd00:50:60::99")]
+                    .into_iter()
+                    .map(|(first, last)| PoolRange {
+                        first: first.parse().unwrap(),
+                        last: last.parse().unwrap(),
+                    })
+                    .collect(),
+                auto_assign: true,
+                avoid_buggy_ips: false,
+            };
             let pools =
                 pools.into_iter().zip(60_u8..).map(|((first, count, auto_assign, avoid_buggy_ips), n)| {
                     Pool {
@@ -232,9 +425,14 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                     }
                 });
             let l2 = L2Settings { interfaces: vec![], nodes: vec![nodes[0].name.clone()] };
-            let load_balancer = LoadBalancer { pools: pools.collect(), l2 };
-            Cluster { name, nodes, network, load_balancer, services: vec![] }
-        })
+            let load_balancer = LoadBalancer { pools: pools.chain([lan]).collect(), l2 };
+            let services =
+                services.into_iter().zip(1_u8..).map(|(bits, n)| service(n, dual, zones, bits)).collect();
+            let manifests = vec!["web.yaml".to_owned(), "../more".to_owned()];
+            let agent = AgentSettings { address: "0.0.0.0".parse().unwrap(), port: agent_port };
+            Cluster { name, nodes, network, load_balancer, services, manifests, agent }
+        },
+    )
 }
 
 proptest! {

@@ -26,6 +26,7 @@ mod report;
 mod resolve;
 mod rollout;
 mod rotate;
+mod services;
 mod transact;
 mod transport;
 

@@ -1,7 +1,7 @@
 //! From the file and what the nodes say to one [`NodeSpec`] per node. Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::{
     AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Module, Mtu, Node, NodeSpec,
@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::offload::offload_fault;
 use crate::plan::our_links;
 use crate::recall::{Departed, recall};
+use crate::services::{node_port_addresses, services};
 
 /// MTU of Ethernet: assumed where no node could be asked.
 const ETHERNET: u32 = 1500;
@@ -40,6 +41,7 @@ pub fn resolve(
     let ranges = allocate(cluster, &memory)?;
     let mut result = Resolution { departed, ..Resolution::default() };
     let mtu = tunnel_mtu(cluster, seen, &mut result.warnings);
+    let services = services(cluster, &ranges, seen, &mut result.warnings);
     moved_ranges(&memory, &ranges, &mut result.warnings);
     for node in &cluster.nodes {
         let Some(observed) = seen.get(&node.name) else { continue };
@@ -67,6 +69,8 @@ pub fn resolve(
         let digest = digests.get(&facts.arch).map_or("", String::as_str);
         let mut spec = node_spec(cluster, node, &ranges, mtu, offload, facts, digest);
         spec.router_advertisements = router_advertisements(cluster, node, observed);
+        spec.proxy.node_port_addresses = node_port_addresses(cluster, node, facts);
+        spec.services.clone_from(&services);
         result.specs.insert(node.name.clone(), spec);
         if !problems.is_empty() {
             result.problems.insert(node.name.clone(), problems);
@@ -155,8 +159,10 @@ fn node_spec(
         cni_bin_dirs: facts.cni_bin_dirs(),
         cni_conf_dirs: facts.cni_conf_dirs(),
         proxy: ProxySpec {
-            node_port_addresses: [Some(node.address), node.address6].into_iter().flatten().collect(),
-            ..ProxySpec::default()
+            node_port_addresses: Vec::new(),
+            zone: node.zone.clone(),
+            masquerade_all: cluster.network.masquerade_all,
+            agent: Some(SocketAddr::new(cluster.agent.address, cluster.agent.port)).filter(|a| a.port() != 0),
         },
         binary_sha256: digest.to_owned(),
         peers,

@@ -1,9 +1,11 @@
 //! The cluster as the user describes it, after defaults. `homelab-config` makes it from `homelab.yaml`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::Serialize;
+
+use crate::Declared;
 
 /// A whole cluster network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,7 +20,11 @@ pub struct Cluster {
     /// Load-balancer pools.
     pub load_balancer: LoadBalancer,
     /// Services of the file.
-    pub services: Vec<Service>,
+    pub services: Vec<Declared>,
+    /// Kubernetes manifests with further services: paths as the file writes them.
+    pub manifests: Vec<String>,
+    /// The agent of every node.
+    pub agent: AgentSettings,
 }
 
 /// One server.
@@ -40,6 +46,8 @@ pub struct Node {
     pub interface: Option<String>,
     /// Free label, e.g. `control-plane`.
     pub role: Option<String>,
+    /// Zone that it is in (`topology.kubernetes.io/zone`).
+    pub zone: Option<String>,
 }
 
 /// How to reach a node. What is None is left to the user's `~/.ssh/config` and then to SSH's defaults.
@@ -70,6 +78,12 @@ pub struct Network {
     pub node_prefixes: Vec<u8>,
     /// Service ranges: one, or one per family.
     pub service_cidrs: Vec<IpNet>,
+    /// First and last node port.
+    pub node_port_range: (u16, u16),
+    /// Addresses of nodes that answer on node ports.
+    pub node_port_addresses: Vec<IpNet>,
+    /// Whether all traffic to cluster addresses is masqueraded, that of pods too.
+    pub masquerade_all: bool,
     /// The tunnel.
     pub vxlan: Vxlan,
 }
@@ -144,36 +158,24 @@ pub struct L2Settings {
     pub nodes: Vec<String>,
 }
 
-/// A service of the file. Its fields carry Kubernetes' own names; the proxy's issue adds the rest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Where the agent of every node answers `/healthz`, `/livez` and `/metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Service {
-    /// Name.
-    pub name: String,
-    /// `ClusterIP`, `NodePort` or `LoadBalancer`.
-    pub r#type: String,
-    /// Fixed cluster address.
-    pub cluster_ip: Option<IpAddr>,
-    /// Requested load-balancer address.
-    pub load_balancer_ip: Option<IpAddr>,
-    /// Ports.
-    pub ports: Vec<ServicePort>,
-    /// Endpoint addresses.
-    pub endpoints: Vec<IpAddr>,
+pub struct AgentSettings {
+    /// Address.
+    pub address: IpAddr,
+    /// TCP port; 0: nowhere.
+    pub port: u16,
 }
 
-/// A port of a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ServicePort {
-    /// Name, needed where there are several.
-    pub name: Option<String>,
-    /// `TCP`, `UDP` or `SCTP`.
-    pub protocol: String,
-    /// Port of the service's address.
-    pub port: u16,
-    /// Port of the endpoints.
-    pub target_port: u16,
-    /// Port on every node.
-    pub node_port: Option<u16>,
+impl Default for AgentSettings {
+    fn default() -> Self {
+        // The port of kube-proxy's health check.
+        AgentSettings { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 10256 }
+    }
+}
+
+impl Network {
+    /// First and last node port, unless the file says otherwise.
+    pub const NODE_PORTS: (u16, u16) = (30000, 32767);
 }

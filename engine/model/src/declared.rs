@@ -1,5 +1,8 @@
 //! Services as a source declares them: what it leaves open is still open.
 
+use std::fmt;
+use std::net::IpAddr;
+
 use serde::Serialize;
 
 use crate::service::Service;
@@ -8,11 +11,12 @@ use crate::service::Service;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Declared {
-    /// What the source says. Its `cluster_ips` are those that are fixed; its ports' `node_port` and its
-    /// `health_check_node_port` are None where they are to be chosen (or not to be had); its `endpoints` are those
-    /// whose address is known.
+    /// What the source says. Its `cluster_ips` and its `load_balancer` (`loadBalancerIP`) are those that are fixed; its
+    /// ports' `node_port` and its `health_check_node_port` are None where they are to be chosen (or not to be had); its
+    /// `endpoints` are those whose address is known.
     pub service: Service,
-    /// Address families that it is to have cluster addresses of, in order (`ipFamilies`).
+    /// Address families that it is to have cluster addresses of, in order (`ipFamilies`); empty: the first family of
+    /// the service ranges.
     pub families: Vec<Family>,
     /// Whether its ports are to have node ports (`allocateLoadBalancerNodePorts`, true for NodePort).
     pub node_ports: bool,
@@ -27,6 +31,22 @@ pub enum Family {
     IPv4,
     /// IPv6.
     IPv6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() { Family::IPv4 } else { Family::IPv6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::IPv4 => "IPv4",
+            Family::IPv6 => "IPv6",
+        })
+    }
 }
 
 /// An endpoint that is known by its node and container: all addresses of its interface that the CNI plugin made.

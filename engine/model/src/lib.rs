@@ -5,6 +5,7 @@
 //! changes as data, and apply, verify, destroy, drift repair and rollback all consume that same data.
 
 mod alloc;
+mod assign;
 mod cluster;
 mod declared;
 mod keys;
@@ -19,9 +20,9 @@ mod spec;
 mod transaction;
 
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
+pub use assign::{Assigned, Ranges, Refusal, assign};
 pub use cluster::{
-    Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, Service, ServicePort,
-    SshSettings, Vxlan,
+    AgentSettings, Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, SshSettings, Vxlan,
 };
 pub use declared::{ContainerEndpoint, Declared, Family};
 pub use keys::{KeyError, KeyRing, generation_of};
@@ -32,8 +33,8 @@ pub use node::{
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, CniRuntime, Facts, ForwardDrop, LinkFact, Observed, Problem, RouteFact, Scope,
-    conflicts,
+    AddressFact, AgentFact, AttachmentFact, CniRuntime, Facts, ForwardDrop, LinkFact, Observed, Problem,
+    RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};

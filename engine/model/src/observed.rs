@@ -71,6 +71,9 @@ pub struct Facts {
     pub runtimes: Vec<CniRuntime>,
     /// Interfaces that CNI ADD made and that still exist.
     pub pods: u32,
+    /// Interfaces that CNI ADD made, with what is known of their containers.
+    #[serde(default)]
+    pub attachments: Vec<AttachmentFact>,
     /// The agent's own report, if it runs.
     pub agent: Option<AgentFact>,
     /// Chains of foreign firewalls that drop what pods send to and get from elsewhere.
@@ -122,6 +125,31 @@ pub struct RouteFact {
     pub link: Option<String>,
     /// `rtm_protocol`.
     pub protocol: u8,
+}
+
+/// A container's interface that CNI ADD made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentFact {
+    /// Container id.
+    pub container: String,
+    /// Interface inside the container.
+    pub interface: String,
+    /// The name that the runtime gives it: `namespace/name`, or `name`.
+    pub pod: Option<String>,
+    /// The link on the node.
+    pub link: String,
+    /// Addresses, one per family.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl AttachmentFact {
+    /// Whether `name` is its container's id, or its pod's name with or without the namespace.
+    pub fn is_of(&self, name: &str) -> bool {
+        let pod = self.pod.as_deref();
+        let short = pod.and_then(|pod| pod.rsplit_once('/')).map(|(_, short)| short);
+        self.container == name || pod == Some(name) || short == Some(name)
+    }
 }
 
 /// A base chain at the forward hook whose policy is `drop`, in a table that does not accept both what comes from our

@@ -39,6 +39,8 @@ pub enum Request {
         attachment: Attachment,
         /// Where it is.
         sandbox: Sandbox,
+        /// The name that the runtime gives the pod: `namespace/name`, or `name`.
+        pod: Option<String>,
     },
     /// Detach a container, tolerating absence of everything.
     Del {
@@ -124,10 +126,10 @@ impl Request {
             _ => {
                 let attachment = attachment(env)?;
                 let sandbox = sandbox(env)?;
-                check_args(&env("CNI_ARGS").unwrap_or_default())?;
+                let pod = pod_name(&env("CNI_ARGS").unwrap_or_default())?;
                 let network = config::network(&map)?;
                 if command == "ADD" {
-                    return Ok(Request::Add { base, network, attachment, sandbox });
+                    return Ok(Request::Add { base, network, attachment, sandbox, pod });
                 }
                 let prev = config::prev_result(&map, &attachment.ifname)?;
                 Ok(Request::Check { base, network, attachment, sandbox, prev })
@@ -179,9 +181,10 @@ fn truth(text: &str) -> bool {
     matches!(text, "1" | "t" | "T" | "TRUE" | "true" | "True")
 }
 
-/// `CNI_ARGS`: `KEY=value` pairs with semicolons. Kubernetes' own are known and not used; others are refused unless
-/// `IgnoreUnknown` is set, as the reference plugins do.
-fn check_args(args: &str) -> Result<(), CniError> {
+/// `CNI_ARGS`: `KEY=value` pairs with semicolons. Kubernetes' own are known; others are refused unless `IgnoreUnknown`
+/// is set, as the reference plugins do. The name that the runtime gives the pod: `namespace/name`, or `name`.
+fn pod_name(args: &str) -> Result<Option<String>, CniError> {
+    let (mut namespace, mut name) = (None, None);
     let mut ignore = false;
     let mut unknown = Vec::new();
     for pair in args.split(';').filter(|pair| !pair.is_empty()) {
@@ -190,12 +193,17 @@ fn check_args(args: &str) -> Result<(), CniError> {
         })?;
         match key {
             "IgnoreUnknown" => ignore = truth(value),
+            "K8S_POD_NAMESPACE" => namespace = Some(value),
+            "K8S_POD_NAME" => name = Some(value),
             _ if key.starts_with("K8S_POD_") => {}
             _ => unknown.push(key),
         }
     }
     if ignore || unknown.is_empty() {
-        return Ok(());
+        // It goes into a symbolic link's target, for people and for services that name their endpoints.
+        let good = |text: &&str| check_name(text, 253);
+        let namespace = namespace.filter(good).map(|namespace| format!("{namespace}/"));
+        return Ok(name.filter(good).map(|name| namespace.unwrap_or_default() + name));
     }
     Err(CniError::with(
         Code::Environment,

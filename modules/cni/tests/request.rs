@@ -41,13 +41,30 @@ fn code(env: &Env, conf: &Value) -> Code {
 fn add_of_every_version() {
     for version in Version::ALL {
         let request = parse(&env("ADD"), &conf(version.as_str())).expect("request");
-        let Request::Add { base, network, attachment, sandbox } = request else { panic!("{request:?}") };
+        let Request::Add { base, network, attachment, sandbox, pod } = request else { panic!("{request:?}") };
         assert_eq!(base.version, version);
         assert_eq!(base.data_dir.to_str(), Some("/var/lib/homelab/ipam"));
         assert_eq!(network.ranges.len(), 2);
         assert_eq!(network.bridge_mac, Some([2, 0, 0, 0, 0, 1]));
         assert_eq!(attachment, Attachment { container: "c0ffee".into(), ifname: "eth0".into() });
         assert!(!sandbox.may_be_own);
+        assert_eq!(pod, None);
+    }
+}
+
+#[test]
+fn the_pods_name_is_kept() {
+    for (args, expected) in [
+        ("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0", Some("default/web-0")),
+        ("K8S_POD_NAME=web", Some("web")),
+        ("K8S_POD_NAMESPACE=default", None),
+        ("K8S_POD_NAME=../../etc", None),
+        ("K8S_POD_NAME=", None),
+    ] {
+        let mut env = env("ADD");
+        env.insert("CNI_ARGS", args.to_owned());
+        let Ok(Request::Add { pod, .. }) = parse(&env, &conf("1.0.0")) else { panic!("{args}") };
+        assert_eq!(pod.as_deref(), expected, "{args}");
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, forward_drops: Vec<Forward
     let names: HashMap<u32, &str> = snapshot.links.iter().map(|l| (l.index, l.name.as_str())).collect();
     let name = |index: u32| names.get(&index).copied().unwrap_or("?").to_owned();
     Facts {
+        // The store of addresses is the plugin's.
+        attachments: Vec::new(),
         hostname,
         arch,
         kernel,

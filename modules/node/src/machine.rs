@@ -1,6 +1,6 @@
 //! The real machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use homelab_linux::transaction::{self as store, Shelf};
 use homelab_linux::{Error, Node, Root};
-use homelab_model::{Change, Holder, NodeObject, Observed, Scope};
+use homelab_model::{Change, Holder, NodeObject, Observed, Scope, ours};
 use homelab_protocol::Secret;
 
 use crate::host::{ApplyFailure, Guard, Host, Locking, Marker, Record};
@@ -62,7 +62,13 @@ impl Record {
 
 impl Host for Machine {
     fn observe(&mut self, scope: &Scope) -> Result<Observed, String> {
-        self.node.observe(scope).map_err(text)
+        let mut observed = self.node.observe(scope).map_err(text)?;
+        let links: BTreeSet<&str> = observed.facts.links.iter().map(|link| link.name.as_str()).collect();
+        let mut attachments = crate::cni::attachments(Path::new(ours::IPAM));
+        // Others ended without a DEL.
+        attachments.retain(|attachment| links.contains(attachment.link.as_str()));
+        observed.facts.attachments = attachments;
+        Ok(observed)
     }
 
     fn apply(

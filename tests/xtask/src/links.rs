@@ -122,9 +122,25 @@ fn the_example_is_good() {
     let text = std::fs::read_to_string(&path).expect("the example");
     check(&path, text.clone());
     // Its comments claim to show the defaults: the same cluster, then, if they are taken at their word.
-    let spelled_out = text.replace("# network:", "network:").replace("\n#   ", "\n  ");
-    assert_ne!(text, spelled_out);
-    assert_eq!(load(&path, text), load(&path, spelled_out));
+    let spelled_out = uncomment(&uncomment(&text, "network"), "agent");
+    assert_eq!(load(&path, text.clone()), load(&path, spelled_out));
+    // Its services are an example, not a default.
+    let with_services = uncomment(&text, "services");
+    check(&path, with_services.clone());
+    assert!(load(&path, with_services).services.len() >= 2);
+}
+
+/// The text with the block of one key taken out of its comment.
+fn uncomment(text: &str, key: &str) -> String {
+    let mut inside = false;
+    let mut out = String::new();
+    for line in text.lines() {
+        inside = line == format!("# {key}:") || (inside && line.starts_with("#   "));
+        out.push_str(if inside { line.strip_prefix("# ").unwrap_or(line) } else { line });
+        out.push('\n');
+    }
+    assert_ne!(out, text, "no `{key}` in a comment");
+    out
 }
 
 fn load(path: &Path, text: String) -> homelab_model::Cluster {

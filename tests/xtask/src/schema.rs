@@ -63,7 +63,7 @@ fn rows(text: &mut String, prefix: &str, schema: &Value) {
         let value = kind(property).replace('|', "\\|");
         let _ = writeln!(text, "| {shown} | {value} | {default} | {meaning} |");
         rows(text, &format!("{key}."), object(property));
-        rows(text, &format!("{key}[]."), object(&object(property)["items"]));
+        rows(text, &format!("{key}[]."), block(&object(property)["items"]));
     }
 }
 
@@ -76,6 +76,12 @@ fn object(schema: &Value) -> &Value {
         }
         _ => schema,
     }
+}
+
+/// The schema itself, or the one of its alternatives that is a block of keys.
+fn block(schema: &Value) -> &Value {
+    let variants = schema["anyOf"].as_array().into_iter().flatten();
+    variants.into_iter().find(|variant| variant["type"] == "object").unwrap_or(schema)
 }
 
 /// What a value may be, in words.
@@ -109,6 +115,7 @@ fn kind(schema: &Value) -> String {
         ("object", _) => "block".to_owned(),
         ("array", _) => match kind(&schema["items"]) {
             items if items == "block" => "list of blocks".to_owned(),
+            items if items.ends_with(" or block") => format!("list of {items}s"),
             items => format!("list of {items}"),
         },
         ("integer", _) if !bounds.is_empty() => bounds,

@@ -1,7 +1,10 @@
 //! Meaning: what a schema cannot say.
 
+mod agent;
 mod network;
+mod node_ports;
 mod nodes;
+mod pools;
 mod ranges;
 mod services;
 mod values;
@@ -21,15 +24,21 @@ pub(crate) fn cluster(file: &File, faults: &mut Vec<Fault>) -> Option<Cluster> {
     let name = file.name.as_ref().and_then(|n| take(faults, n, |t| values::label(t, "a cluster name")));
     let nodes = nodes::nodes(file, faults);
     let network = network::network(file, &nodes, faults);
-    let pools = services::load_balancer(file, &nodes, faults);
-    let services = services::services(file, &network, &pools, faults);
+    let agent = agent::agent(file, &nodes, faults);
+    let node_ports = node_ports::node_ports(file, &nodes, agent, faults);
+    let pools = pools::load_balancer(file, &nodes, faults);
+    let place = services::Place { nodes: &nodes, network: &network, node_ports: &node_ports, pools: &pools };
+    let services = services::services(file, place, faults);
+    let manifests = agent::manifests(file, faults);
     ranges::overlaps(&nodes, &network, &pools, faults);
     Some(Cluster {
         name: name?.value,
         nodes: nodes::finish(nodes)?,
-        network: network.finish()?,
+        network: network.finish(node_ports)?,
         load_balancer: pools.finish()?,
         services: services?,
+        manifests,
+        agent: agent?,
     })
 }
 
@@ -65,4 +74,12 @@ fn seen_before<T: Eq + Hash + Clone>(seen: &mut HashMap<T, Span>, value: &T, spa
 /// Whether an address or range is IPv4.
 fn family(v4: bool) -> &'static str {
     if v4 { "IPv4" } else { "IPv6" }
+}
+
+/// Two of a kind with one name.
+fn duplicate(what: &str, name: &Spanned<String>, first: Span) -> Fault {
+    Fault::new("duplicate-name", name.span, format!("two {what} are named `{}`", name.value))
+        .label("again here")
+        .also(first, "first here")
+        .help("give each a name of its own")
 }

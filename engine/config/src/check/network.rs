@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use homelab_model::{Mtu, Network, Vxlan, ours};
 use ipnet::IpNet;
 
-use super::{clean, family, nodes, seen_before, take, values};
+use super::{clean, family, node_ports, nodes, seen_before, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::{OneOrMany, Spanned};
@@ -34,11 +34,14 @@ pub(super) struct Parsed {
 }
 
 impl Parsed {
-    pub(super) fn finish(self) -> Option<Network> {
-        self.complete.then(|| Network {
+    pub(super) fn finish(self, ports: node_ports::NodePorts) -> Option<Network> {
+        (self.complete && ports.complete).then(|| Network {
             pod_cidrs: self.pods.iter().map(|r| r.net).collect(),
             node_prefixes: self.prefixes,
             service_cidrs: self.services.iter().map(|r| r.net).collect(),
+            node_port_range: ports.range,
+            node_port_addresses: ports.addresses,
+            masquerade_all: ports.masquerade_all,
             vxlan: self.vxlan,
         })
     }

@@ -10,6 +10,7 @@ use super::{clean, family, seen_before, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::Spanned;
+use crate::words::nearest;
 
 /// A node as far as it can be understood.
 pub(super) struct Parsed {
@@ -18,6 +19,7 @@ pub(super) struct Parsed {
     pub(super) pod_cidrs: Vec<Spanned<IpNet>>,
     pub(super) interface: Option<Spanned<String>>,
     role: Option<String>,
+    pub(super) zone: Option<Spanned<String>>,
     ssh: SshSettings,
     complete: bool,
 }
@@ -127,8 +129,33 @@ fn node(raw: &raw::Node, defaults: &SshSettings, faults: &mut Vec<Fault>) -> Par
         None => defaults.clone(),
     };
     let role = raw.role.as_ref().map(|r| r.value.clone());
+    let zone = raw.zone.as_ref().and_then(|z| take(faults, z, values::zone));
     let complete = clean(faults, before);
-    Parsed { name, addresses, pod_cidrs, interface, role, ssh, complete }
+    Parsed { name, addresses, pod_cidrs, interface, role, zone, ssh, complete }
+}
+
+/// The node of that name; a fault where there is none.
+pub(super) fn known<'a>(
+    nodes: &'a [Parsed],
+    text: &Spanned<String>,
+    faults: &mut Vec<Fault>,
+) -> Option<&'a Parsed> {
+    let named = |n: &&Parsed| n.name.as_ref().is_some_and(|name| name.value == text.value);
+    if let Some(node) = nodes.iter().find(named) {
+        return Some(node);
+    }
+    let names: Vec<&str> = nodes.iter().filter_map(|n| n.name.as_ref()).map(|n| n.value.as_str()).collect();
+    // A node whose own name is wrong may be the one that is meant.
+    if names.len() == nodes.len() && !nodes.is_empty() {
+        let help = match nearest(&text.value, names.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("known nodes: {}", crate::words::list(&names, "and")),
+        };
+        faults.push(
+            Fault::new("unknown-node", text.span, format!("there is no node `{}`", text.value)).help(help),
+        );
+    }
+    None
 }
 
 /// The nodes of the cluster, unless one of them is incomplete.
@@ -143,6 +170,7 @@ pub(super) fn finish(nodes: Vec<Parsed>) -> Option<Vec<Node>> {
             pod_cidrs: n.pod_cidrs.into_iter().map(|c| c.value).collect(),
             interface: n.interface.map(|i| i.value),
             role: n.role,
+            zone: n.zone.map(|z| z.value),
         })
     };
     nodes.into_iter().map(node).collect()

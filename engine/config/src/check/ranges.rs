@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{network, nodes, services};
+use super::{network, nodes, pools};
 use crate::problem::{Fault, Span};
 
 struct Claim {
@@ -41,7 +41,7 @@ impl Claim {
 pub(super) fn overlaps(
     nodes: &[nodes::Parsed],
     network: &network::Parsed,
-    pools: &services::Pools,
+    pools: &pools::Pools,
     faults: &mut Vec<Fault>,
 ) {
     let range = |what: &str, r: &network::Range| Claim {

@@ -52,6 +52,63 @@ pub(super) fn label(text: &str, what: &str) -> Parsed<String> {
     words("name", format!("{} cannot be {what}", quote(text)), help)
 }
 
+/// The name of a service: a DNS label that begins with a letter (RFC 1035).
+pub(super) fn service_name(text: &str) -> Parsed<String> {
+    let name = label(text, "a service name")?;
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        let help = format!("begin it with a letter, e.g. `svc-{}`", short(text));
+        return words("name", format!("{} cannot be a service name", quote(text)), help);
+    }
+    Ok(name)
+}
+
+/// A zone: the value of a Kubernetes label.
+pub(super) fn zone(text: &str) -> Parsed<String> {
+    let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if end(text.chars().next()) && end(text.chars().last()) && text.chars().all(good) && text.len() <= 63 {
+        return Ok(text.to_owned());
+    }
+    let rule =
+        "use at most 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit";
+    words("name", format!("{} cannot be a zone", quote(text)), rule)
+}
+
+/// `first-last`, both ports.
+pub(super) fn port_range(text: &str) -> Parsed<(u16, u16)> {
+    let code = "port-range";
+    let example = "for example `30000-32767`";
+    let Some((first, last)) = text.split_once('-') else {
+        return words(code, format!("{} is not a range of ports", quote(text)), example);
+    };
+    match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
+        (Ok(first), Ok(last)) if first == 0 || last == 0 => {
+            words(code, format!("{} begins with port 0, which is none", quote(text)), example)
+        }
+        (Ok(first), Ok(last)) if first > last => {
+            words(code, format!("{} runs backwards", quote(text)), format!("did you mean `{last}-{first}`?"))
+        }
+        (Ok(first), Ok(last)) => Ok((first, last)),
+        _ => words(
+            code,
+            format!("{} is not a range of ports", quote(text)),
+            format!("both ends are numbers from 1 to 65535, {example}"),
+        ),
+    }
+}
+
+/// The name or id of a container.
+pub(super) fn container(text: &str) -> Parsed<String> {
+    if text.is_empty() || text.chars().any(|c| c == '/' || c.is_whitespace() || c.is_control()) {
+        return words(
+            "container",
+            format!("{} cannot be the name or id of a container", quote(text)),
+            "it is not empty and has no spaces and no `/`",
+        );
+    }
+    Ok(text.to_owned())
+}
+
 fn quote(text: &str) -> String {
     format!("`{}`", short(text))
 }
@@ -185,6 +242,14 @@ pub(super) fn cidr(text: &str) -> Parsed<IpNet> {
         ),
         Err(_) => words(code, message, ""),
     }
+}
+
+/// A range in which single addresses are usual: as [`cidr`], with a word on those.
+pub(super) fn cidr_of_hosts(text: &str) -> Parsed<IpNet> {
+    cidr(text).map_err(|why| match text.parse::<IpAddr>() {
+        Ok(ip) => Words { help: format!("write `{}`, or the range that holds it", IpNet::from(ip)), ..why },
+        Err(_) => why,
+    })
 }
 
 /// An address, a CIDR or `first-last`.

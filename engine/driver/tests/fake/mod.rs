@@ -16,7 +16,9 @@ use homelab_driver::{
     BinaryEntry, Engine, Goal, MANIFEST, MANIFEST_FORMAT, Manifest, NodeBinaries, Observer, Options, Plan,
     Prepared, Report, Silent,
 };
-use homelab_model::{Cluster, LoadBalancer, Mtu, Network, Node, SshSettings, Vxlan, sha256_hex};
+use homelab_model::{
+    AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, SshSettings, Vxlan, sha256_hex,
+};
 
 pub(crate) use lan::{Cut, Lan};
 pub(crate) use machine::{Evil, Machine, State, Trick};
@@ -38,12 +40,16 @@ pub(crate) fn cluster(nodes: &[(&str, &str)]) -> Cluster {
                 pod_cidrs: Vec::new(),
                 interface: None,
                 role: None,
+                zone: None,
             })
             .collect(),
         network: Network {
             pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             node_prefixes: vec![24],
             service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+            node_port_range: Network::NODE_PORTS,
+            node_port_addresses: Vec::new(),
+            masquerade_all: false,
             vxlan: Vxlan {
                 vni: 1,
                 port: 8472,
@@ -54,6 +60,8 @@ pub(crate) fn cluster(nodes: &[(&str, &str)]) -> Cluster {
         },
         load_balancer: LoadBalancer::default(),
         services: Vec::new(),
+        manifests: Vec::new(),
+        agent: AgentSettings::default(),
     }
 }
 

@@ -29,13 +29,14 @@ pub(crate) fn add(
     network: &Network,
     attachment: &Attachment,
     sandbox: &Sandbox,
+    pod: Option<&str>,
 ) -> Result<String, CniError> {
     let netns = open(sandbox)?;
     let mut host = PodSocket::open().map_err(kernel)?;
     let bridge = ensure_bridge(&mut host, base, network)?;
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     let store = Store::of(base)?;
-    let reserved = store.lock()?.reserve(&network.ranges, &owner, attachment, || links(&mut host))?;
+    let reserved = store.lock()?.reserve(&network.ranges, &owner, (attachment, pod), || links(&mut host))?;
     let mtu = network.mtu.unwrap_or(bridge.mtu);
     let wiring = Wiring::new(base, network, attachment, &reserved.entry);
     match wire(&mut host, &bridge, &netns, &wiring, mtu) {

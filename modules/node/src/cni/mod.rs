@@ -58,8 +58,8 @@ fn read(stdin: &mut Vec<u8>) -> Result<(), CniError> {
 
 fn answer(env: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<String, CniError> {
     match Request::parse(env, stdin)? {
-        Request::Add { base, network, attachment, sandbox } => {
-            attach::add(&base, &network, &attachment, &sandbox)
+        Request::Add { base, network, attachment, sandbox, pod } => {
+            attach::add(&base, &network, &attachment, &sandbox, pod.as_deref())
         }
         Request::Del { base, attachment } => attach::del(&base, &attachment).map(|()| String::new()),
         Request::Check { base, network, attachment, sandbox, prev } => {
@@ -69,6 +69,12 @@ fn answer(env: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<String, 
         Request::Gc { base, valid } => attach::gc(&base, &valid).map(|()| String::new()),
         Request::Version { version } => Ok(version_json(&version)),
     }
+}
+
+/// All attachments of this boot, in all networks below `data_dir` ([`ours::IPAM`]). What cannot be read is left out.
+pub(crate) fn attachments(data_dir: &Path) -> Vec<homelab_model::AttachmentFact> {
+    let stores = store::Store::all(data_dir).unwrap_or_default();
+    stores.iter().flat_map(|store| store.attachments().unwrap_or_default()).collect()
 }
 
 /// Frees addresses whose pods are gone without a DEL, in all networks below `data_dir` ([`ours::IPAM`]); says how

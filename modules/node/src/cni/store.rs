@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use homelab_cni::ipam::{self, Entry, Reservation};
 use homelab_cni::{Attachment, Base, CniError, Code};
+use homelab_model::AttachmentFact;
 use ipnet::IpNet;
 
 /// Identity of the running boot. Systemd-nspawn gives each boot of a container one of its own.
@@ -75,6 +76,22 @@ impl Store {
             entries.extend(file.file_name().to_str().and_then(Entry::parse));
         }
         Ok(entries)
+    }
+
+    /// The entries of this boot with what they say for people.
+    pub(crate) fn attachments(&self) -> Result<Vec<AttachmentFact>, CniError> {
+        let fact = |entry: Entry| {
+            let target = fs::read_link(self.entries.join(entry.name())).ok()?;
+            let mut parts = target.to_str()?.splitn(3, '/');
+            Some(AttachmentFact {
+                container: parts.next()?.to_owned(),
+                interface: parts.next()?.to_owned(),
+                pod: parts.next().map(str::to_owned),
+                link: entry.owner,
+                addresses: entry.addresses,
+            })
+        };
+        Ok(self.entries()?.into_iter().filter_map(fact).collect())
     }
 
     /// Frees an entry.
@@ -172,7 +189,7 @@ impl Locked<'_> {
         &self,
         ranges: &[IpNet],
         owner: &str,
-        attachment: &Attachment,
+        (attachment, pod): (&Attachment, Option<&str>),
         links: impl FnOnce() -> Result<BTreeSet<String>, CniError>,
     ) -> Result<Reserved, CniError> {
         let store = self.store;
@@ -194,7 +211,7 @@ impl Locked<'_> {
                 for old in entries.iter().filter(|old| old.owner == owner) {
                     store.remove(old)?;
                 }
-                self.insert(&entry, attachment)?;
+                self.insert(&entry, attachment, pod)?;
                 let _ = self.file.write_all_at(format!("{offset:<10}\n").as_bytes(), 0);
                 entry
             }
@@ -202,10 +219,12 @@ impl Locked<'_> {
         Ok(Reserved { entry, _adding: adding })
     }
 
-    fn insert(&self, entry: &Entry, attachment: &Attachment) -> Result<(), CniError> {
+    fn insert(&self, entry: &Entry, attachment: &Attachment, pod: Option<&str>) -> Result<(), CniError> {
         let store = self.store;
         let path = store.entries.join(entry.name());
-        let target = format!("{}/{}", attachment.container, attachment.ifname);
+        let Attachment { container, ifname } = attachment;
+        let pod = pod.map_or(String::new(), |pod| format!("/{pod}"));
+        let target = format!("{container}/{ifname}{pod}");
         match symlink(&target, &path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.begin_boot()?;

@@ -1,9 +1,12 @@
 //! The file as it is written. The JSON Schema is made from these types, and their comments are its descriptions.
 
+mod service;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use crate::spanned::{OneOrMany, Spanned};
+pub(crate) use service::{Endpoint, EndpointBlock, Service};
 
 /// A text with a pattern and an example for the schema; `check` gives the exact words.
 macro_rules! text {
@@ -33,6 +36,16 @@ text! {
     Cidr, "^[0-9A-Fa-f.:]+/[0-9]{1,3}$", ["10.244.0.0/16", "fd00:10:244::/48"];
     /// Pool entry.
     PoolEntry, "^[0-9A-Fa-f.:]+( *- *[0-9A-Fa-f.:]+|/[0-9]{1,3})?$", ["192.168.50.200-192.168.50.220", "192.168.60.0/28"];
+    /// Name of a service (RFC 1035).
+    ServiceName, "^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$", ["web"];
+    /// Zone.
+    Zone, "^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", ["attic"];
+    /// Ports.
+    PortRange, "^[0-9]+-[0-9]+$", ["30000-32767"];
+    /// Name or id of a container.
+    Container, "^[^\\s/]+$", ["web"];
+    /// File of manifests.
+    ManifestPath, "\\S", ["services/web.yaml"];
     /// Network interface.
     Interface, "^[^\\s/:]{1,15}$", ["eth0"];
     /// Anything with a character in it.
@@ -109,9 +122,14 @@ pub(crate) struct File {
     pub(crate) network: Option<Network>,
     /// Addresses on the LAN for services.
     pub(crate) load_balancer: Option<LoadBalancer>,
-    /// Services without Kubernetes.
+    /// The agent that runs on every node.
+    pub(crate) agent: Option<Agent>,
+    /// Services without Kubernetes. Keys have Kubernetes' own names and defaults.
     #[schemars(with = "Option<Vec<Service>>", length(max = 10000))]
     pub(crate) services: Option<Vec<Spanned<Service>>>,
+    /// Files with Kubernetes manifests whose services are added: paths relative to this file.
+    #[schemars(with = "Option<Vec<ManifestPath>>", length(max = 1000))]
+    pub(crate) manifests: Option<Vec<Spanned<String>>>,
 }
 
 /// How to reach the nodes by SSH.
@@ -173,6 +191,9 @@ pub(crate) struct Node {
     /// A label of your own.
     #[schemars(with = "Option<Filled>", extend("examples" = ["control-plane", "worker"]))]
     pub(crate) role: Option<Spanned<String>>,
+    /// Zone that the node is in, for `trafficDistribution` (`topology.kubernetes.io/zone`).
+    #[schemars(with = "Option<Zone>")]
+    pub(crate) zone: Option<Spanned<String>>,
     /// Part of `network.podCIDR` that is this node's, one per address family. Default: the next free one, kept once given.
     #[serde(rename = "podCIDR")]
     #[schemars(with = "Option<OneOrTwo<Cidr>>")]
@@ -200,8 +221,30 @@ pub(crate) struct Network {
     #[serde(rename = "serviceCIDR")]
     #[schemars(with = "Option<OneOrTwo<Cidr>>", extend("default" = "10.96.0.0/12"))]
     pub(crate) service_cidr: Option<OneOrMany<Spanned<String>>>,
+    /// Node ports: `first-last`.
+    #[schemars(with = "Option<PortRange>", extend("default" = "30000-32767"))]
+    pub(crate) node_port_range: Option<Spanned<String>>,
+    /// Ranges of node addresses that answer on node ports. Default: the addresses of `nodes`.
+    #[schemars(with = "Option<Vec<Cidr>>", length(min = 1, max = 100))]
+    pub(crate) node_port_addresses: Option<Vec<Spanned<String>>>,
+    /// Whether all traffic to cluster addresses is masqueraded, that of pods too.
+    #[schemars(extend("default" = false))]
+    pub(crate) masquerade_all: Option<Spanned<bool>>,
     /// The tunnel between the nodes.
     pub(crate) vxlan: Option<Vxlan>,
+}
+
+/// The agent that runs on every node.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub(crate) struct Agent {
+    /// Where it answers `/healthz`, `/livez` and `/metrics`; `0.0.0.0` is every address of the node.
+    #[schemars(with = "Option<Ip>", extend("default" = "127.0.0.1"))]
+    pub(crate) address: Option<Spanned<String>>,
+    /// TCP port; 0: it answers nowhere.
+    #[schemars(range(min = 0, max = 65535), extend("default" = 10256))]
+    pub(crate) port: Option<Spanned<u16>>,
 }
 
 /// The tunnel between the nodes.
@@ -269,54 +312,4 @@ pub(crate) struct L2 {
     /// Names of the nodes that may announce. Default: all.
     #[schemars(with = "Option<Vec<Label>>", length(max = 1000))]
     pub(crate) nodes: Option<Vec<Spanned<String>>>,
-}
-
-/// A service.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(deny_unknown_fields)]
-pub(crate) struct Service {
-    /// Name of the service.
-    #[schemars(required, with = "Label", extend("examples" = ["web"]))]
-    pub(crate) name: Option<Spanned<String>>,
-    /// Who reaches it: pods and nodes (ClusterIP), also by a port of every node (NodePort), also by an address on the
-    /// LAN (LoadBalancer).
-    #[schemars(extend("enum" = ["ClusterIP", "NodePort", "LoadBalancer"], "default" = "ClusterIP"))]
-    pub(crate) r#type: Option<Spanned<String>>,
-    /// Address inside `network.serviceCIDR`. Default: a free one.
-    #[serde(rename = "clusterIP")]
-    #[schemars(with = "Option<Ip>", extend("examples" = ["10.96.0.80"]))]
-    pub(crate) cluster_ip: Option<Spanned<String>>,
-    /// Address of one of the pools. Default: a free one.
-    #[serde(rename = "loadBalancerIP")]
-    #[schemars(with = "Option<Ip>", extend("examples" = ["192.168.50.200"]))]
-    pub(crate) load_balancer_ip: Option<Spanned<String>>,
-    /// Ports of the service.
-    #[schemars(required, with = "Vec<Port>", length(min = 1, max = 100))]
-    pub(crate) ports: Option<Vec<Spanned<Port>>>,
-    /// Addresses that answer.
-    #[schemars(with = "Option<Vec<Ip>>", length(max = 1000))]
-    pub(crate) endpoints: Option<Vec<Spanned<String>>>,
-}
-
-/// A port of a service.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(deny_unknown_fields)]
-pub(crate) struct Port {
-    /// Name of the port; needed where there are several.
-    #[schemars(with = "Option<Label>", extend("examples" = ["http"]))]
-    pub(crate) name: Option<Spanned<String>>,
-    /// Protocol.
-    #[schemars(extend("enum" = ["TCP", "UDP", "SCTP"], "default" = "TCP"))]
-    pub(crate) protocol: Option<Spanned<String>>,
-    /// Port of the service's addresses.
-    #[schemars(required, range(min = 1, max = 65535), extend("examples" = [80]))]
-    pub(crate) port: Option<Spanned<u16>>,
-    /// Port of the endpoints. Default: the same as `port`.
-    #[schemars(range(min = 1, max = 65535), extend("examples" = [8080]))]
-    pub(crate) target_port: Option<Spanned<u16>>,
-    /// Port of every node, for NodePort and LoadBalancer.
-    #[schemars(range(min = 30000, max = 32767), extend("examples" = [30080]))]
-    pub(crate) node_port: Option<Spanned<u16>>,
 }

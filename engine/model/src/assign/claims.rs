@@ -1,0 +1,174 @@
+//! Who holds what.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::service::{Protocol, Service};
+
+/// Addresses and ports that are held, with the full name of who holds them.
+#[derive(Default)]
+pub(super) struct Claims {
+    cluster_ips: BTreeMap<IpAddr, String>,
+    /// Node ports and health check ports.
+    node_ports: BTreeMap<(u16, Protocol), String>,
+    /// Load-balancer and external addresses with their ports.
+    listeners: BTreeMap<(IpAddr, Protocol, u16), String>,
+    /// Load-balancer and external addresses; those that several fix have several holders.
+    lan: BTreeMap<IpAddr, Vec<String>>,
+}
+
+/// Takes a key, unless another holds it.
+fn claim<K: Ord>(map: &mut BTreeMap<K, String>, key: K, name: &str) -> Result<(), String> {
+    match map.get(&key) {
+        Some(other) => Err(other.clone()),
+        None => {
+            map.insert(key, name.to_owned());
+            Ok(())
+        }
+    }
+}
+
+impl Claims {
+    /// All that a service fixes, or nothing and the reason why not.
+    pub(super) fn fixed(&mut self, name: &str, service: &Service) -> Result<(), String> {
+        let who = |other: &str| {
+            if other == name { "another port of its own".to_owned() } else { format!("service {other}") }
+        };
+        for ip in &service.cluster_ips {
+            if let Some(other) = self.cluster_ips.get(ip) {
+                return Err(format!(
+                    "its clusterIP {ip} belongs to {}; choose another, or leave it out",
+                    who(other)
+                ));
+            }
+        }
+        let numbers = service.ports.iter().filter_map(|p| Some((p.node_port?, p.protocol)));
+        let numbers: Vec<_> =
+            numbers.chain(service.health_check_node_port.map(|n| (n, Protocol::Tcp))).collect();
+        for (index, (number, protocol)) in numbers.iter().enumerate() {
+            let inside = numbers[..index].contains(&(*number, *protocol)).then_some(name);
+            let held = self.node_ports.get(&(*number, *protocol)).map(String::as_str).or(inside);
+            if let Some(other) = held {
+                return Err(format!(
+                    "its {} node port {number} belongs to {}; choose another, or leave it out",
+                    protocol.as_str().to_uppercase(),
+                    who(other)
+                ));
+            }
+        }
+        let lan: Vec<IpAddr> =
+            service.load_balancer.iter().map(|i| i.ip).chain(service.external_ips.iter().copied()).collect();
+        for ip in &lan {
+            for port in &service.ports {
+                if let Some(other) = self.listeners.get(&(*ip, port.protocol, port.port)) {
+                    return Err(format!(
+                        "its {} port {} of {ip} belongs to {}; services share an address only with different ports",
+                        port.protocol.as_str().to_uppercase(),
+                        port.port,
+                        who(other)
+                    ));
+                }
+            }
+        }
+        self.cluster_ips.extend(service.cluster_ips.iter().map(|ip| (*ip, name.to_owned())));
+        self.node_ports.extend(numbers.into_iter().map(|key| (key, name.to_owned())));
+        for ip in lan {
+            self.listen(ip, name, service);
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, ip: IpAddr, name: &str, service: &Service) {
+        self.lan.entry(ip).or_default().push(name.to_owned());
+        for port in &service.ports {
+            self.listeners.insert((ip, port.protocol, port.port), name.to_owned());
+        }
+    }
+
+    /// Takes a cluster address; the error is who holds it.
+    pub(super) fn cluster_ip(&mut self, ip: IpAddr, name: &str) -> Result<(), String> {
+        claim(&mut self.cluster_ips, ip, name)
+    }
+
+    /// Takes a node port; the error is who holds it.
+    pub(super) fn node_port(&mut self, number: u16, protocol: Protocol, name: &str) -> Result<(), String> {
+        claim(&mut self.node_ports, (number, protocol), name)
+    }
+
+    /// Takes a health check port; the error is who holds it.
+    pub(super) fn health_check(&mut self, number: u16, name: &str) -> Result<(), String> {
+        self.node_port(number, Protocol::Tcp, name)
+    }
+
+    /// Takes a load-balancer address for itself alone; the error is who holds it.
+    pub(super) fn ingress(&mut self, ip: IpAddr, name: &str) -> Result<(), String> {
+        match self.lan.get(&ip).and_then(|holders| holders.first()) {
+            Some(other) => Err(other.clone()),
+            None => {
+                self.lan.insert(ip, vec![name.to_owned()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what was found free: cluster addresses and node ports.
+    pub(super) fn chosen(&mut self, name: &str, service: &Service) {
+        self.cluster_ips.extend(service.cluster_ips.iter().map(|ip| (*ip, name.to_owned())));
+        for port in &service.ports {
+            if let Some(number) = port.node_port {
+                self.node_ports.insert((number, port.protocol), name.to_owned());
+            }
+        }
+        if let Some(number) = service.health_check_node_port {
+            self.node_ports.insert((number, Protocol::Tcp), name.to_owned());
+        }
+    }
+
+    /// Gives back all that a service holds.
+    pub(super) fn release(&mut self, name: &str, service: &Service) {
+        for ip in &service.cluster_ips {
+            self.cluster_ips.remove(ip);
+        }
+        for port in &service.ports {
+            if let Some(number) = port.node_port {
+                self.node_ports.remove(&(number, port.protocol));
+            }
+        }
+        if let Some(number) = service.health_check_node_port {
+            self.node_ports.remove(&(number, Protocol::Tcp));
+        }
+        for ip in service.load_balancer.iter().map(|i| i.ip).chain(service.external_ips.iter().copied()) {
+            if let Some(holders) = self.lan.get_mut(&ip) {
+                holders.retain(|holder| holder != name);
+                if holders.is_empty() {
+                    self.lan.remove(&ip);
+                }
+            }
+            for port in &service.ports {
+                self.listeners.remove(&(ip, port.protocol, port.port));
+            }
+        }
+    }
+
+    /// Whether nobody holds a cluster address.
+    pub(super) fn cluster_ip_is_free(&self, ip: IpAddr) -> bool {
+        !self.cluster_ips.contains_key(&ip)
+    }
+
+    /// Whether nobody holds a number, whatever the protocol.
+    pub(super) fn number_is_free(&self, number: u16) -> bool {
+        let all = (number, Protocol::Tcp)..=(number, Protocol::Sctp);
+        self.node_ports.range(all).next().is_none()
+    }
+
+    /// Whether a number is free for one more protocol of the service that holds it.
+    pub(super) fn node_port_is_free(&self, number: u16, protocol: Protocol, name: &str) -> bool {
+        let all = (number, Protocol::Tcp)..=(number, Protocol::Sctp);
+        self.node_ports.range(all).all(|((_, other), holder)| *other != protocol && holder == name)
+    }
+
+    /// Whether nobody holds an address on the LAN.
+    pub(super) fn lan_is_free(&self, ip: IpAddr) -> bool {
+        !self.lan.contains_key(&ip)
+    }
+}
