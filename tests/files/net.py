@@ -63,7 +63,7 @@ def serve(name):
 
 
 def tcp(check):
-    with socket.create_connection((check["to"], PORT), timeout=check["limit"]) as sock:
+    with socket.create_connection((check["to"], check["port"]), timeout=check["limit"]) as sock:
         sock.settimeout(max(check["limit"], 30 if check["bytes"] else 0))
         digest, left = hashlib.sha256(), check["bytes"]
         block = os.urandom(1 << 20)
@@ -86,7 +86,8 @@ def udp(check):
     family = socket.AF_INET6 if ":" in check["to"] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.settimeout(check["limit"])
-        sock.connect((check["to"], PORT))
+        sock.bind(("", check["from_port"]))
+        sock.connect((check["to"], check["port"]))
         sock.send(b"x" * max(1, check["bytes"]))
         name, peer = sock.recv(4096).decode().split()
     return name, peer

@@ -11,6 +11,9 @@ use crate::{Cluster, Pod};
 
 pub(crate) const SCRIPT: &str = include_str!("../files/net.py");
 
+/// The port of servers.
+const PORT: u16 = 7000;
+
 /// Starts a server in network namespace `$1` from script `$2` under name `$3`, and waits for it.
 const DETACHED: &str = r#"log=/run/server-$3
 setsid nsenter --net="$1" python3 -c "$2" serve "$3" >"$log" 2>&1 </dev/null &
@@ -58,6 +61,10 @@ pub struct Check {
     pub kind: &'static str,
     /// Who shall answer.
     pub to: Server,
+    /// Port to send to.
+    pub port: u16,
+    /// Port to send UDP from; 0: any.
+    pub from_port: u16,
     /// Bytes to send; for `ping` the payload, sent with "don't fragment", unless 0.
     pub bytes: usize,
     /// Source address that the server must see, if it matters.
@@ -69,12 +76,26 @@ pub struct Check {
 impl Check {
     /// A check that shall succeed.
     pub fn new(kind: &'static str, to: &Server) -> Check {
-        Check { kind, to: to.clone(), bytes: 0, source: None, works: true }
+        Check { kind, to: to.clone(), port: PORT, from_port: 0, bytes: 0, source: None, works: true }
     }
 
     /// `ping`, `tcp` and `udp`.
     pub fn all(to: &Server) -> Vec<Check> {
         ["ping", "tcp", "udp"].map(|kind| Check::new(kind, to)).into()
+    }
+
+    /// To this port instead of the servers' own.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Check {
+        self.port = port;
+        self
+    }
+
+    /// UDP from this port, so that several checks are one connection.
+    #[must_use]
+    pub fn from_port(mut self, port: u16) -> Check {
+        self.from_port = port;
+        self
     }
 
     /// With a payload of this many bytes.
@@ -153,7 +174,10 @@ impl Cluster {
             .map(|c| {
                 // What shall fail is not waited for.
                 let limit = if c.works { 3 } else { 1 };
-                json!({ "kind": c.kind, "to": c.to.address.to_string(), "bytes": c.bytes, "limit": limit })
+                json!({
+                    "kind": c.kind, "to": c.to.address.to_string(), "port": c.port, "from_port": c.from_port,
+                    "bytes": c.bytes, "limit": limit,
+                })
             })
             .collect();
         let enter = from.netns.as_ref().map(|netns| format!("--net={netns}"));

@@ -50,6 +50,9 @@ fn pods_reach_everything_over_both_families(cluster: &mut Cluster) {
 fn everything(cluster: &mut Cluster, pods: &[Pod], addresses: fn(&Cluster, &str) -> Vec<IpAddr>) {
     // A first packet must get through: nothing is learned, nothing is resolved on demand.
     cluster.assert_mesh(pods);
+    // Nor does a pod that was silent for long vanish from its node.
+    cluster.everywhere("ip neigh flush dev homelab0; ip -6 neigh flush dev homelab0");
+    cluster.assert_mesh(pods);
 
     let servers = |cluster: &Cluster, host: &str| -> Vec<Server> {
         let all = addresses(cluster, host).into_iter();

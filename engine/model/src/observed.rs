@@ -144,11 +144,13 @@ pub struct AttachmentFact {
 }
 
 impl AttachmentFact {
-    /// Whether `name` is its container's id, or its pod's name with or without the namespace.
+    /// Whether `name` is its container's id, with or without the namespace that `ctr` puts before it, or its pod's name
+    /// with or without the namespace.
     pub fn is_of(&self, name: &str) -> bool {
+        let bare = self.container.split_once('-').map(|(_, bare)| bare);
         let pod = self.pod.as_deref();
         let short = pod.and_then(|pod| pod.rsplit_once('/')).map(|(_, short)| short);
-        self.container == name || pod == Some(name) || short == Some(name)
+        self.container == name || [bare, pod, short].contains(&Some(name))
     }
 }
 

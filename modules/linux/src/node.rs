@@ -232,11 +232,13 @@ impl Node {
         }
         if let Some(listing) = listing {
             for (name, table) in self.finish_listing(listing)? {
-                let module = if name == ours::PROXY_TABLE { Module::Proxy } else { Module::Vtep };
+                let module = table_module(&name);
                 let spec = Spec::NftTable(NftTable { name, sets: table.sets });
                 objects.push(modules.object(spec, module));
-                let chains = table.chains.into_iter().map(Spec::NftChain);
-                objects.extend(chains.map(|spec| modules.object(spec, module)));
+                for chain in table.chains {
+                    let module = if chain.name.starts_with("cni-") { Module::Cni } else { module };
+                    objects.push(modules.object(Spec::NftChain(chain), module));
+                }
             }
         }
         if let (true, Some(socket)) = (kinds.services, &mut self.netfilter) {
@@ -359,6 +361,15 @@ pub fn without_strangers(mut observed: Vec<NodeObject>, desired: &[NodeObject]) 
         .collect();
     observed.retain(|o| !strangers.contains(&o.key()) && o.parent().is_none_or(|p| !strangers.contains(&p)));
     observed
+}
+
+/// Whose a table of ours is; of their chains, those of pods begin with `cni-`.
+fn table_module(name: &str) -> Module {
+    match name {
+        ours::PROXY_TABLE => Module::Proxy,
+        ours::BRIDGE_TABLE => Module::Cni,
+        _ => Module::Vtep,
+    }
 }
 
 /// Names that only links of ours should have.

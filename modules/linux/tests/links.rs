@@ -79,7 +79,7 @@ fn an_update_in_place_does_not_make_the_link_anew() {
             let before = index(&name);
             if name == "hb0" {
                 let shown = run("ip -d link show hb0");
-                assert!(shown.contains("addrgenmode none") && shown.contains("forward_delay 0 "), "{shown}");
+                assert!(shown.contains("addrgenmode eui64") && shown.contains("forward_delay 0 "), "{shown}");
             }
             let kind = match &first.kind {
                 LinkKind::Vxlan { vni, port, local, learning, .. } => LinkKind::Vxlan {

@@ -23,6 +23,7 @@ const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const ADDR_GEN_EUI64: u8 = 0;
 const ADDR_GEN_NONE: u8 = 1;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
@@ -276,7 +277,10 @@ fn finish_messages(new: &NewLink<'_>) -> Vec<Message> {
     set(&|m| {
         m.nest(IFLA_AF_SPEC, |m| {
             m.nest(u16::from(AF_INET6), |m| {
-                m.u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_NONE);
+                // A bridge solicits pods from its link-local address when it forwards to them. Nobody is ever solicited
+                // on the tunnel.
+                let bridge = matches!(new.kind, NewKind::Bridge { .. });
+                m.u8(IFLA_INET6_ADDR_GEN_MODE, if bridge { ADDR_GEN_EUI64 } else { ADDR_GEN_NONE });
             });
         });
     });
