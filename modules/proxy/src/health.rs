@@ -142,10 +142,8 @@ mod tests {
         ]);
         let service = service(json!({"clusterIPs": ["10.96.0.1", "fd43::1"], "endpoints": endpoints}));
         let name = || "web/front".to_owned();
-        let expected = vec![
-            ("192.0.2.1:30200".to_owned(), name(), 1),
-            ("[2001:db8::1]:30200".to_owned(), name(), 2),
-        ];
+        let expected =
+            vec![("192.0.2.1:30200".to_owned(), name(), 1), ("[2001:db8::1]:30200".to_owned(), name(), 2)];
         assert_eq!(counts(&[service]), expected);
     }
 
