@@ -80,6 +80,8 @@ struct Agent {
     written: Option<AgentFact>,
     /// What could not be repaired at the last check of its kind.
     failures: Vec<(Spec, String)>,
+    /// When the sets last held what they should.
+    synced: Option<Moment>,
     /// Why services are not in place, if they are not.
     unsynced: Option<String>,
     /// Why the node could not be looked at, if it could not.
@@ -116,6 +118,7 @@ async fn run() -> Result<(), String> {
         },
         written: None,
         failures: Vec::new(),
+        synced: None,
         unsynced: None,
         blind: None,
         trouble: None,
@@ -195,6 +198,15 @@ async fn run() -> Result<(), String> {
 fn stamp(path: &str) -> Option<Stamp> {
     let meta = std::fs::metadata(path).ok()?;
     Some((meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec()))
+}
+
+/// Whether the ruleset of services has it.
+fn is_of_proxy(spec: &Spec) -> bool {
+    match spec {
+        Spec::NftTable(table) => table.name == ours::PROXY_TABLE,
+        Spec::NftChain(chain) => chain.table == ours::PROXY_TABLE,
+        _ => false,
+    }
 }
 
 impl Agent {
@@ -283,6 +295,11 @@ impl Agent {
 
     /// Says what is wrong after a check.
     fn sum_up(&mut self) {
+        // Elements serve nobody without the rules that read them.
+        let ruled = !self.failures.iter().any(|(spec, _)| is_of_proxy(spec));
+        if let (Some(synced), true, None) = (self.synced, ruled, &self.blind) {
+            self.http.in_place(synced);
+        }
         let failures = self.failures.iter().map(|(_, message)| message);
         let proxy = self.unsynced.iter().chain(self.http.errors());
         self.report.errors =
@@ -345,7 +362,7 @@ impl Agent {
         self.metrics.synced(start.elapsed(), result.as_ref().copied().map_err(drop));
         match result {
             Ok(synced) => {
-                self.http.in_place(Moment::now());
+                self.synced = Some(Moment::now());
                 self.metrics.elements.set(number(self.services.values().map(Vec::len).sum()));
                 let changed = synced.added + synced.deleted > 0;
                 if changed {
