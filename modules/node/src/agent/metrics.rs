@@ -198,7 +198,8 @@ mod tests {
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let metrics: BTreeSet<String> = types.map(str::to_owned).collect();
         let book = include_str!("../../../../book/src/reference/metrics.md");
-        let rows = book.lines().filter_map(|line| {
+        let (_, table) = book.split_once("## Metrics").unwrap();
+        let rows = table.lines().filter_map(|line| {
             let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
             Some(format!("{} {}", cells.next()?.split(['`', '{']).next()?, cells.next()?))
         });

@@ -144,18 +144,21 @@ impl Http {
     }
 
     fn explain(&self, at: SocketAddr, subject: Subject, error: &std::io::Error) -> String {
-        let what = match (subject, self.desk.state().checks.get(&at)) {
+        let (what, key) = match (subject, self.desk.state().checks.get(&at)) {
             (Subject::Service, Some(check)) => {
-                format!("the healthCheckNodePort of {}/{}", check.namespace, check.name)
+                (format!("healthCheckNodePort of {}/{}", check.namespace, check.name), "healthCheckNodePort")
             }
-            _ => "/healthz, /livez and /metrics".to_owned(),
+            _ => ("/healthz, /livez and /metrics".to_owned(), "agent.port"),
         };
         let help = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!("ss -Hltnp sport = {} says who has the port; free it or choose another", at.port())
+                let port = at.port();
+                format!(
+                    "ss -Hltnp sport = {port} says who has it; free it or set another {key} in homelab.yaml"
+                )
             }
-            std::io::ErrorKind::AddrNotAvailable => "give the node this address or choose another".to_owned(),
-            _ => "tried again with every check".to_owned(),
+            std::io::ErrorKind::AddrNotAvailable => "the node does not have this address (yet)".to_owned(),
+            _ => "it is tried again with every check".to_owned(),
         };
         format!("cannot listen on {at} for {what}: {error}; {help}")
     }

@@ -251,7 +251,9 @@ async fn a_port_that_is_taken_is_named_and_tried_again() {
     http.listen().await;
     let errors: Vec<&String> = http.errors().collect();
     let [error] = errors[..] else { panic!("{errors:?}") };
-    for part in [&at.to_string(), "web/front", "in use", "ss -Hltnp sport = 30200"] {
+    for part in
+        [&at.to_string(), "web/front", "in use", "ss -Hltnp sport = 30200", "another healthCheckNodePort"]
+    {
         assert!(error.contains(part), "{part} in {error}");
     }
     // The others do not wait for it.
@@ -266,7 +268,7 @@ async fn a_port_that_is_taken_is_named_and_tried_again() {
     http.want(Some(nowhere), BTreeMap::new());
     http.listen().await;
     let error = http.errors().next().unwrap();
-    assert!(error.contains("/healthz") && error.contains("give the node this address"), "{error}");
+    assert!(error.contains("/healthz") && error.contains("does not have this address"), "{error}");
     http.want(None, BTreeMap::new());
     http.listen().await;
     assert_eq!(http.errors().count(), 0);
