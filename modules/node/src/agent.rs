@@ -6,13 +6,15 @@
 //! the spec again, so it never works for yesterday's.
 
 mod events;
+mod http;
+mod metrics;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant as Start};
 
 use homelab_linux::{Connections, Error, Kinds, Node, Root};
 use homelab_model::{AgentFact, Backend, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex};
@@ -23,6 +25,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
 use events::{EVERYTHING, FILES, NOTHING, SERVICES, Watched, among, kinds_of_events, listen, union};
+use http::{Http, Limits, Moment};
+use metrics::{Metrics, number};
 
 /// Files and sysctls have no events that could be trusted: they are read this often.
 const FILES_EVERY: Duration = Duration::from_millis(400);
@@ -30,6 +34,9 @@ const FILES_EVERY: Duration = Duration::from_millis(400);
 const KERNEL_EVERY: Duration = Duration::from_secs(5);
 /// Services are read from the kernel this often, if any ruleset changed since.
 const SERVICES_EVERY: Duration = Duration::from_secs(60);
+/// Services count as in place this long after they were last seen to be: one look may be late or fail, because an apply
+/// holds the lock or a change met another one, but not two. kube-proxy allows two periods of its own, too.
+const HEALTHY_FOR: Duration = SERVICES_EVERY.saturating_mul(2);
 /// Addresses of pods that ended without a DEL are free again after this at the latest.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How often systemd hears that the agent lives, at least.
@@ -73,12 +80,16 @@ struct Agent {
     written: Option<AgentFact>,
     /// What could not be repaired at the last check of its kind.
     failures: Vec<(Spec, String)>,
+    /// When the sets last held what they should.
+    synced: Option<Moment>,
     /// Why services are not in place, if they are not.
     unsynced: Option<String>,
     /// Why the node could not be looked at, if it could not.
     blind: Option<String>,
     /// Why there is no usable spec, if there is none.
     trouble: Option<String>,
+    metrics: Arc<Metrics>,
+    http: Http,
 }
 
 /// What tells a file from what replaces it: device, inode, size and time of change in ns.
@@ -91,6 +102,7 @@ async fn run() -> Result<(), String> {
     // Before the first look, so that nothing is missed between the two.
     let watched = Arc::new(Mutex::new(Watched::default()));
     let mut events = listen(Arc::clone(&watched))?;
+    let metrics = Arc::new(Metrics::new().map_err(|e| format!("metrics: {e}"))?);
     let mut agent = Agent {
         node: Node::open(Root::system()).map_err(|e| e.to_string())?,
         spec: None,
@@ -106,9 +118,12 @@ async fn run() -> Result<(), String> {
         },
         written: None,
         failures: Vec::new(),
+        synced: None,
         unsynced: None,
         blind: None,
         trouble: None,
+        http: Http::new(Arc::clone(&metrics), Limits::new(HEALTHY_FOR)),
+        metrics,
     };
     if let Ok(mut watched) = watched.lock() {
         watched.own = agent.node.port();
@@ -158,7 +173,10 @@ async fn run() -> Result<(), String> {
             },
             () = sleep_until(wait), if check_at.is_some() => {
                 check_at = None;
-                if agent.check(due) {
+                let checked = agent.check(due);
+                agent.http.listen().await;
+                if checked {
+                    agent.sum_up();
                     // Files have no links: their check, which comes often, costs no look at the kernel.
                     if due.links && let (Ok(links), Ok(mut watched)) = (agent.node.our_links(), watched.lock()) {
                         watched.links = links;
@@ -180,6 +198,15 @@ async fn run() -> Result<(), String> {
 fn stamp(path: &str) -> Option<Stamp> {
     let meta = std::fs::metadata(path).ok()?;
     Some((meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec()))
+}
+
+/// Whether the ruleset of services has it.
+fn is_of_proxy(spec: &Spec) -> bool {
+    match spec {
+        Spec::NftTable(table) => table.name == ours::PROXY_TABLE,
+        Spec::NftChain(chain) => chain.table == ours::PROXY_TABLE,
+        _ => false,
+    }
 }
 
 impl Agent {
@@ -213,8 +240,10 @@ impl Agent {
         if spec.format_version != NodeSpec::FORMAT {
             return Err(format!("its format is {}, mine is {}", spec.format_version, NodeSpec::FORMAT));
         }
-        let (services, conflicts) = homelab_proxy::compile(&spec.services, &homelab_proxy::view(&spec));
-        for conflict in conflicts {
+        let view = homelab_proxy::view(&spec);
+        let (services, conflicts) = homelab_proxy::compile(&spec.services, &view);
+        let (checks, at_checks) = homelab_proxy::health_checks(&spec.services, &view);
+        for conflict in conflicts.into_iter().chain(at_checks) {
             warn!(
                 service = conflict.other,
                 "{} belongs to the service {}", conflict.frontend, conflict.holder
@@ -227,6 +256,9 @@ impl Agent {
             services = services.len(),
             "configuration loaded"
         );
+        self.metrics.services.set(number(spec.services.len()));
+        self.metrics.endpoints.set(number(spec.services.iter().map(|s| s.endpoints.len()).sum()));
+        self.http.want(spec.proxy.agent, checks);
         self.services = services;
         self.settled = false;
         self.spec = Some(Rc::new(spec));
@@ -240,7 +272,9 @@ impl Agent {
             Err(Error::Locked(_)) => return false,
             Err(error) => warn!(%error, "cannot take the lock"),
             Ok(_lock) => {
+                let start = Start::now();
                 self.load();
+                let kinds = Kinds { services: kinds.services || !self.settled, ..kinds };
                 if let Some(spec) = self.spec.clone() {
                     self.converge(&spec, kinds);
                     if kinds.nft
@@ -248,17 +282,30 @@ impl Agent {
                     {
                         warn!(%error, "cannot note what nft says");
                     }
-                    if kinds.services || !self.settled {
+                    if kinds.services {
                         self.serve();
                     }
                 }
+                let scope = if kinds.links || kinds.nft || kinds.services { "kernel" } else { "files" };
+                self.metrics.checks.with_label_values(&[scope]).observe(start.elapsed().as_secs_f64());
             }
         }
-        let failures = self.failures.iter().map(|(_, message)| message);
-        self.report.errors =
-            self.trouble.iter().chain(&self.blind).chain(&self.unsynced).chain(failures).cloned().collect();
-        self.write_report();
         true
+    }
+
+    /// Says what is wrong after a check.
+    fn sum_up(&mut self) {
+        // Elements serve nobody without the rules that read them.
+        let ruled = !self.failures.iter().any(|(spec, _)| is_of_proxy(spec));
+        if let (Some(synced), true, None) = (self.synced, ruled, &self.blind) {
+            self.http.in_place(synced);
+        }
+        let failures = self.failures.iter().map(|(_, message)| message);
+        let proxy = self.unsynced.iter().chain(self.http.errors());
+        self.report.errors =
+            self.trouble.iter().chain(&self.blind).chain(proxy).chain(failures).cloned().collect();
+        self.metrics.errors.set(number(self.report.errors.len()));
+        self.write_report();
     }
 
     fn converge(&mut self, spec: &NodeSpec, kinds: Kinds) {
@@ -286,7 +333,7 @@ impl Agent {
             // One by one: a part that cannot be repaired must not keep the rest broken.
             match self.node.apply(&change) {
                 Ok(()) => {
-                    self.report.repairs += 1;
+                    self.repaired();
                     info!(object, "repaired");
                 }
                 Err(error) => {
@@ -302,11 +349,21 @@ impl Agent {
         }
     }
 
+    fn repaired(&mut self) {
+        self.report.repairs += 1;
+        self.metrics.repairs.inc();
+    }
+
     /// Makes the proxy's sets hold what they should.
     fn serve(&mut self) {
         let connections = if self.settled { Connections::OfChange } else { Connections::All };
-        match self.node.sync_services(&self.services, connections) {
+        let start = Start::now();
+        let result = self.node.sync_services(&self.services, connections);
+        self.metrics.synced(start.elapsed(), result.as_ref().copied().map_err(drop));
+        match result {
             Ok(synced) => {
+                self.synced = Some(Moment::now());
+                self.metrics.elements.set(number(self.services.values().map(Vec::len).sum()));
                 let changed = synced.added + synced.deleted > 0;
                 if changed {
                     info!(added = synced.added, deleted = synced.deleted, "services in place");
@@ -319,7 +376,9 @@ impl Agent {
                     );
                 }
                 // What a new configuration brings is no repair.
-                self.report.repairs += u64::from(changed && self.settled);
+                if changed && self.settled {
+                    self.repaired();
+                }
                 self.settled = true;
                 self.unsynced = None;
             }

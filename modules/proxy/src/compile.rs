@@ -37,7 +37,7 @@ pub struct NodeView {
 
 impl NodeView {
     /// The addresses that take node ports.
-    fn node_port_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    pub(crate) fn node_port_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let chosen = |address: &IpAddr| {
             let among = &self.node_port_addresses;
             !address.is_loopback() && (among.is_empty() || among.iter().any(|range| range.contains(address)))

@@ -25,6 +25,7 @@ mod compile;
 pub mod delta;
 pub mod element;
 pub mod evaluate;
+mod health;
 pub mod ladder;
 mod objects;
 pub mod rules;
@@ -32,4 +33,5 @@ pub mod stale;
 pub mod text;
 
 pub use compile::{Conflict, Elements, NodeView, compile};
+pub use health::{HealthCheck, health_checks};
 pub use objects::{foundation, ruleset, service_objects, services, view};

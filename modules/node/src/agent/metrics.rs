@@ -1,0 +1,211 @@
+//! What the agent counts, in Prometheus' text format 0.0.4.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use homelab_linux::Synced;
+use prometheus::core::Collector;
+use prometheus::{
+    Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+
+/// Of the format that [`Metrics::text`] writes.
+pub(super) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// From a look that finds nothing changed to tens of thousands of services.
+const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+/// All metrics; book/src/reference/metrics.md says what they mean.
+pub(super) struct Metrics {
+    registry: Registry,
+    pub(super) repairs: IntCounter,
+    pub(super) errors: IntGauge,
+    /// By what was looked at.
+    pub(super) checks: HistogramVec,
+    pub(super) services: IntGauge,
+    pub(super) endpoints: IntGauge,
+    pub(super) elements: IntGauge,
+    syncs: IntCounter,
+    failures: IntCounter,
+    durations: Histogram,
+    last_success: Gauge,
+    added: IntCounter,
+    deleted: IntCounter,
+    ended: IntCounter,
+    released: IntCounter,
+    /// By path and code.
+    pub(super) requests: IntCounterVec,
+    memory: IntGauge,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Result<Metrics, Error> {
+        let registry = Registry::new();
+        let of = &registry;
+        let build = Opts::new("homelab_build_info", "1, with the version of this binary.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        add(of, IntGauge::with_opts(build))?.set(1);
+        // The names that all Prometheus clients have for these.
+        let start =
+            add(of, Gauge::new("process_start_time_seconds", "When the agent started, seconds since 1970."))?;
+        start.set(unix(SystemTime::now()));
+        let buckets = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        let counter = |name: &str, help: &str| add(of, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| add(of, IntGauge::new(name, help));
+        Ok(Metrics {
+            repairs: counter("homelab_repairs_total", "Objects repaired.")?,
+            errors: gauge("homelab_errors", "Errors now, as the agent's report names them.")?,
+            checks: add(
+                of,
+                HistogramVec::new(
+                    buckets("homelab_check_duration_seconds", "How long checks took, repairs included."),
+                    &["scope"],
+                ),
+            )?,
+            services: gauge("homelab_services", "Services of the loaded configuration.")?,
+            endpoints: gauge("homelab_endpoints", "Endpoints of all services, of all nodes.")?,
+            elements: gauge("homelab_set_elements", "Elements that the sets of services hold.")?,
+            syncs: counter("homelab_syncs_total", "Looks at the sets of services, failed ones included.")?,
+            failures: counter("homelab_sync_failures_total", "Looks at the sets of services that failed.")?,
+            durations: add(
+                of,
+                Histogram::with_opts(buckets(
+                    "homelab_sync_duration_seconds",
+                    "How long looks at the sets of services took, changes included.",
+                )),
+            )?,
+            last_success: add(
+                of,
+                Gauge::new(
+                    "homelab_sync_last_success_timestamp_seconds",
+                    "When the sets of services last held what they should, seconds since 1970; 0: not yet.",
+                ),
+            )?,
+            added: counter("homelab_elements_added_total", "Elements added to the sets of services.")?,
+            deleted: counter(
+                "homelab_elements_deleted_total",
+                "Elements deleted from the sets of services.",
+            )?,
+            ended: counter(
+                "homelab_connections_ended_total",
+                "UDP and SCTP connections ended because their endpoint is gone.",
+            )?,
+            released: counter(
+                "homelab_clients_released_total",
+                "Clients with session affinity let go because their endpoint is gone.",
+            )?,
+            requests: add(
+                of,
+                IntCounterVec::new(
+                    Opts::new("homelab_http_requests_total", "HTTP requests answered."),
+                    &["path", "code"],
+                ),
+            )?,
+            memory: gauge("process_resident_memory_bytes", "Resident memory of the agent.")?,
+            registry,
+        })
+    }
+
+    /// Counts a look at the sets of services.
+    pub(super) fn synced(&self, took: Duration, result: Result<Synced, ()>) {
+        self.syncs.inc();
+        self.durations.observe(took.as_secs_f64());
+        let Ok(synced) = result else {
+            self.failures.inc();
+            return;
+        };
+        self.last_success.set(unix(SystemTime::now()));
+        let count = |counter: &IntCounter, n: usize| counter.inc_by(u64::try_from(n).unwrap_or(u64::MAX));
+        count(&self.added, synced.added);
+        count(&self.deleted, synced.deleted);
+        count(&self.ended, synced.ended);
+        count(&self.released, synced.released);
+    }
+
+    /// All metrics as they are now.
+    pub(super) fn text(&self) -> Result<String, Error> {
+        if let Some(bytes) = resident() {
+            self.memory.set(bytes);
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// A count of things, for a gauge.
+pub(super) fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn add<M: Collector + Clone + 'static>(registry: &Registry, metric: Result<M, Error>) -> Result<M, Error> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn unix(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Resident memory of this process, bytes.
+fn resident() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn filled() -> Metrics {
+        let metrics = Metrics::new().unwrap();
+        metrics.checks.with_label_values(&["files"]).observe(0.002);
+        metrics.requests.with_label_values(&["/healthz", "200"]).inc();
+        let synced = Synced { added: 5, deleted: 4, ended: 3, released: 2, transactions: 1 };
+        metrics.synced(Duration::from_millis(20), Ok(synced));
+        metrics.synced(Duration::from_millis(20), Err(()));
+        metrics
+    }
+
+    #[test]
+    fn a_sync_is_counted_once_and_a_failed_one_as_such() {
+        let text = filled().text().unwrap();
+        for line in [
+            "homelab_syncs_total 2",
+            "homelab_sync_failures_total 1",
+            "homelab_sync_duration_seconds_count 2",
+            "homelab_sync_duration_seconds_bucket{le=\"0.025\"} 2",
+            "homelab_elements_added_total 5",
+            "homelab_elements_deleted_total 4",
+            "homelab_connections_ended_total 3",
+            "homelab_clients_released_total 2",
+            "homelab_http_requests_total{code=\"200\",path=\"/healthz\"} 1",
+            "homelab_check_duration_seconds_bucket{scope=\"files\",le=\"0.0025\"} 1",
+            "# TYPE homelab_check_duration_seconds histogram",
+            "# TYPE homelab_repairs_total counter",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        let memory = text.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes ")).unwrap();
+        assert!(memory.parse::<u64>().unwrap() > 1 << 20, "{memory}");
+    }
+
+    #[test]
+    fn the_book_names_every_metric_with_its_type() {
+        let text = filled().text().unwrap();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let metrics: BTreeSet<String> = types.map(str::to_owned).collect();
+        let book = include_str!("../../../../book/src/reference/metrics.md");
+        let (_, table) = book.split_once("## Metrics").unwrap();
+        let rows = table.lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
+            Some(format!("{} {}", cells.next()?.split(['`', '{']).next()?, cells.next()?))
+        });
+        assert_eq!(rows.collect::<BTreeSet<String>>(), metrics);
+        for name in metrics {
+            assert!(name.starts_with("homelab_") || name.starts_with("process_"), "{name}");
+        }
+    }
+}
