@@ -33,6 +33,8 @@ pub fn bridge_sysctls(bridge: &str) -> Vec<(String, &'static str)> {
         // The bridge has no carrier before its first pod, so duplicate address detection of the gateway would
         // begin with that pod and keep it from its gateway for over a second. No pod can be given this address.
         (format!("net.ipv6.conf.{escaped}.accept_dad"), "0"),
+        // Pods of one node send to each other through it, and must go on to.
+        (format!("net.ipv4.conf.{escaped}.send_redirects"), "0"),
     ];
     // Nothing of rp_filter: a pod's packets come in on the link by which the pod is reached, so every mode is right.
     sysctls
@@ -47,8 +49,8 @@ const REDIRECT_CHAIN: &str = "cni-output";
 /// a service's client beside it would do so past the node, which has to translate the answer back.
 ///
 /// Frames between pods get the bridge's own MAC address before the bridge looks where they go. (br_netfilter would do
-/// the same for all bridges of the machine, and is a module that may not be there.) The kernel then tells the sender
-/// of a shorter way, which must not reach it.
+/// the same for all bridges of the machine, and is a module that may not be there.) The kernel would tell the sender
+/// of a shorter way: for IPv4 it is told not to, for IPv6 that cannot be said and is dropped.
 fn through_the_node(spec: &NodeSpec) -> Vec<Spec> {
     let mac = bridge_mac(&spec.cluster, &spec.node);
     let mut rules = Vec::new();

@@ -14,7 +14,7 @@ use homelab_model::{Change, NodeObject, Scope, diff, invert};
 /// A node whose files are under a temporary directory and whose sysctls are plain files there.
 fn node(directory: &Path) -> Node {
     let proc = directory.join("proc");
-    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+    for key in ["net/ipv4/ip_forward", "net/ipv4/conf/all/send_redirects", "net/ipv6/conf/all/forwarding"] {
         let path = proc.join("sys").join(key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "0\n").unwrap();

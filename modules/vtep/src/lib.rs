@@ -51,6 +51,9 @@ pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
     if dual(true) {
         specs.push(sysctl("net.ipv4.ip_forward", None, "1"));
         lines.push("net.ipv4.ip_forward = 1\n".to_owned());
+        // Redirects are sent where this or the link's own says so; pods' bridge says no, other links still say yes.
+        specs.push(sysctl("net.ipv4.conf.all.send_redirects", None, "0"));
+        lines.push("net.ipv4.conf.all.send_redirects = 0\n".to_owned());
     }
     if dual(false) {
         specs.push(sysctl("net.ipv6.conf.all.forwarding", None, "1"));
