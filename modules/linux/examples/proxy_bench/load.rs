@@ -1,0 +1,95 @@
+//! Full load: from services to all in the kernel.
+
+use homelab_linux::netlink::Socket;
+use homelab_linux::nft::elements::{Batch, Element};
+use homelab_model::ours::PROXY_TABLE;
+use homelab_proxy::Elements;
+use homelab_proxy::bytes::Bytes;
+
+use crate::ours::{self, Ours};
+use crate::time::cost;
+use crate::{SIZES, figure, in_netns, peer, remark};
+
+pub(crate) fn run(runs: usize) {
+    // Time of the peer's last load, by the number of its services: what would take too long is not tried.
+    let mut last: Option<(u32, f64)> = None;
+    for size in SIZES {
+        let task = format!("full load, {}", size.label());
+        let services = ours::services(size);
+        let mut costs: [Vec<f64>; 6] = Default::default();
+        for _ in 0..runs {
+            in_netns(|| {
+                let mut node = Ours::new();
+                let (compile, elements) = cost(|| ours::compiled(&services));
+                let (ruleset, ()) = cost(|| node.load_ruleset());
+                let (sync, ()) = cost(|| node.sync(&elements));
+                let all = [
+                    compile.wall + ruleset.wall + sync.wall,
+                    compile.cpu + ruleset.cpu + sync.cpu,
+                    compile.wall,
+                    ruleset.wall,
+                    sync.wall,
+                ];
+                costs.iter_mut().zip(all).for_each(|(costs, cost)| costs.push(cost / 1e3));
+            });
+            costs[5].push(floor(&ours::compiled(&services)) / 1e3);
+        }
+        let whos = [
+            "homelab",
+            "homelab: CPU",
+            "homelab: compile alone",
+            "homelab: ruleset alone",
+            "homelab: elements alone",
+            "floor: one batch made before",
+        ];
+        for (who, values) in whos.into_iter().zip(&costs) {
+            figure(&task, who, "s", values);
+        }
+        // Its cost is that of the square of the number of services, or worse.
+        let expected = last.map_or(0.0, |(n, took)| took * (f64::from(size.services) / f64::from(n)).powi(2));
+        let limit = peer::LIMIT.as_secs_f64();
+        if expected > limit {
+            remark(&format!(
+                "{task}: chain per service not measured, about {expected:.0} s by the size before"
+            ));
+            continue;
+        }
+        let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+        for _ in 0..if expected > 1.0 { 1 } else { runs } {
+            let (took, done) = in_netns(|| cost(|| peer::load(&peer::text(&services))));
+            if !done {
+                remark(&format!("{task}: chain per service stopped after {limit:.0} s"));
+                break;
+            }
+            wall.push(took.wall / 1e3);
+            cpu.push(took.cpu / 1e3);
+        }
+        if let Some(took) = wall.first() {
+            last = Some((size.services, *took)).filter(|_| size.endpoints == 3).or(last);
+            figure(&task, "chain per service, nft -f", "s", &wall);
+            figure(&task, "chain per service, nft -f: CPU", "s", &cpu);
+        }
+    }
+}
+
+/// The same elements into the same ruleset, as a batch that is ready; milliseconds.
+fn floor(elements: &Elements) -> f64 {
+    in_netns(|| {
+        Ours::new().load_ruleset();
+        let mut socket = Socket::netfilter().unwrap();
+        let mut batch = Batch::new(PROXY_TABLE.split_once(' ').unwrap().1);
+        let mut all: Vec<_> =
+            elements.iter().flat_map(|(name, all)| all.iter().map(move |e| (e, name))).collect();
+        all.sort_unstable_by_key(|(element, _)| (element.set(), element.is_ipv4()));
+        for (element, name) in all {
+            batch.add(&element.set().name(element.is_ipv4()), &raw(name, element)).unwrap();
+        }
+        cost(|| batch.commit(&mut socket).unwrap()).0.wall
+    })
+}
+
+/// An element as the kernel has it.
+pub(crate) fn raw(service: &str, element: &homelab_proxy::element::Element) -> Element {
+    let Bytes { key, key_end, data } = Bytes::from(element);
+    Element { key, key_end, data, comment: service.to_owned(), expires: None }
+}
