@@ -11,12 +11,13 @@ use crate::time::cost;
 use crate::{SIZES, figure, in_netns, peer, remark};
 
 pub(crate) fn run(runs: usize) {
-    // Time of the peer's last load, by the number of its services: what would take too long is not tried.
-    let mut last: Option<(u32, f64)> = None;
+    // Time of the peer's last load and what it depends on: what would take too long is not tried.
+    let mut last: Option<(f64, f64)> = None;
     for size in SIZES {
         let task = format!("full load, {}", size.label());
         let services = ours::services(size);
         let mut costs: [Vec<f64>; 6] = Default::default();
+        let mut looks = Vec::new();
         for _ in 0..runs {
             in_netns(|| {
                 let mut node = Ours::new();
@@ -31,6 +32,9 @@ pub(crate) fn run(runs: usize) {
                     sync.wall,
                 ];
                 costs.iter_mut().zip(all).for_each(|(costs, cost)| costs.push(cost / 1e3));
+                // An agent that starts again, knows nothing and has nothing to do.
+                let mut again = Ours::new();
+                looks.push(cost(|| again.sync(&elements)).0.wall / 1e3);
             });
             costs[5].push(floor(&ours::compiled(&services)) / 1e3);
         }
@@ -45,8 +49,10 @@ pub(crate) fn run(runs: usize) {
         for (who, values) in whos.into_iter().zip(&costs) {
             figure(&task, who, "s", values);
         }
-        // Its cost is that of the square of the number of services, or worse.
-        let expected = last.map_or(0.0, |(n, took)| took * (f64::from(size.services) / f64::from(n)).powi(2));
+        figure(&format!("started again, nothing to do, {}", size.label()), "homelab", "s", &looks);
+        // For each anonymous map, one of a service, the kernel goes through the whole transaction.
+        let steps = f64::from(size.services).powi(2) * f64::from(7 + 3 * size.endpoints);
+        let expected = last.map_or(0.0, |(before, took)| took * steps / before);
         let limit = peer::LIMIT.as_secs_f64();
         if expected > limit {
             remark(&format!(
@@ -65,7 +71,7 @@ pub(crate) fn run(runs: usize) {
             cpu.push(took.cpu / 1e3);
         }
         if let Some(took) = wall.first() {
-            last = Some((size.services, *took)).filter(|_| size.endpoints == 3).or(last);
+            last = Some((steps, *took));
             figure(&task, "chain per service, nft -f", "s", &wall);
             figure(&task, "chain per service, nft -f: CPU", "s", &cpu);
         }

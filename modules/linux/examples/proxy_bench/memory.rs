@@ -43,8 +43,9 @@ pub(crate) fn hold(file: &str) {
     node.node.sync_services(&elements, Connections::All).unwrap();
     let mut service = spec.services[0].clone();
     ours::replace_endpoint(&mut service, 0);
-    elements.append(&mut ours::compiled(&[service]));
-    node.sync(&elements);
+    let mut changed = ours::compiled(&[service]);
+    node.node.sync_changed_services(&changed).unwrap();
+    elements.append(&mut changed);
     println!("{start} {} {} {}", resident("VmRSS:"), resident("VmHWM:"), parse.wall);
     drop((node, elements, spec));
 }
