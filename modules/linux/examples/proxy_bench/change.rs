@@ -129,8 +129,8 @@ fn all_compiled(services: &[Service], size: Size) -> Costs {
 }
 
 fn peers(services: &[Service], size: Size) -> Costs {
-    if !peer::load(&peer::text(services)) {
-        remark(&format!("chain per service, {}: not loaded in time", size.label()));
+    if let Err(why) = peer::load(services) {
+        remark(&format!("changes, {}: chain per service: {why}", size.label()));
         return Costs::default();
     }
     let mut stale = Vec::new();
@@ -146,7 +146,7 @@ fn peers(services: &[Service], size: Size) -> Costs {
                 2 => peer::remove(&mut text, before),
                 _ => peer::change(&mut text, before, after),
             };
-            assert!(peer::load(&text));
+            assert!(peer::run(&text));
         })
         .0
     })

@@ -11,8 +11,6 @@ use crate::time::cost;
 use crate::{SIZES, figure, in_netns, peer, remark};
 
 pub(crate) fn run(runs: usize) {
-    // Time of the peer's last load and what it depends on: what would take too long is not tried.
-    let mut last: Option<(f64, f64)> = None;
     for size in SIZES {
         let task = format!("full load, {}", size.label());
         let services = ours::services(size);
@@ -50,28 +48,20 @@ pub(crate) fn run(runs: usize) {
             figure(&task, who, "s", values);
         }
         figure(&format!("started again, nothing to do, {}", size.label()), "homelab", "s", &looks);
-        // For each anonymous map, one of a service, the kernel goes through the whole transaction.
-        let steps = f64::from(size.services).powi(2) * f64::from(7 + 3 * size.endpoints);
-        let expected = last.map_or(0.0, |(before, took)| took * steps / before);
-        let limit = peer::LIMIT.as_secs_f64();
-        if expected > limit {
-            remark(&format!(
-                "{task}: chain per service not measured, about {expected:.0} s by the size before"
-            ));
-            continue;
-        }
         let (mut wall, mut cpu) = (Vec::new(), Vec::new());
-        for _ in 0..if expected > 1.0 { 1 } else { runs } {
-            let (took, done) = in_netns(|| cost(|| peer::load(&peer::text(&services))));
-            if !done {
-                remark(&format!("{task}: chain per service stopped after {limit:.0} s"));
-                break;
+        for _ in 0..if peer::expected(&services) > 1e3 { 1 } else { runs } {
+            match in_netns(|| peer::load(&services)) {
+                Ok(took) => {
+                    wall.push(took.wall / 1e3);
+                    cpu.push(took.cpu / 1e3);
+                }
+                Err(why) => {
+                    remark(&format!("{task}: chain per service: {why}"));
+                    break;
+                }
             }
-            wall.push(took.wall / 1e3);
-            cpu.push(took.cpu / 1e3);
         }
-        if let Some(took) = wall.first() {
-            last = Some((steps, *took));
+        if !wall.is_empty() {
             figure(&task, "chain per service, nft -f", "s", &wall);
             figure(&task, "chain per service, nft -f: CPU", "s", &cpu);
         }

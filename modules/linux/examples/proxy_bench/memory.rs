@@ -15,7 +15,7 @@ pub(crate) fn run() {
         let mut spec = ours::spec();
         spec.services = ours::services(size);
         let file = tempfile::NamedTempFile::new().unwrap();
-        serde_json::to_writer(&file, &spec).unwrap();
+        std::fs::write(file.path(), serde_json::to_vec(&spec).unwrap()).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         let output = command.arg("hold").arg(file.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

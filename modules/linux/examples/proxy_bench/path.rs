@@ -131,9 +131,12 @@ fn ours_lane(count: u32) -> Lane {
 /// None if it cannot be loaded in time.
 fn peer_lane(count: u32) -> Option<Lane> {
     let lane = Lane::new();
-    let loaded = lane.node.run(move || peer::load(&peer::text(&services(count))));
+    let loaded = lane.node.run(move || peer::load(&services(count)));
     lane.forget_soon();
-    loaded.then_some(lane)
+    if let Err(why) = &loaded {
+        remark(&format!("connections, {count} services: chain per service: {why}"));
+    }
+    loaded.is_ok().then_some(lane)
 }
 
 /// Where the connections of a way go.

@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use homelab_model::service::Service;
+
+use crate::time::{Cost, cost};
 
 /// The longest that a load may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -148,14 +151,42 @@ pub(crate) fn forget(text: &mut String, stale: &[String]) {
 }
 
 /// The whole ruleset.
-pub(crate) fn text<'a>(services: impl IntoIterator<Item = &'a Service>) -> String {
+fn text(services: &[Service]) -> String {
     let mut text = BASE.to_owned();
-    services.into_iter().for_each(|service| add(&mut text, service));
+    services.iter().for_each(|service| add(&mut text, service));
     text
 }
 
-/// Has nft load `text` in one transaction. False if it took longer than [`LIMIT`] and was stopped.
-pub(crate) fn load(text: &str) -> bool {
+/// How long the last load took, milliseconds, and the number that this depends on.
+static LAST: Mutex<Option<(f64, f64)>> = Mutex::new(None);
+
+/// How long the load of `services` will take by what the last one took, milliseconds.
+pub(crate) fn expected(services: &[Service]) -> f64 {
+    let last = *LAST.lock().unwrap();
+    last.map_or(0.0, |(steps, took)| took * self::steps(services) / steps)
+}
+
+/// For each anonymous map, one of a service, the kernel goes through the whole transaction.
+fn steps(services: &[Service]) -> f64 {
+    let entries: usize = services.iter().map(|service| 8 + 3 * service.endpoints.len()).sum();
+    services.len() as f64 * entries as f64
+}
+
+/// Loads the whole ruleset. What took longer than [`LIMIT`] and was stopped, or would take longer and is not tried, is
+/// an error that says so.
+pub(crate) fn load(services: &[Service]) -> Result<Cost, String> {
+    let (expected, limit) = (expected(services), LIMIT.as_secs_f64() * 1e3);
+    if expected > limit {
+        let seconds = expected / 1e3;
+        return Err(format!("not tried, it would take about {seconds:.0} s by what fewer took"));
+    }
+    let (took, done) = cost(|| run(&text(services)));
+    *LAST.lock().unwrap() = Some((steps(services), took.wall));
+    if done { Ok(took) } else { Err(format!("stopped after {:.0} s", limit / 1e3)) }
+}
+
+/// Has nft carry out `text` in one transaction. False if it took longer than [`LIMIT`] and was stopped.
+pub(crate) fn run(text: &str) -> bool {
     let mut command = Command::new("nft");
     let mut child = command.args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
     let mut stdin = child.stdin.take().unwrap();

@@ -111,7 +111,7 @@ impl Report {
     /// The same for machines.
     pub(super) fn json(&self) -> String {
         let figures: Vec<Value> = self
-            .0
+            .figures
             .iter()
             .map(|f| {
                 json!({
