@@ -328,11 +328,25 @@ impl Node {
 
     /// Makes the proxy's sets hold `target` and nothing else, and ends connections that this leaves stale.
     pub fn sync_services(&mut self, target: &Elements, connections: Connections) -> Result<Synced, Error> {
+        self.change_elements(|proxy, socket| proxy.sync(socket, target, connections))
+    }
+
+    /// The same for the services of `changed` alone, whatever the number of others: they are taken to be as they were
+    /// last seen. A service without elements is gone. What somebody else did to the sets is for
+    /// [`Node::sync_services`] to find.
+    pub fn sync_changed_services(&mut self, changed: &Elements) -> Result<Synced, Error> {
+        self.change_elements(|proxy, socket| proxy.sync_changed(socket, changed))
+    }
+
+    fn change_elements(
+        &mut self,
+        change: impl FnOnce(&mut Proxy, &mut Socket) -> Result<Synced, Error>,
+    ) -> Result<Synced, Error> {
         let Some(socket) = &mut self.netfilter else {
             return Err(Error::Invalid("the kernel has no nf_tables".to_owned()));
         };
         let before = self.proxy.generation();
-        let synced = self.proxy.sync(socket, target, connections)?;
+        let synced = change(&mut self.proxy, socket)?;
         // Elements are no part of what is listed of the tables.
         if self.ruleset.generation() == before {
             self.ruleset.count(synced.transactions);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use homelab_model::service::Protocol;
 use homelab_model::{Change, NodeObject, ServiceElements, Spec, ours};
 use homelab_proxy::bytes::Bytes;
-use homelab_proxy::delta::{Delta, delta};
+use homelab_proxy::delta::{Delta, delta, differing};
 use homelab_proxy::element::{Element, Set};
 use homelab_proxy::stale::{self, Connection};
 use homelab_proxy::{Elements, service_objects};
@@ -148,43 +148,105 @@ impl Proxy {
         target: &Elements,
         connections: Connections,
     ) -> Result<Synced, Error> {
-        let mut synced = Synced::default();
-        let mut tries = TRIES;
-        let before = loop {
+        let mut done = Done::default();
+        for left in (0..TRIES).rev() {
             let held = self.held(socket)?;
-            let change = delta(&held.elements, target);
-            if change.is_empty() && held.strays.is_empty() {
-                break None;
+            let (before, after) = differing(&held.elements, target);
+            if before.is_empty() && after.is_empty() && held.strays.is_empty() {
+                break;
             }
-            let (deleted, added) = (change.delete.len() + held.strays.len(), change.add.len());
-            let batch = batch(&change, &held.strays).map_err(failed)?;
-            let Some((generation, held)) = self.known.take() else { continue };
-            tries -= 1;
-            match batch.commit(socket) {
-                Ok(()) => {
-                    synced = Synced { added, deleted, transactions: 1, ..synced };
+            let strays = held.strays.clone();
+            if let Some(synced) = self.change(socket, &before, &after, &strays, left > 0)? {
+                done = Done { synced, before, after };
+                break;
+            }
+        }
+        match connections {
+            Connections::All => self.end(socket, done.synced, &done.before, target, true),
+            Connections::OfChange => self.end(socket, done.synced, &done.before, &done.after, false),
+        }
+    }
+
+    /// The same for the services of `changed` alone; one without elements is gone. Costs nothing for others: they are
+    /// taken to be as they were last seen.
+    pub(crate) fn sync_changed(&mut self, socket: &mut Socket, changed: &Elements) -> Result<Synced, Error> {
+        for left in (0..TRIES).rev() {
+            if self.known.is_none() {
+                self.held(socket)?;
+            }
+            let held = self.known.as_ref().map(|(_, held)| &held.elements);
+            let known = |name: &String| Some((name.clone(), held?.get(name)?.clone()));
+            let (before, after) = differing(&changed.keys().filter_map(known).collect(), changed);
+            if before.is_empty() && after.is_empty() {
+                return Ok(Synced::default());
+            }
+            if let Some(synced) = self.change(socket, &before, &after, &[], left > 0)? {
+                return self.end(socket, synced, &before, &after, false);
+            }
+        }
+        Ok(Synced::default())
+    }
+
+    /// One transaction that makes `after` of `before`, some of what is known to be there. None if somebody else changed
+    /// it meanwhile, which is an error unless it can be tried `again`.
+    fn change(
+        &mut self,
+        socket: &mut Socket,
+        before: &Elements,
+        after: &Elements,
+        strays: &[(String, Raw)],
+        again: bool,
+    ) -> Result<Option<Synced>, Error> {
+        let change = delta(before, after);
+        let (deleted, added) = (change.delete.len() + strays.len(), change.add.len());
+        let batch = batch(&change, strays).map_err(failed)?;
+        // Unless it is told to have been done, nothing is known of what came of it.
+        let known = self.known.take();
+        match batch.commit(socket) {
+            Ok(()) => {
+                self.known = known.map(|(generation, mut held)| {
+                    before.keys().for_each(|name| drop(held.elements.remove(name)));
+                    held.elements
+                        .extend(after.iter().map(|(name, elements)| (name.clone(), elements.clone())));
+                    if !strays.is_empty() {
+                        held.strays.clear();
+                    }
                     // Each transaction counts one; if there were others the sets are read again.
-                    let known = Held { elements: target.clone(), strays: Vec::new() };
-                    self.known = Some((generation.wrapping_add(1), known));
-                    break Some(held.elements);
-                }
-                // Somebody else changed them in between.
-                Err(error) if tries > 0 && is_race(&error) => {}
-                Err(error) => return Err(failed(error)),
+                    (generation.wrapping_add(1), held)
+                });
+                Ok(Some(Synced { added, deleted, transactions: 1, ..Synced::default() }))
             }
-        };
-        let all = connections == Connections::All;
-        if let (None, false) = (&before, all) {
+            Err(error) if again && is_race(&error) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Ends what a change from `before` to `after` leaves stale: with `all` these are states, else the differing parts
+    /// of two states.
+    fn end(
+        &mut self,
+        socket: &mut Socket,
+        synced: Synced,
+        before: &Elements,
+        after: &Elements,
+        all: bool,
+    ) -> Result<Synced, Error> {
+        if !all && before.is_empty() && after.is_empty() {
             return Ok(synced);
         }
-        let before = before.as_ref().unwrap_or(target);
-        synced.ended = end_stale(socket, before, target, all)?;
-        let (released, transactions) = release(socket, before, target, all)?;
-        synced.released = released;
-        synced.transactions += transactions;
+        let ended = end_stale(socket, before, after)?;
+        let (released, transactions) = release(socket, before, after, all)?;
         self.count(transactions);
-        Ok(synced)
+        Ok(Synced { ended, released, transactions: synced.transactions + transactions, ..synced })
     }
+}
+
+/// A change that was made.
+#[derive(Default)]
+struct Done {
+    synced: Synced,
+    before: Elements,
+    after: Elements,
 }
 
 fn generation(socket: &mut Socket) -> Result<u32, Error> {
@@ -216,20 +278,8 @@ fn batch(change: &Delta<'_>, strays: &[(String, Raw)]) -> Result<Batch, ElementE
     Ok(batch)
 }
 
-/// The services that differ.
-fn differing(before: &Elements, after: &Elements) -> (Elements, Elements) {
-    let pick = |of: &Elements, from: &Elements| -> Elements {
-        of.iter()
-            .filter(|(name, elements)| from.get(*name) != Some(elements))
-            .map(|(name, elements)| (name.clone(), elements.clone()))
-            .collect()
-    };
-    (pick(before, after), pick(after, before))
-}
-
 /// Ends connections of datagram protocols that go on to where they should not.
-fn end_stale(socket: &mut Socket, before: &Elements, after: &Elements, all: bool) -> Result<usize, Error> {
-    let (before, after) = if all { (before.clone(), after.clone()) } else { differing(before, after) };
+fn end_stale(socket: &mut Socket, before: &Elements, after: &Elements) -> Result<usize, Error> {
     let used = |protocol: Protocol| {
         let elements = before.values().chain(after.values()).flatten();
         elements.filter_map(Element::frontend).any(|frontend| frontend.protocol == protocol)
@@ -251,7 +301,7 @@ fn end_stale(socket: &mut Socket, before: &Elements, after: &Elements, all: bool
                     endpoint: flow.reply.source,
                 })
                 .collect();
-            let stale: HashSet<(SocketAddr, SocketAddr)> = stale::stale(&connections, &before, &after)
+            let stale: HashSet<(SocketAddr, SocketAddr)> = stale::stale(&connections, before, after)
                 .into_iter()
                 .map(|c| (c.client, SocketAddr::new(c.to.address, c.to.port)))
                 .collect();
@@ -274,12 +324,12 @@ fn release(
     all: bool,
 ) -> Result<(usize, u32), Error> {
     let sticky = |elements: &Elements| elements.values().flatten().any(|e| matches!(e, Element::Sticky(_)));
-    if !all {
-        let (before, after) = differing(before, after);
-        if !sticky(&before) && !sticky(&after) {
-            return Ok((0, 0));
-        }
+    if !all && !sticky(before) && !sticky(after) {
+        return Ok((0, 0));
     }
+    // Clients of what has not changed stay.
+    let of_both = before.values().chain(after.values()).flatten();
+    let changed: HashSet<_> = of_both.filter_map(Element::frontend).collect();
     let (mut released, mut transactions) = (0, 0);
     for v4 in [true, false] {
         let set = Set::Affinity.name(v4);
@@ -294,7 +344,10 @@ fn release(
             for entry in &entries {
                 let Raw { key, data, .. } = entry.clone();
                 match (Bytes { key, key_end: None, data }).remembered(v4) {
-                    Some(client) => clients.push((client, entry)),
+                    Some(client) if all || changed.contains(&client.frontend) => {
+                        clients.push((client, entry))
+                    }
+                    Some(_) => {}
                     None => batch.delete(&set, entry).map_err(failed)?,
                 }
             }

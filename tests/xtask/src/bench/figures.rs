@@ -11,7 +11,7 @@ pub(super) struct Figure {
     /// Who did it: `homelab`, a peer, or `floor`.
     pub(super) who: String,
     /// Unit of the values.
-    pub(super) unit: &'static str,
+    pub(super) unit: String,
     /// One value a run.
     pub(super) values: Vec<f64>,
 }
@@ -23,6 +23,12 @@ impl Figure {
         values
     }
 
+    /// The value that 99 of 100 do not exceed, where there are enough of them.
+    fn p99(&self) -> Option<f64> {
+        let values = self.sorted();
+        (values.len() >= MANY).then(|| values.get(values.len() * 99 / 100).copied()).flatten()
+    }
+
     /// The middle value.
     pub(super) fn median(&self) -> f64 {
         let values = self.sorted();
@@ -32,31 +38,46 @@ impl Figure {
 
 /// All figures of a run.
 #[derive(Default)]
-pub(super) struct Report(Vec<Figure>);
+pub(super) struct Report {
+    figures: Vec<Figure>,
+    remarks: Vec<String>,
+}
+
+/// So many values have a 99th percentile worth its name.
+const MANY: usize = 100;
 
 impl Report {
     /// Adds a figure and says so on stderr, so that a long run can be followed.
-    pub(super) fn add(&mut self, task: &str, who: &str, unit: &'static str, values: Vec<f64>) {
-        let figure = Figure { task: task.to_owned(), who: who.to_owned(), unit, values };
+    pub(super) fn add(&mut self, task: &str, who: &str, unit: &str, values: Vec<f64>) {
+        let figure = Figure { task: task.to_owned(), who: who.to_owned(), unit: unit.to_owned(), values };
         eprintln!("{task}: {who} {:.4} {unit} (median of {})", figure.median(), figure.values.len());
-        self.0.push(figure);
+        self.figures.push(figure);
+    }
+
+    /// Adds what a figure cannot say, e.g. why there is none.
+    pub(super) fn remark(&mut self, text: &str) {
+        eprintln!("{text}");
+        self.remarks.push(text.to_owned());
     }
 
     /// The figure that others of its task are compared with: homelab's own.
     fn ours(&self, task: &str, unit: &str) -> Option<f64> {
-        self.0.iter().find(|f| f.task == task && f.unit == unit && f.who == "homelab").map(Figure::median)
+        self.figures
+            .iter()
+            .find(|f| f.task == task && f.unit == unit && f.who == "homelab")
+            .map(Figure::median)
     }
 
     /// A table for people. `x` is the figure divided by homelab's: above 1, the other needs more.
     pub(super) fn table(&self) -> String {
         let mut text = String::new();
         let mut tasks: Vec<&str> = Vec::new();
-        for figure in &self.0 {
+        for figure in &self.figures {
             if !tasks.contains(&figure.task.as_str()) {
                 tasks.push(&figure.task);
             }
         }
-        let in_order = tasks.iter().flat_map(|task| self.0.iter().filter(move |f| f.task == *task));
+        let in_order = tasks.iter().flat_map(|task| self.figures.iter().filter(move |f| f.task == *task));
         let mut task = "";
         for figure in in_order {
             if figure.task != task {
@@ -64,15 +85,16 @@ impl Report {
                 let _ = writeln!(text, "\n{task}");
             }
             let values = figure.sorted();
-            let ratio = match self.ours(task, figure.unit) {
+            let ratio = match self.ours(task, &figure.unit) {
                 Some(ours) if ours > 0.0 => format!("{:.2}x", figure.median() / ours),
                 _ => "-".to_owned(),
             };
             let (low, high) =
                 (values.first().copied().unwrap_or(f64::NAN), values.last().copied().unwrap_or(f64::NAN));
+            let tail = figure.p99().map_or(String::new(), |p99| format!("  p99 {p99:.4}"));
             let _ = writeln!(
                 text,
-                "  {:<46} {:>10.4} {:<8} {:>10.4} .. {:<10.4} {ratio:>8}",
+                "  {:<62} {:>10.4} {:<8} {:>10.4} .. {:<10.4} {ratio:>8}{tail}",
                 figure.who,
                 figure.median(),
                 figure.unit,
@@ -80,22 +102,25 @@ impl Report {
                 high
             );
         }
+        if !self.remarks.is_empty() {
+            let _ = write!(text, "\n{}\n", self.remarks.join("\n"));
+        }
         text
     }
 
     /// The same for machines.
     pub(super) fn json(&self) -> String {
         let figures: Vec<Value> = self
-            .0
+            .figures
             .iter()
             .map(|f| {
                 json!({
-                    "task": f.task, "who": f.who, "unit": f.unit, "median": f.median(), "values": f.values,
-                    "ratio_to_homelab": self.ours(&f.task, f.unit).map(|ours| f.median() / ours),
+                    "task": f.task, "who": f.who, "unit": f.unit, "median": f.median(), "p99": f.p99(), "values": f.values,
+                    "ratio_to_homelab": self.ours(&f.task, &f.unit).map(|ours| f.median() / ours),
                 })
             })
             .collect();
-        format!("{:#}\n", json!({"format_version": 1, "figures": figures}))
+        format!("{:#}\n", json!({"format_version": 1, "figures": figures, "remarks": self.remarks}))
     }
 }
 

@@ -5,6 +5,7 @@ mod cni_inner;
 mod engine;
 mod figures;
 mod peers;
+mod proxy;
 mod rollback;
 mod tunnel;
 
@@ -19,7 +20,8 @@ use figures::Report;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: engine, rollback, scale, cni, tunnel [default: all but scale]
+    /// What to measure: engine, rollback, scale, cni, tunnel, proxy, or a part of the last: proxy-load, proxy-change,
+    /// proxy-memory, proxy-path [default: all but scale]
     what: Vec<String>,
     /// Runs of each thing; the median is quoted
     #[arg(long, default_value_t = 7)]
@@ -36,12 +38,36 @@ pub(crate) fn run(args: Args) -> Outcome {
     if let Some(directory) = &args.inner {
         return cni_inner::run(directory, args.runs);
     }
-    let known = ["engine", "rollback", "scale", "cni", "tunnel"];
-    if let Some(unknown) = args.what.iter().find(|w| !known.contains(&w.as_str())) {
+    let known = ["engine", "rollback", "scale", "cni", "tunnel", "proxy"];
+    if let Some(unknown) =
+        args.what.iter().find(|w| !known.contains(&w.as_str()) && !proxy::PARTS.contains(&w.as_str()))
+    {
+        let known = known.into_iter().chain(proxy::PARTS).collect::<Vec<_>>();
         return Err(format!("no benchmark {unknown}; there are {}", known.join(", ")).into());
     }
-    let wanted =
-        |name: &str| args.what.iter().any(|w| w == name) || (args.what.is_empty() && name != "scale");
+    let asked = |name: &str| args.what.iter().any(|w| w == name);
+    let wanted = |name: &str| asked(name) || (args.what.is_empty() && name != "scale");
+    let mut report = Report::default();
+    if known.into_iter().any(|name| name != "proxy" && wanted(name)) {
+        on_the_lab(&mut report, &wanted, args.runs)?;
+    }
+    let parts: Vec<&str> = proxy::PARTS.into_iter().filter(|part| asked(part) || wanted("proxy")).collect();
+    if !parts.is_empty() {
+        proxy::run(&mut report, &parts, args.runs.min(3))?;
+    }
+    print!("{}", report.table());
+    if let Some(path) = &args.json {
+        std::fs::write(path, report.json())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What needs nodes, or programs of the node.
+fn on_the_lab(
+    report: &mut Report,
+    wanted: &dyn Fn(&str) -> bool,
+    runs: usize,
+) -> Result<(), Box<dyn std::error::Error>> {
     ensure_packages()?;
     tools::ensure_build_packages()?;
     // The laptop's side as its users get it: optimised, with the node binary beside it.
@@ -62,27 +88,22 @@ pub(crate) fn run(args: Args) -> Outcome {
     ]))?;
     dist::build_here(&tools::root().join("target/release"))?;
 
-    let mut report = Report::default();
     if wanted("engine") {
-        engine::run(&mut report, args.runs)?;
+        engine::run(report, runs)?;
     }
     if wanted("rollback") {
-        rollback::run(&mut report, args.runs)?;
+        rollback::run(report, runs)?;
     }
     if wanted("scale") {
-        engine::scale(&mut report, args.runs.min(5))?;
+        engine::scale(report, runs.min(5))?;
     }
     if wanted("cni") {
-        cni::run(&mut report, args.runs)?;
+        cni::run(report, runs)?;
     }
     if wanted("tunnel") {
-        tunnel::run(&mut report, args.runs.min(5))?;
+        tunnel::run(report, runs.min(5))?;
     }
-    print!("{}", report.table());
-    if let Some(path) = &args.json {
-        std::fs::write(path, report.json())?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// The optimised `homelab` on the client, with this cluster file.

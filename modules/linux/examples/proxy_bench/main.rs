@@ -1,0 +1,78 @@
+//! What `cargo xtask bench proxy` measures of the proxy, in network namespaces of its own, as root. Prints a line a
+//! figure: task, who, unit, values, with tabs between; a line that begins with `#` is a remark.
+//!
+//! `proxy_bench load,change,memory,path [RUNS]`
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used)]
+
+mod change;
+#[path = "../../../../tests/fixtures/mod.rs"]
+mod fixtures;
+mod load;
+mod memory;
+mod ours;
+mod path;
+mod peer;
+mod time;
+
+use nix::sched::{CloneFlags, unshare};
+
+/// A number of services, and of endpoints of each.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Size {
+    services: u32,
+    endpoints: u32,
+}
+
+impl Size {
+    fn label(self) -> String {
+        format!("{} services x {}", self.services, self.endpoints)
+    }
+}
+
+const SIZES: [Size; 5] = [
+    Size { services: 1_000, endpoints: 3 },
+    Size { services: 5_000, endpoints: 3 },
+    Size { services: 10_000, endpoints: 3 },
+    Size { services: 30_000, endpoints: 3 },
+    Size { services: 5_000, endpoints: 50 },
+];
+
+/// Runs `work` on a thread in a network namespace of its own, which ends with it.
+fn in_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace: this needs root");
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn figure(task: &str, who: &str, unit: &str, values: &[f64]) {
+    let values: Vec<String> = values.iter().map(|v| format!("{v:.6}")).collect();
+    println!("{task}\t{who}\t{unit}\t{}", values.join(" "));
+}
+
+fn remark(text: &str) {
+    println!("# {text}");
+}
+
+fn main() {
+    // Whatever is forgotten further down, the machine's own tables stay as they are.
+    unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace: this needs root");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [parts, rest @ ..] = &arguments[..] else { panic!("say what to measure") };
+    if parts == "hold" {
+        return memory::hold(&rest[0]);
+    }
+    let runs = rest.first().map_or(3, |runs| runs.parse().expect("a number of runs"));
+    for part in parts.split(',') {
+        match part {
+            "load" => load::run(runs),
+            "change" => change::run(),
+            "memory" => memory::run(),
+            "path" => path::run(),
+            other => panic!("no part {other}"),
+        }
+    }
+}

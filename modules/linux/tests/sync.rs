@@ -1,0 +1,126 @@
+//! Changes of services by a node that knows what its sets hold.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "../../proxy/tests/random/mod.rs"]
+mod random;
+
+use common::{in_new_netns, run};
+use homelab_linux::{Connections, Kinds, Node, Root, Synced};
+use homelab_model::service::Service;
+use homelab_model::{Change, Module, NodeObject, Scope, Spec};
+use homelab_proxy::delta::differing;
+use homelab_proxy::{Elements, compile, ruleset, service_objects};
+use proptest::prelude::*;
+use random::{services, view};
+
+const SERVICES: Kinds =
+    Kinds { links: false, nft: false, services: true, sysctls: false, files: false, units: false };
+
+fn node(directory: &tempfile::TempDir) -> Node {
+    Node::open(Root::at(directory.path())).unwrap()
+}
+
+/// A node with the empty ruleset, in the caller's network namespace.
+fn with_ruleset(directory: &tempfile::TempDir) -> Node {
+    let mut node = node(directory);
+    let create = |spec| Change::Create { after: NodeObject { module: Module::Proxy, spec } };
+    let changes: Vec<_> = ruleset(&view()).into_iter().map(create).collect();
+    node.apply_all(&changes, &mut |_| {}).unwrap();
+    node
+}
+
+/// What a node that has seen nothing yet finds in the kernel.
+fn found(directory: &tempfile::TempDir) -> Vec<Spec> {
+    let objects = node(directory).observe_objects(&Scope::of(&[], "vx0"), SERVICES).unwrap();
+    objects.into_iter().map(|object| object.spec).collect()
+}
+
+fn objects(elements: &Elements) -> Vec<Spec> {
+    service_objects(elements)
+        .filter(|spec| matches!(spec, Spec::Service(service) if !service.elements.is_empty()))
+        .collect()
+}
+
+/// What a node is told of a change from one state to the next.
+fn changed(before: &Elements, after: &Elements) -> Elements {
+    let (old, new) = differing(before, after);
+    old.into_keys().map(|name| (name, Vec::new())).chain(new).collect()
+}
+
+fn compiled(services: &[Service]) -> Elements {
+    compile(services, &view()).0
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A node that is told of changed services alone holds what one does that is told everything, also where others
+    /// make transactions of their own.
+    #[test]
+    fn changed_services_alone_are_enough(states in prop::collection::vec(services(), 2..6)) {
+        in_new_netns(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let mut node = with_ruleset(&directory);
+            let mut now = Elements::new();
+            for (round, services) in states.iter().enumerate() {
+                let next = compiled(services);
+                node.sync_changed_services(&changed(&now, &next)).unwrap();
+                now = next;
+                prop_assert_eq!(found(&directory), objects(&now));
+                run(&format!("nft add table ip foreign{round}"));
+            }
+            // Nothing is left for the one that looks at all.
+            prop_assert_eq!(node.sync_services(&now, Connections::OfChange).unwrap(), Synced::default());
+            let gone = changed(&now, &Elements::new());
+            node.sync_changed_services(&gone).unwrap();
+            prop_assert_eq!(found(&directory), vec![]);
+            Ok(())
+        })?;
+    }
+}
+
+fn two() -> (Elements, Elements) {
+    let service = |name: &str, vip: &str, endpoint: &str| -> Service {
+        serde_json::from_value(serde_json::json!({
+            "namespace": "default", "name": name, "clusterIPs": [vip], "ports": [{ "port": 80 }],
+            "endpoints": [{ "address": endpoint, "ports": { "": 8080 } }],
+        }))
+        .unwrap()
+    };
+    let other = service("other", "10.96.0.6", "10.244.1.6");
+    let before = compiled(&[service("web", "10.96.0.5", "10.244.1.5"), other.clone()]);
+    (before, compiled(&[service("web", "10.96.0.5", "10.244.2.5"), other]))
+}
+
+#[test]
+fn a_change_that_meets_another_looks_again() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = with_ruleset(&directory);
+        let (before, after) = two();
+        node.sync_changed_services(&before).unwrap();
+        // Another process is faster: what this one would delete is gone.
+        let mut faster = self::node(&directory);
+        faster.sync_services(&Elements::new(), Connections::OfChange).unwrap();
+        let synced = node.sync_changed_services(&changed(&before, &after)).unwrap();
+        assert_eq!((synced.deleted, synced.added), (0, after["default/web"].len()));
+        let web = Elements::from([("default/web".to_owned(), after["default/web"].clone())]);
+        assert_eq!(found(&directory), objects(&web));
+    });
+}
+
+#[test]
+fn what_nobody_told_is_found_by_the_one_that_looks_at_all() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = with_ruleset(&directory);
+        let (before, after) = two();
+        node.sync_services(&before, Connections::OfChange).unwrap();
+        run("nft delete element inet homelab-proxy cluster-addresses4 '{ 10.96.0.6 }'");
+        node.sync_changed_services(&changed(&before, &after)).unwrap();
+        let synced = node.sync_services(&after, Connections::OfChange).unwrap();
+        assert_eq!((synced.deleted, synced.added), (0, 1));
+        assert_eq!(found(&directory), objects(&after));
+    });
+}

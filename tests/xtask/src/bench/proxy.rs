@@ -1,0 +1,64 @@
+//! Services: ours, a ruleset of kube-proxy's form, and bare netlink, in network namespaces of their own.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::figures::Report;
+use crate::tools;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The parts, as they are asked for.
+pub(super) const PARTS: [&str; 4] = ["proxy-load", "proxy-change", "proxy-memory", "proxy-path"];
+
+/// Measures parts of the proxy's benchmark.
+pub(super) fn run(report: &mut Report, parts: &[&str], runs: usize) -> Result<()> {
+    tools::run(&mut tools::cargo(&[
+        "build",
+        "--release",
+        "--package=homelab-linux",
+        "--example=proxy_bench",
+    ]))?;
+    let parts: Vec<&str> = parts.iter().map(|part| part.trim_start_matches("proxy-")).collect();
+    let mut child = Command::new(tools::target().join("release/examples/proxy_bench"))
+        .args([parts.join(","), runs.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // Line by line, so that one can follow it.
+    for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
+        let line = line?;
+        if let Some(remark) = line.strip_prefix("# ") {
+            report.remark(remark);
+            continue;
+        }
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [task, who, unit, values] = fields[..] else {
+            return Err(format!("not a figure: {line}").into());
+        };
+        let values = values.split(' ').map(str::parse).collect::<std::result::Result<Vec<f64>, _>>()?;
+        report.add(task, who, unit, values);
+    }
+    if !child.wait()?.success() {
+        return Err("the proxy's benchmark failed".into());
+    }
+    report.remark(&kube_proxy());
+    Ok(())
+}
+
+/// Why the real kube-proxy is not among the peers.
+fn kube_proxy() -> String {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let found = std::env::split_paths(&paths)
+        .chain(assets)
+        .map(|directory| directory.join("kube-proxy"))
+        .find(|path| path.is_file());
+    match found {
+        Some(path) => format!(
+            "kube-proxy not measured: {} has no API server to take services from, and this benchmark starts none",
+            path.display()
+        ),
+        None => "kube-proxy not measured: it is neither in PATH nor in KUBEBUILDER_ASSETS".to_owned(),
+    }
+}
