@@ -449,4 +449,6 @@ fn what_a_hand_does(cluster: &mut Cluster) {
             assert_eq!(answer.name, "c2", "{hand}: {answer:?}");
         }
     }
+    // All at once: no rule was tried before the chain that it jumps to was there.
+    assert_eq!(cluster.sh("node1", "journalctl --unit homelab-node | grep -c 'cannot repair' || true"), "0");
 }

@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant as Start};
 
 use homelab_linux::{Connections, Error, Kinds, Node, Root};
-use homelab_model::{AgentFact, Backend, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex};
+use homelab_model::{
+    AgentFact, Backend, Change, Key, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex,
+};
 use homelab_proxy::Elements;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -209,6 +211,11 @@ fn is_of_proxy(spec: &Spec) -> bool {
     }
 }
 
+/// Whether a change is one of nftables tables.
+fn is_nft(change: &Change<NodeObject>) -> bool {
+    matches!(change.key(), Key::NftTable(_) | Key::NftChain(..))
+}
+
 impl Agent {
     /// Reads the spec if it is another than the loaded one.
     fn load(&mut self) {
@@ -328,28 +335,41 @@ impl Agent {
         observed.retain(mine);
         let known: Vec<String> = self.failures.iter().map(|(_, message)| message.clone()).collect();
         self.failures.retain(|(spec, _)| !among(kinds, spec));
-        for change in diff(&observed, &desired) {
-            let object = change.key().to_string();
-            // One by one: a part that cannot be repaired must not keep the rest broken.
-            match self.node.apply(&change) {
-                Ok(()) => {
-                    self.repaired();
-                    info!(object, "repaired");
+        let (nft, others): (Vec<_>, Vec<_>) = diff(&observed, &desired).into_iter().partition(is_nft);
+        for change in others {
+            self.repair(&change, &known);
+        }
+        // Chains jump to each other: all of them at once, or, where that fails, as far as it goes.
+        match self.node.apply_all(&nft, &mut |_| {}) {
+            Ok(()) => nft.iter().for_each(|change| self.repaired(change)),
+            Err(_) => nft.iter().for_each(|change| self.repair(change, &known)),
+        }
+    }
+
+    /// Repairs one thing: a part that cannot be repaired must not keep the rest broken. What is `known` not to work is
+    /// not said again.
+    fn repair(&mut self, change: &Change<NodeObject>, known: &[String]) {
+        match self.node.apply(change) {
+            Ok(()) => self.repaired(change),
+            Err(error) => {
+                let object = change.key().to_string();
+                let message = format!("{object}: {error}");
+                if !known.contains(&message) {
+                    warn!(object, %error, "cannot repair");
                 }
-                Err(error) => {
-                    let message = format!("{object}: {error}");
-                    if !known.contains(&message) {
-                        warn!(object, %error, "cannot repair");
-                    }
-                    if let Some(object) = change.after().or(change.before()) {
-                        self.failures.push((object.spec.clone(), message));
-                    }
+                if let Some(object) = change.after().or(change.before()) {
+                    self.failures.push((object.spec.clone(), message));
                 }
             }
         }
     }
 
-    fn repaired(&mut self) {
+    fn repaired(&mut self, change: &Change<NodeObject>) {
+        info!(object = change.key().to_string(), "repaired");
+        self.count_repair();
+    }
+
+    fn count_repair(&mut self) {
         self.report.repairs += 1;
         self.metrics.repairs.inc();
     }
@@ -377,7 +397,7 @@ impl Agent {
                 }
                 // What a new configuration brings is no repair.
                 if changed && self.settled {
-                    self.repaired();
+                    self.count_repair();
                 }
                 self.settled = true;
                 self.unsynced = None;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use homelab_model::{Action, NodeObject, PlannedChange};
+use homelab_model::{Action, NodeObject, PlannedChange, Spec};
 use serde_json::Value;
 use similar::{ChangeTag, TextDiff};
+
+use super::services;
 
 /// Longest value shown in full, characters.
 const LONG: usize = 100;
@@ -64,6 +66,8 @@ enum Leaf {
 
 /// The fields that `change` makes or alters; of a deleted object none. `full` cuts nothing.
 pub fn fields(change: &PlannedChange, full: bool) -> Vec<Field> {
+    let whole = matches!(change.action, Action::Create | Action::Delete);
+    let leaves = |object: &NodeObject| leaves(object, full, whole);
     let before = change.change.before().map(leaves).unwrap_or_default();
     let after = change.change.after().map(leaves).unwrap_or_default();
     match change.action {
@@ -119,8 +123,20 @@ fn find_digest(text: &str) -> Option<usize> {
     None
 }
 
-fn leaves(object: &NodeObject) -> BTreeMap<String, Leaf> {
+fn leaves(object: &NodeObject, full: bool, whole: bool) -> BTreeMap<String, Leaf> {
     let mut result = BTreeMap::new();
+    match &object.spec {
+        Spec::Service(service) if !full => {
+            result.insert("serves".to_owned(), Leaf::Lines(services::lines(service)));
+            return result;
+        }
+        // Dozens, the same on every node and in every version.
+        Spec::NftTable(table) if whole && !full && table.sets.len() > NEW_LINES => {
+            result.insert("sets".to_owned(), Leaf::Value(table.sets.len().to_string()));
+            return result;
+        }
+        _ => {}
+    }
     if let Ok(Value::Object(fields)) = serde_json::to_value(object) {
         for (name, value) in fields {
             // The title says both.

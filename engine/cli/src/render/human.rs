@@ -4,6 +4,7 @@ use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact, NodePlan, PlannedChange};
 
 use super::page::{Page, Paint, Shown, Span, bold, dim, green, line, red, yellow};
+use super::services::folded;
 use super::{
     ErrorText, Field, Line, Sign, count, fields, impact_word, module_title, on_trial, plan_sentence, short,
     still_known,
@@ -83,7 +84,7 @@ fn node_human(page: &mut Page, node: &PlannedNode, verbose: bool) {
 
 /// A node's changes, module by module.
 pub(super) fn changes_human(page: &mut Page, planned: &NodePlan, verbose: bool) {
-    let shown = planned.shown();
+    let shown = if verbose { planned.shown() } else { folded(planned.shown()) };
     for module in MODULES {
         let mut changes = shown.iter().filter(|c| c.module == module).peekable();
         if changes.peek().is_some() {

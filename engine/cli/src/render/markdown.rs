@@ -4,6 +4,7 @@ use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact, NodePlan};
 
 use super::page::{Page, Paint, Shown, clean, line};
+use super::services::folded;
 use super::{
     ErrorText, Field, Sign, fields, impact_word, on_trial, parts, plan_sentence, short, still_known,
 };
@@ -147,7 +148,7 @@ fn node_markdown(node: &PlannedNode) -> Option<Page> {
 /// A node's changes, folded away.
 pub(super) fn details(title: &str, plan: &NodePlan) -> Page {
     let mut body = Vec::new();
-    let shown = plan.shown();
+    let shown = folded(plan.shown());
     for module in MODULES {
         for change in shown.iter().filter(|c| c.module == module) {
             // diff blocks colour lines by their first character; `!` stands for a change.

@@ -10,6 +10,7 @@ mod human;
 mod json;
 mod markdown;
 pub(crate) mod page;
+mod services;
 mod status;
 #[cfg(test)]
 mod tests;
