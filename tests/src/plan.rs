@@ -102,9 +102,19 @@ impl Plan {
 }
 
 impl PlanNode {
-    /// `action object` of every change.
+    /// `action object` of every change. The chains of the proxy's table stand for it where it comes or goes.
     pub fn entries(&self) -> BTreeSet<String> {
-        self.changes.iter().map(|c| format!("{} {}", c.action, c.object)).collect()
+        let mut entries: BTreeSet<String> =
+            self.changes.iter().map(|c| format!("{} {}", c.action, c.object)).collect();
+        for action in ["create", "delete"] {
+            if entries.contains(&format!("{action} nft table inet homelab-proxy")) {
+                let chains = format!("{action} nft chain inet homelab-proxy ");
+                let count = entries.len();
+                entries.retain(|entry| !entry.starts_with(&chains));
+                assert!(count > entries.len() + 20, "a proxy without chains: {entries:?}");
+            }
+        }
+        entries
     }
 }
 

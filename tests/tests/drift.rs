@@ -123,6 +123,7 @@ const LINKS: &[Row] = &[
             "create link homelab0",
             "create sysctl net.ipv6.conf.homelab0.accept_ra",
             "create sysctl net.ipv6.conf.homelab0.accept_dad",
+            "create sysctl net.ipv4.conf.homelab0.send_redirects",
             "create address $NET.1/24 dev homelab0",
         ],
     ),
@@ -246,12 +247,23 @@ const RULES: &[Row] = &[
     row(
         "table deleted",
         "nft delete table inet homelab",
-        &["create nft table inet homelab", "create nft chain inet homelab vtep-postrouting"],
+        &[
+            "create nft table inet homelab",
+            "create nft chain inet homelab vtep-postrouting",
+            "create nft chain inet homelab cni-output",
+        ],
     ),
     row(
         "whole ruleset flushed",
         "nft flush ruleset",
-        &["create nft table inet homelab", "create nft chain inet homelab vtep-postrouting"],
+        &[
+            "create nft table inet homelab",
+            "create nft chain inet homelab vtep-postrouting",
+            "create nft chain inet homelab cni-output",
+            "create nft table bridge homelab",
+            "create nft chain bridge homelab cni-prerouting",
+            "create nft table inet homelab-proxy",
+        ],
     ),
 ];
 
@@ -504,7 +516,7 @@ fn everything_at_once_on_all_nodes(cluster: &mut Cluster) {
     let plan = cluster.plan();
     for node in cluster.nodes() {
         let found = plan.node(&node).entries();
-        assert_eq!(found.len(), 18 + usize::from(node == "node3") * 4, "{node}:\n{plan}");
+        assert_eq!(found.len(), 22 + usize::from(node == "node3") * 5, "{node}:\n{plan}");
     }
     cluster.apply();
     cluster.assert_converged();

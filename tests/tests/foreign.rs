@@ -43,7 +43,7 @@ table ip nat {
 table ip homelab {
   chain c { }
 }
-table bridge homelab {
+table bridge other {
   chain c { }
 }
 NFT
