@@ -9,13 +9,17 @@ pub(crate) fn rivals_warning(cluster: &Cluster, node: &Node, facts: &Facts) -> O
         ranges.map(|range| if range.addr().is_ipv4() { "ip" } else { "ip6" }).any(|of| of == family)
     };
     let counts = |rival: &&Rival| rival.family().is_none_or(used);
-    let found: Vec<String> = facts.rival_proxies.iter().filter(counts).map(words).collect();
-    (!found.is_empty()).then(|| {
+    let found: Vec<&Rival> = facts.rival_proxies.iter().filter(counts).collect();
+    let sure = found.iter().any(|rival| !matches!(rival, Rival::IptablesLegacy { .. }));
+    let who =
+        if sure { "kube-proxy runs here or has left rules" } else { "kube-proxy may have left rules here" };
+    let words: Vec<String> = found.iter().map(|rival| words(rival)).collect();
+    (!words.is_empty()).then(|| {
         format!(
-            "{}: kube-proxy runs here or has left rules, which may take packets for service addresses before homelab \
-             does; homelab does not touch them: {}",
+            "{}: {who}, which may take packets for service addresses before homelab does; homelab does not touch them: \
+             {}",
             node.name,
-            found.join("; ")
+            words.join("; ")
         )
     })
 }

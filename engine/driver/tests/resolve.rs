@@ -126,6 +126,14 @@ fn another_proxy_of_services_is_a_warning_with_the_way_out() {
           the link kube-ipvs0 (kube-proxy --cleanup, or ip link del kube-ipvs0 and ipvsadm -C)"
         ]
     );
+    // Of iptables-legacy nobody knows whose its rules are.
+    observed.facts.rival_proxies = vec![Rival::IptablesLegacy { family: "ip".into() }];
+    let warnings = resolved(&four, &observed).warnings;
+    assert!(
+        matches!(&warnings[..], [one] if one.starts_with("node1: kube-proxy may have left rules here, which")
+            && one.contains("iptables-legacy-save -t nat")),
+        "{warnings:?}"
+    );
     // Without services of homelab's, kube-proxy is who has to be there.
     assert_eq!(resolved(&dual_stack(), &observed).warnings, [""; 0]);
 }

@@ -55,14 +55,14 @@ fn others(changes: u32) -> Vec<Service> {
         let vips = [format!("10.96.7.{number}"), format!("fd00:10:96::7:{number}")];
         let mut other = service(
             &format!("other{number}"),
-            if number % 2 == 0 { "TCP" } else { "UDP" },
+            if number.is_multiple_of(2) { "TCP" } else { "UDP" },
             &vips.each_ref().map(String::as_str),
             &endpoints.iter().map(String::as_str).collect::<Vec<_>>(),
         );
-        if version % 3 == 0 {
+        if version.is_multiple_of(3) {
             other.session_affinity = Affinity::ClientIp;
         }
-        (version % 5 != 0).then_some(other)
+        (!version.is_multiple_of(5)).then_some(other)
     };
     (0..COUNT).filter_map(state).collect()
 }
