@@ -39,7 +39,7 @@ fn likely(chi_square: f64, degrees: usize) -> f64 {
     }
     // ln gamma(a), from gamma(1) or gamma(1/2) upwards.
     let (mut at, mut ln_gamma) =
-        if degrees % 2 == 0 { (1.0, 0.0) } else { (0.5, std::f64::consts::PI.sqrt().ln()) };
+        if degrees.is_multiple_of(2) { (1.0, 0.0) } else { (0.5, std::f64::consts::PI.sqrt().ln()) };
     while at < a {
         ln_gamma += f64::ln(at);
         at += 1.0;
