@@ -24,6 +24,7 @@ mod recall;
 mod recover;
 mod report;
 mod resolve;
+mod rivals;
 mod rollout;
 mod rotate;
 mod services;

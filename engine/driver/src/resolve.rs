@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::offload::offload_fault;
 use crate::plan::our_links;
 use crate::recall::{Departed, recall};
+use crate::rivals::rivals_warning;
 use crate::services::{node_port_addresses, services};
 
 /// MTU of Ethernet: assumed where no node could be asked.
@@ -51,6 +52,9 @@ pub fn resolve(
         problems.extend(own_problems(cluster, node, observed, seen));
         version_warning(node, facts, &mut result.warnings);
         firewall_warnings(cluster, node, facts, &mut result.warnings);
+        if !services.is_empty() {
+            result.warnings.extend(rivals_warning(cluster, node, facts));
+        }
         match &observed.spec {
             Some(spec) if spec.cluster != cluster.name => result.warnings.push(format!(
                 "{} belongs to the cluster {} until now, and to {} from now on",

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use fixtures::{cluster, net};
 use homelab_driver::{Resolution, resolve};
 use homelab_model::{
-    AddressFact, Cluster, Facts, ForwardDrop, LinkFact, Module, NodeObject, Observed, RouteFact, Spec, Sysctl,
+    AddressFact, Cluster, Declared, Facts, ForwardDrop, LinkFact, Module, NodeObject, Observed, Rival,
+    RouteFact, Spec, Sysctl,
 };
 
 const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
@@ -83,6 +84,58 @@ fn a_firewall_that_drops_what_pods_send_is_a_warning_with_the_way_out() {
     );
     let warnings = resolved(&dual_stack(), &observed).warnings;
     assert!(warnings.len() == 3 && warnings[1].contains("ufw route allow in on homelab0"), "{warnings:?}");
+}
+
+/// One service with an address.
+fn with_service(mut cluster: Cluster) -> Cluster {
+    cluster.network.service_cidrs = vec![net("10.96.0.0/16")];
+    let mut service = fixtures::service("web", 80);
+    service.cluster_ips = vec!["10.96.0.10".parse().expect("an address")];
+    let declared = Declared { service, families: vec![], node_ports: false, containers: vec![] };
+    cluster.services = vec![declared];
+    cluster
+}
+
+#[test]
+fn another_proxy_of_services_is_a_warning_with_the_way_out() {
+    let mut observed = observed();
+    let four = with_service(cluster(&TWO));
+    let six = with_service(dual_stack());
+    assert_eq!(resolved(&four, &observed).warnings, [""; 0]);
+    let family = || "ip6".to_owned();
+    observed.facts.rival_proxies = vec![Rival::Iptables { family: family() }];
+    assert_eq!(resolved(&four, &observed).warnings, [""; 0], "no IPv6 pods, no word of ip6");
+    let all = [
+        Rival::Process,
+        Rival::Nftables { family: "ip".into() },
+        Rival::Iptables { family: family() },
+        Rival::IptablesLegacy { family: family() },
+        Rival::Ipvs,
+    ];
+    observed.facts.rival_proxies = all.to_vec();
+    assert_eq!(
+        resolved(&six, &observed).warnings,
+        [
+            "node1: kube-proxy runs here or has left rules, which may take packets for service addresses before \
+          homelab does; homelab does not touch them: \
+          the process kube-proxy (kubectl -n kube-system delete daemonset kube-proxy, before anything else); \
+          the table ip kube-proxy (nft delete table ip kube-proxy); \
+          the chain ip6 nat KUBE-SERVICES (kube-proxy --cleanup, or a reboot); \
+          the table ip6 nat of iptables-legacy, which homelab cannot read (look with ip6tables-legacy-save -t nat; if \
+          it has KUBE-SERVICES: kube-proxy --cleanup, or a reboot); \
+          the link kube-ipvs0 (kube-proxy --cleanup, or ip link del kube-ipvs0 and ipvsadm -C)"
+        ]
+    );
+    // Of iptables-legacy nobody knows whose its rules are.
+    observed.facts.rival_proxies = vec![Rival::IptablesLegacy { family: "ip".into() }];
+    let warnings = resolved(&four, &observed).warnings;
+    assert!(
+        matches!(&warnings[..], [one] if one.starts_with("node1: kube-proxy may have left rules here, which")
+            && one.contains("iptables-legacy-save -t nat")),
+        "{warnings:?}"
+    );
+    // Without services of homelab's, kube-proxy is who has to be there.
+    assert_eq!(resolved(&dual_stack(), &observed).warnings, [""; 0]);
 }
 
 #[test]

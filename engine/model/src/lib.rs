@@ -34,7 +34,7 @@ pub use node::{
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
     AddressFact, AgentFact, AttachmentFact, CniRuntime, Facts, ForwardDrop, LinkFact, Observed, Problem,
-    RouteFact, Scope, conflicts,
+    Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};

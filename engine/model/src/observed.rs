@@ -79,6 +79,9 @@ pub struct Facts {
     /// Chains of foreign firewalls that drop what pods send to and get from elsewhere.
     #[serde(default)]
     pub forward_drops: Vec<ForwardDrop>,
+    /// What else translates service addresses here, or has left rules that do.
+    #[serde(default)]
+    pub rival_proxies: Vec<Rival>,
     /// `Udp: InCsumErrors` and `Tcp: InCsumErrors` of /proc/net/snmp: packets that came in with wrong checksums.
     pub checksum_errors: u64,
 }
@@ -167,6 +170,43 @@ pub struct ForwardDrop {
     pub chain: String,
     /// Whose it is, if that can be seen: `docker`, `ufw`.
     pub maker: Option<String>,
+}
+
+/// Another service proxy on the node, or what one left.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Rival {
+    /// A process `kube-proxy`. One inside another program, as k3s has it, is seen by its rules alone.
+    Process,
+    /// The table `kube-proxy` of its mode `nftables`.
+    Nftables {
+        /// `ip` or `ip6`.
+        family: String,
+    },
+    /// The chain `KUBE-SERVICES` in the table `nat` of its mode `iptables`, by iptables-nft.
+    Iptables {
+        /// `ip` or `ip6`.
+        family: String,
+    },
+    /// The table `nat` of iptables-legacy, together with what its rules are made of. The rules themselves are not read.
+    IptablesLegacy {
+        /// `ip` or `ip6`.
+        family: String,
+    },
+    /// The link `kube-ipvs0` of its mode `ipvs`, which holds the service addresses.
+    Ipvs,
+}
+
+impl Rival {
+    /// The family, where it has only one.
+    pub fn family(&self) -> Option<&str> {
+        match self {
+            Rival::Process | Rival::Ipvs => None,
+            Rival::Nftables { family } | Rival::Iptables { family } | Rival::IptablesLegacy { family } => {
+                Some(family)
+            }
+        }
+    }
 }
 
 /// A container runtime on the node.

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use homelab_model::{AddressFact, Facts, ForwardDrop, LinkFact, RouteFact, ours};
+use homelab_model::{AddressFact, Facts, LinkFact, RouteFact, ours};
 
 use crate::kernel::Snapshot;
+use crate::netlink::Foreign;
 use crate::root::Root;
 use crate::rt::LinkInfo;
-use crate::{nft, runtimes, sysctl, unit};
+use crate::{nft, rivals, runtimes, sysctl, unit};
 
 /// Directories of systemd's own libraries, whose file names carry its version.
 const SYSTEMD_LIBRARIES: [&str; 4] = [
@@ -20,7 +21,7 @@ const SYSTEMD_LIBRARIES: [&str; 4] = [
 ];
 
 /// Everything but links, addresses and routes costs a few small files; nothing starts a process.
-pub(crate) fn facts(root: &Root, snapshot: &Snapshot, forward_drops: Vec<ForwardDrop>) -> Facts {
+pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts {
     let system = nix::sys::utsname::uname();
     let word = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     let (hostname, arch, kernel) = system
@@ -73,7 +74,8 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, forward_drops: Vec<Forward
         pods: u32::try_from(snapshot.links.iter().filter(|l| l.alias.starts_with(ours::POD_ALIAS)).count())
             .unwrap_or(u32::MAX),
         agent: unit::agent_report(root),
-        forward_drops,
+        rival_proxies: rivals::rivals(root, snapshot, foreign.rivals),
+        forward_drops: foreign.forward_drops,
         checksum_errors: fs::read_to_string(root.proc("net/snmp")).map(|t| checksum_errors(&t)).unwrap_or(0),
     }
 }

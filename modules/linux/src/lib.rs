@@ -19,6 +19,7 @@ mod node;
 pub mod pod;
 mod probe;
 mod process;
+mod rivals;
 mod root;
 mod rt;
 mod ruleset;

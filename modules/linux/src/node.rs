@@ -5,8 +5,8 @@ use std::fs;
 use std::net::IpAddr;
 
 use homelab_model::{
-    Change, Facts, ForwardDrop, History, Key, Link, Module, NftTable, NodeObject, NodeSpec, Object, Observed,
-    Scope, Spec, ours,
+    Change, Facts, History, Key, Link, Module, NftTable, NodeObject, NodeSpec, Object, Observed, Scope, Spec,
+    ours,
 };
 
 use homelab_proxy::Elements;
@@ -15,7 +15,7 @@ use crate::asides::Kept;
 use crate::error::{Error, netlink};
 use crate::files::{self, Records};
 use crate::kernel::{Kernel, Snapshot, is_link_local};
-use crate::netlink::{Socket, forward_drops, nfnetlink};
+use crate::netlink::{Foreign, Socket, foreign, nfnetlink};
 use crate::nft::Tables;
 use crate::root::Root;
 use crate::ruleset::{Ruleset, Started};
@@ -122,8 +122,8 @@ impl Node {
     /// our mark, with what hangs on them: [`Observed::our_links`] tells which of them are ours.
     pub fn observe(&mut self, scope: &Scope) -> Result<Observed, Error> {
         let (objects, snapshot) = self.look(scope, Kinds::ALL, true)?;
-        let drops = self.forward_drops()?;
-        let facts = snapshot.map(|s| facts::facts(&self.root, &s, drops)).unwrap_or_default();
+        let foreign = self.foreign()?;
+        let facts = snapshot.map(|s| facts::facts(&self.root, &s, foreign)).unwrap_or_default();
         Ok(Observed { facts, objects, spec: self.spec(), history: History::default() })
     }
 
@@ -135,13 +135,13 @@ impl Node {
     /// The node and its surroundings alone.
     pub fn facts(&mut self) -> Result<Facts, Error> {
         let snapshot = self.kernel.snapshot(true)?;
-        let drops = self.forward_drops()?;
-        Ok(facts::facts(&self.root, &snapshot, drops))
+        let foreign = self.foreign()?;
+        Ok(facts::facts(&self.root, &snapshot, foreign))
     }
 
-    fn forward_drops(&mut self) -> Result<Vec<ForwardDrop>, Error> {
-        let Some(socket) = &mut self.netfilter else { return Ok(Vec::new()) };
-        netlink("reading nftables chains", forward_drops(socket))
+    fn foreign(&mut self) -> Result<Foreign, Error> {
+        let Some(socket) = &mut self.netfilter else { return Ok(Foreign::default()) };
+        netlink("reading nftables chains", foreign(socket))
     }
 
     /// Indices of our links, for [`crate::netlink::Events::watch_neighbours_of`].

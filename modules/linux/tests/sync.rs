@@ -5,30 +5,18 @@ mod common;
 #[path = "../../proxy/tests/random/mod.rs"]
 mod random;
 
+use common::proxy::{node, view, with_ruleset};
 use common::{in_new_netns, run};
-use homelab_linux::{Connections, Kinds, Node, Root, Synced};
+use homelab_linux::{Connections, Kinds, Synced};
 use homelab_model::service::Service;
-use homelab_model::{Change, Module, NodeObject, Scope, Spec};
+use homelab_model::{Scope, Spec};
 use homelab_proxy::delta::differing;
-use homelab_proxy::{Elements, compile, ruleset, service_objects};
+use homelab_proxy::{Elements, compile, service_objects};
 use proptest::prelude::*;
-use random::{services, view};
+use random::services;
 
 const SERVICES: Kinds =
     Kinds { links: false, nft: false, services: true, sysctls: false, files: false, units: false };
-
-fn node(directory: &tempfile::TempDir) -> Node {
-    Node::open(Root::at(directory.path())).unwrap()
-}
-
-/// A node with the empty ruleset, in the caller's network namespace.
-fn with_ruleset(directory: &tempfile::TempDir) -> Node {
-    let mut node = node(directory);
-    let create = |spec| Change::Create { after: NodeObject { module: Module::Proxy, spec } };
-    let changes: Vec<_> = ruleset(&view()).into_iter().map(create).collect();
-    node.apply_all(&changes, &mut |_| {}).unwrap();
-    node
-}
 
 /// What a node that has seen nothing yet finds in the kernel.
 fn found(directory: &tempfile::TempDir) -> Vec<Spec> {
@@ -101,7 +89,7 @@ fn a_change_that_meets_another_looks_again() {
         let (before, after) = two();
         node.sync_changed_services(&before).unwrap();
         // Another process is faster: what this one would delete is gone.
-        let mut faster = self::node(&directory);
+        let mut faster = common::proxy::node(&directory);
         faster.sync_services(&Elements::new(), Connections::OfChange).unwrap();
         let synced = node.sync_changed_services(&changed(&before, &after)).unwrap();
         assert_eq!((synced.deleted, synced.added), (0, after["default/web"].len()));

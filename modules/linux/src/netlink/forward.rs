@@ -1,9 +1,10 @@
-//! Firewalls that drop what a node forwards, as Docker's and ufw's do. Read by netlink alone: a plan starts no process
-//! for it, and rules are read only where such a chain exists.
+//! Foreign chains that matter: firewalls that drop what a node forwards, as Docker's and ufw's do, and those of other
+//! service proxies. Read by netlink alone: a plan starts no process for it, and rules are read only where a firewall's
+//! chain exists.
 
 use std::collections::BTreeSet;
 
-use homelab_model::{ForwardDrop, ours};
+use homelab_model::{ForwardDrop, Rival, ours};
 
 use super::codec::{Attributes, Message, text};
 use super::socket::{NFT, NetlinkError, Socket};
@@ -98,17 +99,43 @@ fn accepts_bridge(body: &[u8]) -> Option<(Table, bool)> {
     Some((table, matched.filter(|_| accepted)?))
 }
 
-/// Chains that drop what the node forwards and has no rule for, without those whose table accepts what comes from our
-/// bridge and what goes to it. Rules that match by a set are not understood.
-pub(crate) fn forward_drops(socket: &mut Socket) -> Result<Vec<ForwardDrop>, NetlinkError> {
+/// What foreign chains say.
+#[derive(Debug, Default)]
+pub(crate) struct Foreign {
+    pub(crate) forward_drops: Vec<ForwardDrop>,
+    pub(crate) rivals: BTreeSet<Rival>,
+}
+
+/// Reads all chains.
+pub(crate) fn foreign(socket: &mut Socket) -> Result<Foreign, NetlinkError> {
     const GETCHAIN: u16 = 4;
-    const GETRULE: u16 = 7;
     let chains = match socket.dump(Message::new(NFT | GETCHAIN, 0, &[0; 4]), chain) {
         // No nf_tables in the kernel, or not root.
-        Err(NetlinkError::Refused { .. }) => return Ok(Vec::new()),
+        Err(NetlinkError::Refused { .. }) => return Ok(Foreign::default()),
         other => other?,
     };
-    let family = |chain: &Chain| FAMILIES.iter().find(|(n, _)| *n == chain.table.0).map(|(_, name)| *name);
+    let rivals = chains.iter().filter_map(rival).collect();
+    Ok(Foreign { forward_drops: forward_drops(socket, &chains)?, rivals })
+}
+
+fn family(chain: &Chain) -> Option<&'static str> {
+    FAMILIES.iter().find(|(n, _)| *n == chain.table.0).map(|(_, name)| *name)
+}
+
+/// The proxy whose chain it is. kubelet makes chains `KUBE-...` too, but not this one.
+fn rival(chain: &Chain) -> Option<Rival> {
+    let family = family(chain).filter(|family| *family != "inet")?.to_owned();
+    match (chain.table.1.as_str(), chain.name.as_str()) {
+        ("kube-proxy", _) => Some(Rival::Nftables { family }),
+        ("nat", "KUBE-SERVICES") => Some(Rival::Iptables { family }),
+        _ => None,
+    }
+}
+
+/// Chains that drop what the node forwards and has no rule for, without those whose table accepts what comes from our
+/// bridge and what goes to it. Rules that match by a set are not understood.
+fn forward_drops(socket: &mut Socket, chains: &[Chain]) -> Result<Vec<ForwardDrop>, NetlinkError> {
+    const GETRULE: u16 = 7;
     let dropping: Vec<(&Chain, &str)> =
         chains.iter().filter(|c| c.drops_forwarded).filter_map(|c| Some((c, family(c)?))).collect();
     if dropping.is_empty() {

@@ -4,12 +4,14 @@
 pub(crate) mod objects;
 pub(crate) mod place;
 pub(crate) mod proxy;
+pub(crate) mod raw;
+pub(crate) mod wire;
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 fn must_be_root() {
     assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
@@ -63,6 +65,18 @@ impl Drop for OtherNetns {
             let _ = holder.join();
         }
     }
+}
+
+/// Runs work in another namespace, on a thread of its own.
+pub(crate) fn in_netns_of<T: Send>(other: &OtherNetns, work: impl FnOnce() -> T + Send) -> T {
+    let file = std::fs::File::open(&other.path).unwrap();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        worker.join().unwrap()
+    })
 }
 
 /// Runs a command in the caller's network namespace and gives what it prints.

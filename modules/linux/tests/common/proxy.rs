@@ -1,11 +1,15 @@
 //! The proxy's sets, through the `nft` command.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use homelab_linux::netlink::Socket;
 use homelab_linux::nft::rules;
+use homelab_linux::{Node, Root};
+use homelab_model::service::Service;
+use homelab_model::{Change, Module, NodeObject};
 use homelab_proxy::delta::Delta;
-use homelab_proxy::{Elements, NodeView, text};
+use homelab_proxy::{Elements, NodeView, ruleset, text};
 
 use super::{load, run};
 
@@ -61,4 +65,43 @@ pub(crate) fn held() -> BTreeMap<String, BTreeSet<String>> {
         held.insert(name.to_owned(), elements.filter(|element| !element.is_empty()).collect());
     }
     held
+}
+
+/// A node of pod network 10.244.0.0/16 and fd00:10:244::/48.
+pub(crate) fn view() -> NodeView {
+    NodeView {
+        name: "node1".to_owned(),
+        addresses: vec!["192.168.50.11".parse().unwrap(), "fd00:50::11".parse().unwrap()],
+        pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
+        ..NodeView::default()
+    }
+}
+
+pub(crate) fn node(directory: &tempfile::TempDir) -> Node {
+    Node::open(Root::at(directory.path())).unwrap()
+}
+
+/// A node with the empty ruleset of [`view`], in the caller's network namespace.
+pub(crate) fn with_ruleset(directory: &tempfile::TempDir) -> Node {
+    let mut node = node(directory);
+    let create = |spec| Change::Create { after: NodeObject { module: Module::Proxy, spec } };
+    let changes: Vec<_> = ruleset(&view()).into_iter().map(create).collect();
+    node.apply_all(&changes, &mut |_| {}).unwrap();
+    node
+}
+
+/// A service of one port, 80 or for UDP 53, with endpoints `address:port`, all on another node.
+pub(crate) fn service(name: &str, protocol: &str, addresses: &[&str], endpoints: &[&str]) -> Service {
+    let endpoint = |endpoint: &&str| {
+        let at: SocketAddr = endpoint.parse().unwrap();
+        serde_json::json!({ "address": at.ip(), "node": "node2", "ports": { "": at.port() } })
+    };
+    let port = if protocol == "UDP" { 53 } else { 80 };
+    serde_json::from_value(serde_json::json!({
+        "namespace": "default", "name": name, "clusterIPs": addresses,
+        "ports": [{ "protocol": protocol, "port": port }],
+        "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+    }))
+    .unwrap()
 }

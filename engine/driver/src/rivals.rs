@@ -1,0 +1,48 @@
+//! Words for other service proxies on a node.
+
+use homelab_model::{Cluster, Facts, Node, Rival};
+
+/// Says what else translates service addresses on a node, and how it goes away.
+pub(crate) fn rivals_warning(cluster: &Cluster, node: &Node, facts: &Facts) -> Option<String> {
+    let used = |family: &str| {
+        let ranges = cluster.network.pod_cidrs.iter();
+        ranges.map(|range| if range.addr().is_ipv4() { "ip" } else { "ip6" }).any(|of| of == family)
+    };
+    let counts = |rival: &&Rival| rival.family().is_none_or(used);
+    let found: Vec<&Rival> = facts.rival_proxies.iter().filter(counts).collect();
+    let sure = found.iter().any(|rival| !matches!(rival, Rival::IptablesLegacy { .. }));
+    let who =
+        if sure { "kube-proxy runs here or has left rules" } else { "kube-proxy may have left rules here" };
+    let words: Vec<String> = found.iter().map(|rival| words(rival)).collect();
+    (!words.is_empty()).then(|| {
+        format!(
+            "{}: {who}, which may take packets for service addresses before homelab does; homelab does not touch them: \
+             {}",
+            node.name,
+            words.join("; ")
+        )
+    })
+}
+
+/// What was found and what to do, in the order in which to do it.
+fn words(rival: &Rival) -> String {
+    match rival {
+        Rival::Process => {
+            "the process kube-proxy (kubectl -n kube-system delete daemonset kube-proxy, before anything else)".into()
+        }
+        Rival::Nftables { family } => {
+            format!("the table {family} kube-proxy (nft delete table {family} kube-proxy)")
+        }
+        Rival::Iptables { family } => {
+            format!("the chain {family} nat KUBE-SERVICES (kube-proxy --cleanup, or a reboot)")
+        }
+        Rival::IptablesLegacy { family } => {
+            let save = if family == "ip6" { "ip6tables-legacy-save" } else { "iptables-legacy-save" };
+            format!(
+                "the table {family} nat of iptables-legacy, which homelab cannot read (look with {save} -t nat; if it \
+                 has KUBE-SERVICES: kube-proxy --cleanup, or a reboot)"
+            )
+        }
+        Rival::Ipvs => "the link kube-ipvs0 (kube-proxy --cleanup, or ip link del kube-ipvs0 and ipvsadm -C)".into(),
+    }
+}
