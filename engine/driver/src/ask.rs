@@ -31,12 +31,10 @@ impl Engine<'_> {
         request: &Request,
         read: impl Fn(Response) -> Result<T, Response> + Sync,
     ) -> ByNode<T> {
-        let lines: Vec<(String, Line)> = prepared
-            .live
-            .iter()
-            .filter(|(name, _)| is_chosen(nodes, name))
-            .map(|(name, live)| (name.clone(), live.line.clone()))
-            .collect();
+        let names =
+            prepared.cluster.nodes.iter().map(|node| &node.name).filter(|name| is_chosen(nodes, name));
+        let lines: Vec<(String, Line)> =
+            names.filter_map(|name| Some((name.clone(), prepared.live.get(name)?.line.clone()))).collect();
         parallel::map(lines, self.options.parallel, |(name, line): (String, Line)| {
             let answer = line.get().ask(request, self.options.answer);
             let answer = answer.and_then(|response| match read(response) {

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use homelab_model::{
-    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, History, Holder, Key, LinkFact, LinkKind,
-    NodeObject, NodeSpec, Object, Observed, OpenTransaction, Phase, Previous, Reverted, Scope,
-    ServiceReport, Spec, TraceReport, ours,
+    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, History, Holder, Key,
+    LinkFact, LinkKind, NodeObject, NodeSpec, Object, Observed, OpenTransaction, Phase, Previous, Reverted,
+    Scope, ServiceReport, Spec, TraceReport, ours,
 };
 use homelab_protocol::{Failure, Fault as Kind, Request, Response, Transaction};
 
@@ -409,6 +409,7 @@ impl Machine {
                 links,
                 addresses: vec![AddressFact { link: "eth0".into(), address: held }],
                 runtimes: self.runtimes.clone(),
+                attachments: self.attachments.clone(),
                 ..Facts::default()
             },
             objects,
