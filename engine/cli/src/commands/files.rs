@@ -58,6 +58,7 @@ mod tests {
             "unlock",
             "rotate-key",
             "status",
+            "trace",
             "schema",
             "completions",
             "man",
@@ -73,7 +74,16 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "homelab", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for word in ["detailed-exitcode", "confirm", "rollback", "drift", "unlock", "rotate-key"] {
+            for word in [
+                "detailed-exitcode",
+                "confirm",
+                "rollback",
+                "drift",
+                "unlock",
+                "rotate-key",
+                "services",
+                "trace",
+            ] {
                 assert!(script.contains(word), "{shell}: {word}");
             }
         }

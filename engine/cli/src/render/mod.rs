@@ -10,6 +10,8 @@ mod human;
 mod json;
 mod markdown;
 pub(crate) mod page;
+#[cfg(test)]
+mod service_tests;
 mod services;
 mod status;
 #[cfg(test)]

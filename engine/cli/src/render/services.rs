@@ -240,7 +240,7 @@ fn notes(row: &ServiceRow, verbose: bool) -> Vec<(bool, String)> {
             let mut lines: Vec<String> =
                 elements.iter().take(most).map(|e| format!("  {sign} {e}")).collect();
             if let Some(more) = elements.len().checked_sub(lines.len()).filter(|more| *more > 0) {
-                lines.push(format!("  {sign} and {more} more; --verbose shows them"));
+                lines.push(format!("  {sign}: {more} more; --verbose shows them"));
             }
             lines
         };
@@ -259,7 +259,7 @@ fn conclusion(nodes: &[ServicesOfNode], rows: &[ServiceRow]) -> String {
         .collect();
     let silent: Vec<&str> =
         nodes.iter().filter(|node| node.answer.is_err()).map(|node| node.name.as_str()).collect();
-    let mut text = format!("{} on {}", count(rows.len(), "service"), count(nodes.len(), "node"));
+    let mut text = format!("{} on {}", count(rows.iter().filter(|row| !row.name.is_empty()).count(), "service"), count(nodes.len(), "node"));
     if !differing.is_empty() {
         text.push_str(&format!("; different: {}", differing.into_iter().collect::<Vec<_>>().join(", ")));
     }
