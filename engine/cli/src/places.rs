@@ -58,10 +58,10 @@ impl<'a> Places<'a> {
     /// The node that has this address, or whose pods have it.
     fn home(&self, address: IpAddr) -> Option<&'a Node> {
         let own = |(node, observed): &&(&'a Node, Option<&'a Observed>)| {
-            let facts = observed.into_iter().flat_map(|o| &o.facts.addresses);
+            let mut held = observed.iter().flat_map(|o| &o.facts.addresses);
             Some(address) == node.address6
                 || address == node.address
-                || facts.into_iter().any(|held| held.address.addr() == address)
+                || held.any(|held| held.address.addr() == address)
         };
         let pods = |(_, observed): &&(&'a Node, Option<&'a Observed>)| {
             let spec = observed.and_then(|observed| observed.spec.as_ref());

@@ -259,7 +259,11 @@ fn conclusion(nodes: &[ServicesOfNode], rows: &[ServiceRow]) -> String {
         .collect();
     let silent: Vec<&str> =
         nodes.iter().filter(|node| node.answer.is_err()).map(|node| node.name.as_str()).collect();
-    let mut text = format!("{} on {}", count(rows.iter().filter(|row| !row.name.is_empty()).count(), "service"), count(nodes.len(), "node"));
+    let mut text = format!(
+        "{} on {}",
+        count(rows.iter().filter(|row| !row.name.is_empty()).count(), "service"),
+        count(nodes.len(), "node")
+    );
     if !differing.is_empty() {
         text.push_str(&format!("; different: {}", differing.into_iter().collect::<Vec<_>>().join(", ")));
     }
