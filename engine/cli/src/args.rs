@@ -154,7 +154,6 @@ pub(crate) enum Command {
         rollout: Rollout,
     },
     /// Show how the nodes are
-    #[command(args_conflicts_with_subcommands = true)]
     Status {
         /// What else to show.
         #[command(subcommand)]
@@ -275,6 +274,26 @@ mod tests {
         assert_eq!(cli.global.files, ["a.yaml", "-"]);
         assert_eq!(cli.global.nodes, ["a", "b"]);
         assert!(Cli::try_parse_from(["homelab", "plan", "--parallel", "0"]).is_err());
+    }
+
+    #[test]
+    fn the_status_of_services_takes_flags_anywhere() {
+        for words in [
+            &["status", "services", "web", "--format", "json"][..],
+            &["status", "--format", "json", "services", "web"],
+            &["--format", "json", "status", "services", "web"],
+        ] {
+            let cli = Cli::try_parse_from(["homelab"].iter().chain(words)).unwrap();
+            assert_eq!(cli.global.format, Format::Json);
+            let Command::Status { of: Some(StatusOf::Services { name }) } = cli.command else {
+                panic!("{words:?}");
+            };
+            assert_eq!(name.as_deref(), Some("web"));
+        }
+        assert!(matches!(
+            Cli::try_parse_from(["homelab", "status"]).unwrap().command,
+            Command::Status { of: None }
+        ));
     }
 
     #[test]

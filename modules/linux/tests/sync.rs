@@ -150,6 +150,10 @@ fn a_node_says_which_connections_and_clients_its_kernel_knows() {
              '{ 10.96.0.5 . tcp . 80 . 10.244.1.9 timeout 60s : 10.244.1.5 . 8080 }'");
         let client = Remembered { frontend: to, client: "10.244.1.9".parse().unwrap(), endpoint };
         assert_eq!(node.remembered_clients().unwrap(), [client]);
+        // The rules are listed as they were written: what differs is somebody else's work.
+        let rules = Kinds { nft: true, services: false, ..SERVICES };
+        let listed = node.observe_objects(&Scope::default(), rules).unwrap();
+        assert!(ruleset(&view()).iter().all(|spec| listed.iter().any(|o| o.spec == *spec)));
         run("nft add element inet homelab-proxy no-endpoints4 '{ 9.9.9.9 . 99 . 9 }'");
         let strays = node.held_services().unwrap().stray_lines();
         assert!(strays[""][0].starts_with("no-endpoints4 #09090909"), "{strays:?}");
