@@ -15,6 +15,7 @@ fn main() {
             ("an_agent_that_starts_again_leaves_services_alone", an_agent_that_starts_again),
             ("manifests_are_services", manifests_are_services),
             ("what_a_hand_does_to_services_is_seen_and_undone", what_a_hand_does),
+            ("status_and_trace", status_and_trace),
         ],
     )
 }
@@ -451,4 +452,97 @@ fn what_a_hand_does(cluster: &mut Cluster) {
     }
     // All at once: no rule was tried before the chain that it jumps to was there.
     assert_eq!(cluster.sh("node1", "journalctl --unit homelab-node | grep -c 'cannot repair' || true"), "0");
+}
+
+/// `status services` counts what pods did and names the node that differs; `trace` says what then happens.
+fn status_and_trace(cluster: &mut Cluster) {
+    cluster.apply();
+    let pods = containers(cluster);
+    let more = |more: Value| {
+        let mut all = json!({ "ipFamilyPolicy": "SingleStack" });
+        for (key, value) in more.as_object().expect("a map") {
+            all[key] = value.clone();
+        }
+        all
+    };
+    let local = json!({
+        "type": "LoadBalancer", "loadBalancerIP": LB_LOCAL, "externalTrafficPolicy": "Local",
+    });
+    cluster.file.set(
+        "services",
+        json!([
+            service("web", &["c2", "c3"], more(json!({}))),
+            service("sticky", &["c2", "c3"], more(json!({ "sessionAffinity": "ClientIP" }))),
+            service("empty", &[], more(json!({}))),
+            service("lb-local", &["c2"], more(local)),
+        ]),
+    );
+    cluster.apply();
+    let json_of = |output: &homelab_lab::Output| -> Value {
+        serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+    };
+
+    // Every connection of a pod is counted once, on its own node.
+    let vip = cluster_ips(cluster, "web")[0];
+    let to = To { address: vip, port: 80, pods: &["c2", "c3"] };
+    let asked = ask(cluster, &Place::from(&pods[0]), "udp", &to);
+    assert!(asked.iter().all(|answer| answer.error.is_empty()), "{asked:?}");
+    let status = json_of(&cluster.homelab_ok(&["status", "services", "web", "--format", "json"]));
+    assert_eq!((&status["agrees"], &status["services"][0]["ready"]), (&true.into(), &2.into()), "{status}");
+    let endpoints = status["services"][0]["endpoints"].as_array().expect("endpoints").clone();
+    let sum: u64 = endpoints.iter().filter_map(|e| e["connections"].as_u64()).sum();
+    // Two of them may have had the same port.
+    let all = asked.len() as u64;
+    assert!(endpoints.len() == 2 && (all - 1..=all).contains(&sum), "{sum} of {all}: {status}");
+
+    let trace = |cluster: &Cluster, words: &[&str]| {
+        let answer = json_of(&cluster.homelab_ok(&[&["trace", "--format", "json"], words].concat()));
+        answer["nodes"].as_array().expect("nodes").clone()
+    };
+    let from_pod = trace(cluster, &["node1/c1", "web:tcp"]);
+    assert_eq!((from_pod.len(), &from_pod[0]["name"]), (1, &"node1".into()), "{from_pod:?}");
+    assert_eq!((&from_pod[0]["outcome"], &from_pod[0]["warnings"]), (&"translated".into(), &json!([])));
+    let summary = "default/web: one of 2 endpoints; the source stays";
+    assert_eq!(from_pod[0]["summary"], summary);
+    let from_node = trace(cluster, &["node1", "web:tcp"]);
+    let summary = "default/web: one of 2 endpoints; the node's address becomes the source";
+    assert_eq!(from_node[0]["summary"], summary);
+    assert_eq!(trace(cluster, &["node2/c2", "empty:tcp"])[0]["outcome"], "refused");
+    assert_eq!(trace(cluster, &["node2/c2", "1.1.1.1:80"])[0]["outcome"], "untouched");
+    // A client of the LAN: which node it meets is not known, and only one has an endpoint.
+    let client = cluster.lab.address("client").expect("address").to_string();
+    let outcomes: Vec<Value> = trace(cluster, &[client.as_str(), &format!("{LB_LOCAL}:80")])
+        .iter()
+        .map(|node| node["outcome"].clone())
+        .collect();
+    assert_eq!(outcomes, ["dropped", "translated", "dropped"]);
+
+    // The client that the kernel remembers has one endpoint, and it is the one that answers.
+    let sticky = cluster_ips(cluster, "sticky")[0];
+    let check = || Check::new("tcp", &Server { name: String::new(), address: sticky }).port(80);
+    let answer = cluster.probe(&Place::from(&pods[0]), &[check()]).remove(0);
+    let kept = trace(cluster, &["node1/c1", "sticky:tcp"]).remove(0);
+    let pod = pods.iter().find(|pod| pod.name == answer.name).expect("the pod");
+    let endpoint = std::net::SocketAddr::new(pod.address_like(sticky), SERVER).to_string();
+    assert_eq!((&kept["remembered"], &kept["endpoints"][0]["address"]), (&json!(endpoint), &json!(endpoint)));
+
+    // What is traced is what the kernel holds, and who differs is named, while nobody mends it.
+    cluster.sh("node1", "systemctl stop homelab-node && nft flush set inet homelab-proxy frontends4");
+    let output = cluster.homelab(&["status", "services", "--format", "json"]);
+    let status = json_of(&output);
+    assert_eq!((output.code, &status["agrees"]), (1, &false.into()), "{status}");
+    let services = status["services"].as_array().expect("services");
+    let web = services.iter().find(|s| s["name"] == "default/web").expect("the service");
+    let differing: Vec<bool> =
+        web["nodes"].as_array().expect("nodes").iter().map(|n| !n["differs"].is_null()).collect();
+    assert_eq!(differing, [true, false, false], "{web}");
+    assert_eq!(trace(cluster, &["node1/c1", "web:tcp"])[0]["outcome"], "refused");
+    let check = Check::new("tcp", &Server { name: String::new(), address: vip }).port(80).fails();
+    let answer = cluster.probe(&Place::from(&pods[0]), &[check]).remove(0);
+    assert!(answer.error.contains("refused"), "{answer:?}");
+    cluster.sh("node1", "systemctl start homelab-node");
+    let start = std::time::Instant::now();
+    while !cluster.homelab(&["status", "services"]).success() {
+        assert!(start.elapsed().as_secs() < 10, "node1 is not mended");
+    }
 }

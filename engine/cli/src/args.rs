@@ -154,7 +154,25 @@ pub(crate) enum Command {
         rollout: Rollout,
     },
     /// Show how the nodes are
-    Status,
+    Status {
+        /// What else to show.
+        #[command(subcommand)]
+        of: Option<StatusOf>,
+    },
+    /// Show rule by rule what nodes do with the first packet of a connection; sends nothing
+    Trace {
+        /// Who sends it: an address, a node's name, or NODE/CONTAINER
+        source: String,
+        /// Where to: an address or a service (NAME or NAMESPACE/NAME), with :PORT unless there is only one
+        #[arg(value_name = "DESTINATION[:PORT]")]
+        destination: String,
+        /// Protocol [default: that of the service's port, or tcp]
+        #[arg(long, value_enum)]
+        protocol: Option<TraceProtocol>,
+        /// Ask this node [default: the one where the packet meets the rules]
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
     /// Print the JSON Schema of the cluster file
     Schema,
     /// Print a completion script
@@ -164,6 +182,27 @@ pub(crate) enum Command {
     },
     /// Print the manual page
     Man,
+}
+
+/// What the status is of.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StatusOf {
+    /// Show the services as the nodes hold them
+    Services {
+        /// Only this one: NAME or NAMESPACE/NAME
+        name: Option<String>,
+    },
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TraceProtocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
 }
 
 /// How a command changes nodes.
@@ -235,6 +274,26 @@ mod tests {
         assert_eq!(cli.global.files, ["a.yaml", "-"]);
         assert_eq!(cli.global.nodes, ["a", "b"]);
         assert!(Cli::try_parse_from(["homelab", "plan", "--parallel", "0"]).is_err());
+    }
+
+    #[test]
+    fn the_status_of_services_takes_flags_anywhere() {
+        for words in [
+            &["status", "services", "web", "--format", "json"][..],
+            &["status", "--format", "json", "services", "web"],
+            &["--format", "json", "status", "services", "web"],
+        ] {
+            let cli = Cli::try_parse_from(["homelab"].iter().chain(words)).unwrap();
+            assert_eq!(cli.global.format, Format::Json);
+            let Command::Status { of: Some(StatusOf::Services { name }) } = cli.command else {
+                panic!("{words:?}");
+            };
+            assert_eq!(name.as_deref(), Some("web"));
+        }
+        assert!(matches!(
+            Cli::try_parse_from(["homelab", "status"]).unwrap().command,
+            Command::Status { of: None }
+        ));
     }
 
     #[test]

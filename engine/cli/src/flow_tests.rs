@@ -407,3 +407,48 @@ fn a_stopped_run_leaves_no_lock_and_no_half_state() {
         assert_eq!(desk.run(&["apply", "--yes"]).code, 0);
     }
 }
+
+#[test]
+fn services_and_traces_of_the_nodes_are_shown() {
+    let desk = Desk::applied();
+    let service: homelab_model::ServiceReport = serde_json::from_value(serde_json::json!({
+        "name": "default/web", "told": null, "frontends": [], "missing": [], "extra": [],
+    }))
+    .unwrap();
+    for (_, address) in THREE {
+        desk.lan.with(address, |m| m.services = vec![service.clone()]);
+    }
+    let all = desk.run(&["status", "services", "web"]);
+    assert_eq!((all.code, all.out.contains("default/web")), (0, true), "{all:?}");
+    let none = desk.run(&["status", "services", "nobody"]);
+    assert_eq!((none.code, none.error.contains("they know default/web")), (1, true), "{none:?}");
+    desk.lan.with(SECOND, |m| m.services[0].missing = vec!["frontends4 x".into()]);
+    let json = desk.run(&["status", "services", "--format", "json"]);
+    let value: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((json.code, &value["agrees"]), (1, &Value::from(false)), "{json:?}");
+    assert_eq!(value["services"][0]["nodes"][1]["differs"], "1 element missing");
+
+    let to: std::net::IpAddr = "192.168.50.200".parse().unwrap();
+    let traced: homelab_model::TraceReport = serde_json::from_value(serde_json::json!({
+        "service": "default/web", "outcome": {"is": "dropped"}, "remembered": null, "steps": [], "warnings": [],
+    }))
+    .unwrap();
+    desk.lan.with(FIRST, |m| m.traces.insert(to, traced.clone()));
+    let names = |words: &[&str]| {
+        let answer = desk.run(&[&["trace", "--format", "json"], words].concat());
+        let value: Value = serde_json::from_str(&answer.out).unwrap_or_default();
+        let nodes = value["nodes"].as_array().cloned().unwrap_or_default();
+        let nodes =
+            nodes.iter().map(|n| n["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ");
+        (answer.code, nodes, answer.error)
+    };
+    // By the node that sends; by the one that is asked for; else by all, and some do not know.
+    assert_eq!(names(&["node1", "192.168.50.200:80"]), (0, "node1".into(), String::new()));
+    assert_eq!(names(&["192.168.50.9", "192.168.50.200:80", "--node", "node1"]).0, 0);
+    assert_eq!(names(&["192.168.50.9", "192.168.50.200:80"]).1, "node1 node2 node3");
+    assert_eq!(names(&["192.168.50.9", "192.168.50.200:80"]).0, 1);
+    assert!(names(&["node1", "192.168.50.200:80", "--node", "node7"]).2.contains("node1, node2, node3"));
+    let human = desk.run(&["trace", "node1", "192.168.50.200:80"]);
+    assert!(human.out.contains("node1: default/web: dropped"), "{human:?}");
+    desk.lan.unlocked();
+}

@@ -167,6 +167,8 @@ fn json_stands_beside_human_output() {
     for (args, field) in [
         (&["plan"][..], "summary"),
         (&["status"], "healthy"),
+        (&["status", "services"], "agrees"),
+        (&["trace", "node1", "1.1.1.1:80"], "nodes"),
         (&["drift"], "drifted"),
         (&["confirm"], "exit_code"),
         (&["unlock"], "exit_code"),

@@ -4,6 +4,7 @@
 //! the nodes remember ([`resolve()`]) and makes the [`Plan`]. [`Engine::apply`] carries out exactly that plan over
 //! the same sessions. Every node undoes its changes by itself unless it hears over a fresh session that all is well.
 
+mod ask;
 mod binaries;
 mod connection;
 mod engine;

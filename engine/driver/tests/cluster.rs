@@ -4,10 +4,13 @@
 mod fake;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use fake::{Lan, Laptop, Machine, THREE, cluster};
+use fake::{Evil, Lan, Laptop, Machine, THREE, Trick, cluster};
 use homelab_driver::{Farewell, Goal, NodeError, Outcome};
-use homelab_model::{Content, Key, Mtu, Spec, ours};
+use homelab_model::service::Protocol;
+use homelab_model::{Content, Key, Mtu, ServiceReport, Spec, TraceOutcome, TracePacket, TraceReport, ours};
+use homelab_protocol::{PROTOCOL, Request, Response};
 
 #[test]
 fn apply_then_plan_is_empty_then_destroy_leaves_nothing() {
@@ -95,7 +98,12 @@ fn another_protocol_version_is_named() {
     laptop.lan.with("192.168.50.11", |m| m.fault.protocol = Some(9));
     let plan = laptop.plan(&cluster(&THREE));
     let error = plan.nodes[0].outcome.as_ref().unwrap_err().to_string();
-    assert!(error.contains("version 9") && error.contains("0.0.9") && error.contains("version 2"), "{error}");
+    assert!(
+        error.contains("version 9")
+            && error.contains("0.0.9")
+            && error.contains(&format!("version {PROTOCOL}")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -315,4 +323,65 @@ fn a_link_that_lost_its_alias_is_ours_and_a_foreign_one_is_not() {
     assert!(matches!(&plan.nodes[0].outcome, Err(NodeError::Blocked(_))), "{plan:?}");
     assert!(laptop.destroy(&home).succeeded());
     laptop.lan.with("192.168.50.11", |m| assert!(m.objects.contains_key(&Key::Link("homelab.1".into()))));
+}
+
+#[test]
+fn services_and_traces_are_asked_of_nodes_and_a_bad_answer_is_that_nodes_alone() {
+    let mut laptop = Laptop::new(Lan::three());
+    let home = cluster(&THREE);
+    assert!(laptop.apply(&home).succeeded());
+    let report = ServiceReport {
+        name: "default/web".into(),
+        told: None,
+        frontends: Vec::new(),
+        missing: vec!["x".into()],
+        extra: Vec::new(),
+    };
+    laptop.lan.with("192.168.50.11", |m| m.services = vec![report.clone()]);
+    let lie = |r: &Request| {
+        let wrong = || Trick::Say(vec![Response::Reached { reached: vec![true] }]);
+        matches!(r, Request::Services | Request::Trace(_)).then(wrong)
+    };
+    laptop.lan.with("192.168.50.12", |m| m.fault.evil = Some(Evil(lie)));
+    let silent = |r: &Request| matches!(r, Request::Services).then_some(Trick::Silence);
+    laptop.lan.with("192.168.50.13", |m| m.fault.evil = Some(Evil(silent)));
+    let prepared = laptop.prepare(&home, Goal::Desired);
+    let patience = std::mem::replace(&mut laptop.options.answer, Duration::from_millis(500));
+    let said = laptop.engine().services(&prepared);
+    laptop.options.answer = patience;
+    let names: Vec<&str> = said.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["node1", "node2", "node3"]);
+    assert!(matches!(&said[0].1, Ok(services) if *services == [report]), "{said:?}");
+    assert!(matches!(said[1].1, Err(NodeError::OutOfTurn)), "{said:?}");
+    assert!(matches!(said[2].1, Err(NodeError::Broken { .. })), "{said:?}");
+    prepared.close(3);
+
+    let packet = TracePacket {
+        source: "192.168.50.9".parse().unwrap(),
+        destination: "192.168.50.200".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        port: 80,
+    };
+    let traced = TraceReport {
+        service: None,
+        outcome: TraceOutcome::Untouched,
+        remembered: None,
+        steps: Vec::new(),
+        warnings: Vec::new(),
+    };
+    laptop.lan.with("192.168.50.11", |m| m.traces.insert(packet.destination, traced.clone()));
+    let prepared = laptop.prepare(&home, Goal::Desired);
+    let said = laptop.engine().trace(&prepared, &packet, &[]);
+    assert!(matches!(&said[0].1, Ok(answer) if *answer == traced), "{said:?}");
+    assert!(matches!(said[1].1, Err(NodeError::OutOfTurn)), "{said:?}");
+    assert!(matches!(&said[2].1, Err(NodeError::Failed(_))), "{said:?}");
+    let one = laptop.engine().trace(&prepared, &packet, &["node1".to_owned()]);
+    assert!(matches!(&one[..], [(name, Ok(_))] if name == "node1"), "{one:?}");
+    prepared.close(3);
+    assert!(laptop.plan(&home).is_empty(), "looking changes nothing");
+    // A node that cannot be reached is none of those that answer.
+    laptop.lan.with("192.168.50.11", |m| m.fault.down = true);
+    let prepared = laptop.prepare(&home, Goal::Desired);
+    let said = laptop.engine().trace(&prepared, &packet, &["node1".to_owned()]);
+    assert!(said.is_empty(), "{said:?}");
 }

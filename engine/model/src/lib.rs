@@ -15,6 +15,7 @@ mod object;
 mod observed;
 pub mod ours;
 mod plan;
+mod report;
 pub mod service;
 mod spec;
 mod transaction;
@@ -37,6 +38,10 @@ pub use observed::{
     Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
+pub use report::{
+    EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService,
+    TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+};
 pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 

@@ -63,7 +63,7 @@ impl Service {
 }
 
 /// `spec.type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Type {
     /// By its cluster addresses.
     #[default]
@@ -76,7 +76,7 @@ pub enum Type {
 }
 
 /// Traffic policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Policy {
     /// Endpoints of all nodes.
     #[default]
@@ -86,7 +86,7 @@ pub enum Policy {
 }
 
 /// `spec.sessionAffinity`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Affinity {
     /// Every connection is on its own.
     #[default]

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use homelab_model::{Change, Holder, NodeObject, Observed, Previous, Scope};
+use homelab_model::{
+    Change, Holder, NodeObject, Observed, Previous, Scope, ServiceReport, TracePacket, TraceReport,
+};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. It changes when an older peer would misunderstand.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Without a word from the laptop for this long, a session's lock is free again, seconds.
 pub const LOCK_PATIENCE: u64 = 30;
@@ -70,6 +72,10 @@ pub enum Request {
         /// Path: only [`homelab_model::ours::KEYS`].
         path: String,
     },
+    /// What this node holds of each service. Changes nothing.
+    Services,
+    /// What this node does with a packet. Changes nothing, and sends nothing.
+    Trace(TracePacket),
     /// End of the session.
     Bye,
 }
@@ -156,6 +162,13 @@ pub enum Response {
     },
     /// Answer to [`Request::Secret`].
     Secret(Secret),
+    /// Answer to [`Request::Services`], by name.
+    Services {
+        /// The services.
+        services: Vec<ServiceReport>,
+    },
+    /// Answer to [`Request::Trace`].
+    Traced(Box<TraceReport>),
     /// A request failed.
     Failed(Failure),
 }
@@ -260,9 +273,47 @@ pub struct Failure {
 
 #[cfg(test)]
 mod tests {
-    use homelab_model::Confirmed;
+    use homelab_model::service::{Policy, Protocol};
+    use homelab_model::{
+        Confirmed, EndpointReport, FrontendKind, FrontendReport, FrontendState, TraceEndpoint, TraceOutcome,
+    };
 
     use super::*;
+
+    fn service() -> ServiceReport {
+        let endpoint =
+            EndpointReport { address: "10.244.1.5:8080".parse().unwrap(), internal: false, connections: 3 };
+        let frontend = FrontendReport {
+            address: "10.96.0.1".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            kind: Some(FrontendKind::Cluster),
+            state: FrontendState::Served,
+            policy: Policy::Local,
+            affinity: Some(10800),
+            endpoints: vec![endpoint],
+        };
+        ServiceReport {
+            name: "default/web".into(),
+            told: None,
+            frontends: vec![frontend],
+            missing: vec!["a".into()],
+            extra: vec![],
+        }
+    }
+
+    fn traced() -> TraceReport {
+        let address = "10.244.1.5:8080".parse().unwrap();
+        TraceReport {
+            service: Some("default/web".into()),
+            outcome: TraceOutcome::Translated {
+                endpoints: vec![TraceEndpoint { address, masqueraded: true }],
+            },
+            remembered: Some(address),
+            steps: vec![],
+            warnings: vec![],
+        }
+    }
 
     #[test]
     fn every_response_survives_the_wire() {
@@ -293,6 +344,8 @@ mod tests {
             Response::Previous(Some(Box::new(Previous { confirmed, before: Vec::new() }))),
             Response::Reached { reached: vec![true, false] },
             Response::Secret(Secret { summary: "s".into(), text: "t".into() }),
+            Response::Services { services: vec![service()] },
+            Response::Traced(Box::new(traced())),
             Response::Failed(failure),
         ];
         for response in all {

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::time::Instant;
 
-use homelab_model::{Holder, Scope};
+use homelab_model::service::Protocol;
+use homelab_model::{Holder, Scope, TracePacket};
 use homelab_protocol::{
     FrameError, Hello, MAX_FRAME, PROTOCOL, Request, Response, Transaction, read_frame, write_frame,
 };
@@ -50,6 +51,13 @@ fn frames() -> Vec<Vec<u8>> {
         Request::Hold { id: "0a".into(), seconds: 600 },
         Request::Rollback { id: "0a".into(), reason: "a test".into() },
         Request::Probe { targets: vec!["10.244.1.0".parse().unwrap()] },
+        Request::Services,
+        Request::Trace(TracePacket {
+            source: "10.244.1.5".parse().unwrap(),
+            destination: "10.96.0.1".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 80,
+        }),
         Request::Bye,
     ];
     let mut all = Vec::new();

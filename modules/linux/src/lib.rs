@@ -11,6 +11,7 @@ mod error;
 mod facts;
 pub mod fault;
 mod files;
+mod inspect;
 mod kernel;
 mod lock;
 pub mod netlink;

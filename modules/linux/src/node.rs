@@ -53,9 +53,9 @@ impl Kinds {
 pub struct Node {
     pub(crate) root: Root,
     pub(crate) kernel: Kernel,
-    netfilter: Option<Socket>,
+    pub(crate) netfilter: Option<Socket>,
     ruleset: Ruleset,
-    proxy: Proxy,
+    pub(crate) proxy: Proxy,
     pub(crate) records: Records,
     /// Unit files were written since systemd last read them.
     pub(crate) reload_pending: bool,

@@ -7,12 +7,12 @@ use homelab_model::service::Protocol;
 use homelab_model::{Change, NodeObject, ServiceElements, Spec, ours};
 use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::{Delta, delta, differing};
-use homelab_proxy::element::{Element, Set};
-use homelab_proxy::stale::{self, Connection};
+use homelab_proxy::element::{Element, Frontend, Set};
+use homelab_proxy::stale::{self, Connection, Remembered};
 use homelab_proxy::{Elements, service_objects};
 use nix::errno::Errno;
 
-use crate::conntrack::{self, Family};
+use crate::conntrack::{self, Family, Flow};
 use crate::error::{Error, netlink};
 use crate::netlink::{Socket, nft_generation, nft_table};
 use crate::nft::elements::{Batch, Element as Raw, ElementError, dump};
@@ -278,6 +278,33 @@ fn batch(change: &Delta<'_>, strays: &[(String, Raw)]) -> Result<Batch, ElementE
     Ok(batch)
 }
 
+/// A flow as the proxy sees it.
+pub(crate) fn connection(flow: &Flow, protocol: Protocol) -> Connection {
+    let to = flow.original.destination;
+    Connection {
+        client: flow.original.source,
+        to: Frontend { address: to.ip(), protocol, port: to.port() },
+        endpoint: flow.reply.source,
+    }
+}
+
+/// The clients that session affinity remembers.
+pub(crate) fn remembered(socket: &mut Socket) -> Result<Vec<Remembered>, Error> {
+    let mut clients = Vec::new();
+    for v4 in [true, false] {
+        let entries = match dump(socket, table(), &Set::Affinity.name(v4)) {
+            Err(ElementError::NoSuchSet { .. }) => continue,
+            entries => entries.map_err(failed)?,
+        };
+        clients.extend(
+            entries
+                .into_iter()
+                .filter_map(|Raw { key, data, .. }| Bytes { key, key_end: None, data }.remembered(v4)),
+        );
+    }
+    Ok(clients)
+}
+
 /// Ends connections of datagram protocols that go on to where they should not.
 fn end_stale(socket: &mut Socket, before: &Elements, after: &Elements) -> Result<usize, Error> {
     let used = |protocol: Protocol| {
@@ -289,18 +316,7 @@ fn end_stale(socket: &mut Socket, before: &Elements, after: &Elements) -> Result
         for family in [Family::V4, Family::V6] {
             let flows = conntrack::dump(socket, family, protocol.number());
             let flows = netlink("reading connections", flows)?;
-            let connections: Vec<Connection> = flows
-                .iter()
-                .map(|flow| Connection {
-                    client: flow.original.source,
-                    to: homelab_proxy::element::Frontend {
-                        address: flow.original.destination.ip(),
-                        protocol,
-                        port: flow.original.destination.port(),
-                    },
-                    endpoint: flow.reply.source,
-                })
-                .collect();
+            let connections: Vec<Connection> = flows.iter().map(|flow| connection(flow, protocol)).collect();
             let stale: HashSet<(SocketAddr, SocketAddr)> = stale::stale(&connections, before, after)
                 .into_iter()
                 .map(|c| (c.client, SocketAddr::new(c.to.address, c.to.port)))
@@ -378,7 +394,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn stray_line(set: &str, stray: &Raw) -> String {
+pub(crate) fn stray_line(set: &str, stray: &Raw) -> String {
     let part = |sign: &str, bytes: &Option<Vec<u8>>| {
         bytes.as_ref().map_or(String::new(), |bytes| format!("{sign}{}", hex(bytes)))
     };

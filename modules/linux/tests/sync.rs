@@ -8,10 +8,12 @@ mod random;
 use common::proxy::{node, view, with_ruleset};
 use common::{in_new_netns, run};
 use homelab_linux::{Connections, Kinds, Synced};
-use homelab_model::service::Service;
+use homelab_model::service::{Protocol, Service};
 use homelab_model::{Scope, Spec};
 use homelab_proxy::delta::differing;
-use homelab_proxy::{Elements, compile, service_objects};
+use homelab_proxy::element::Frontend;
+use homelab_proxy::stale::{Connection, Remembered};
+use homelab_proxy::{Elements, compile, ruleset, service_objects};
 use proptest::prelude::*;
 use random::services;
 
@@ -110,5 +112,38 @@ fn what_nobody_told_is_found_by_the_one_that_looks_at_all() {
         let synced = node.sync_services(&after, Connections::OfChange).unwrap();
         assert_eq!((synced.deleted, synced.added), (0, 1));
         assert_eq!(found(&directory), objects(&after));
+    });
+}
+
+#[test]
+fn a_node_says_which_connections_and_clients_its_kernel_knows() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = with_ruleset(&directory);
+        let (elements, _) = two();
+        node.sync_services(&elements, Connections::OfChange).unwrap();
+        assert_eq!(node.held_services().unwrap().elements, elements);
+        assert!(node.remembered_clients().unwrap().is_empty());
+        run("ip link set lo up && ip address add 10.244.1.5/32 dev lo && ip route add 10.96.0.0/12 dev lo");
+        assert!(node.addresses().unwrap().contains(&"10.244.1.5".parse().unwrap()));
+        let endpoint: std::net::SocketAddr = "10.244.1.5:8080".parse().unwrap();
+        let _listener = std::net::TcpListener::bind(endpoint).unwrap();
+        let direct = std::net::TcpStream::connect(endpoint).unwrap();
+        assert!(node.service_connections(&elements).unwrap().is_empty(), "{direct:?} is no service's");
+        let stream = std::net::TcpStream::connect("10.96.0.5:80").unwrap();
+        let to = Frontend { address: "10.96.0.5".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+        let connection = Connection { client: stream.local_addr().unwrap(), to, endpoint };
+        assert_eq!(node.service_connections(&elements).unwrap(), [connection]);
+        run("nft add element inet homelab-proxy affinity4 \
+             '{ 10.96.0.5 . tcp . 80 . 10.244.1.9 timeout 60s : 10.244.1.5 . 8080 }'");
+        let client = Remembered { frontend: to, client: "10.244.1.9".parse().unwrap(), endpoint };
+        assert_eq!(node.remembered_clients().unwrap(), [client]);
+        // The rules are listed as they were written: what differs is somebody else's work.
+        let rules = Kinds { nft: true, services: false, ..SERVICES };
+        let listed = node.observe_objects(&Scope::default(), rules).unwrap();
+        assert!(ruleset(&view()).iter().all(|spec| listed.iter().any(|o| o.spec == *spec)));
+        run("nft add element inet homelab-proxy no-endpoints4 '{ 9.9.9.9 . 99 . 9 }'");
+        let strays = node.held_services().unwrap().stray_lines();
+        assert!(strays[""][0].starts_with("no-endpoints4 #09090909"), "{strays:?}");
     });
 }

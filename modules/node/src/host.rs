@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use homelab_model::{Change, Holder, NodeObject, Observed, Scope};
+use homelab_model::{Change, Holder, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport};
 use homelab_protocol::Secret;
 
 /// Something held until it is dropped or the process ends.
@@ -122,6 +122,11 @@ pub(crate) trait Host {
 
     /// Which of these addresses answer through the tunnel.
     fn probe(&mut self, targets: &[IpAddr]) -> Result<Vec<bool>, String>;
+
+    /// What the kernel holds of each service against what this node was told.
+    fn services(&mut self) -> Result<Vec<ServiceReport>, String>;
+    /// What this node does with a packet; both addresses are of one family.
+    fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String>;
 
     /// Milliseconds since the boot, time asleep included (`CLOCK_BOOTTIME`).
     fn now_ms(&mut self) -> u64;

@@ -7,9 +7,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use homelab_linux::transaction::{self as store, Shelf};
-use homelab_linux::{Error, Node, Root};
-use homelab_model::{Change, Holder, NodeObject, Observed, Scope, ours};
+use homelab_linux::{Error, Kinds, Node, Root};
+use homelab_model::{
+    Change, Holder, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport, ours,
+};
 use homelab_protocol::Secret;
+use homelab_proxy::report::{self, HeldState};
 
 use crate::host::{ApplyFailure, Guard, Host, Locking, Marker, Record};
 
@@ -19,6 +22,10 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(1);
 /// A name that no transaction has: to take away what is armed for none.
 const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Our tables alone.
+const RULES: Kinds =
+    Kinds { links: false, nft: true, services: false, sysctls: false, files: false, units: false };
 
 /// The machine that this process runs on.
 pub(crate) struct Machine {
@@ -237,6 +244,25 @@ impl Host for Machine {
             None => Vec::new(),
         };
         Ok(homelab_linux::probe(targets, &sources, PROBE))
+    }
+
+    fn services(&mut self) -> Result<Vec<ServiceReport>, String> {
+        let held = self.node.held_services().map_err(text)?;
+        let connections = self.node.service_connections(&held.elements).map_err(text)?;
+        let strays = held.stray_lines();
+        let state = HeldState { elements: &held.elements, strays: &strays, connections: &connections };
+        Ok(report::services(self.node.spec().as_ref(), &state))
+    }
+
+    fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String> {
+        let spec = self.node.spec().ok_or_else(crate::serve::untold)?;
+        let own = self.node.addresses().map_err(text)?;
+        let held = self.node.held_services().map_err(text)?;
+        let remembered = self.node.remembered_clients().map_err(text)?;
+        let observed = self.node.observe_objects(&Scope::default(), RULES).map_err(text)?;
+        let mut traced = report::trace(&spec, &own, &held.elements, &remembered, packet);
+        traced.warnings = crate::serve::altered_rules(&spec, &observed);
+        Ok(traced)
     }
 
     fn now_ms(&mut self) -> u64 {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use homelab_model::FrontendKind;
 use homelab_model::service::{Affinity, Endpoint, IpMode, Policy, Port, Service, Type};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -84,15 +85,6 @@ pub fn compile(services: &[Service], view: &NodeView) -> (Elements, Vec<Conflict
     (elements, conflicts)
 }
 
-/// How packets come to a frontend.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Cluster,
-    External,
-    /// External, with source ranges.
-    Balanced,
-}
-
 /// The elements of one service. `claim` says whether a frontend may be taken.
 fn one(service: &Service, view: &NodeView, claim: &mut dyn FnMut(Frontend) -> bool) -> Vec<Element> {
     let mut elements = BTreeSet::new();
@@ -119,16 +111,17 @@ fn one(service: &Service, view: &NodeView, claim: &mut dyn FnMut(Frontend) -> bo
     elements.into_iter().collect()
 }
 
-fn frontends(service: &Service, port: &Port, view: &NodeView) -> Vec<(IpAddr, u16, Kind)> {
-    let mut all: Vec<(IpAddr, u16, Kind)> =
-        service.cluster_ips.iter().map(|a| (*a, port.port, Kind::Cluster)).collect();
-    all.extend(service.external_ips.iter().map(|a| (*a, port.port, Kind::External)));
+/// Addresses and port numbers of a port of a service, with what kind of address each is.
+pub(crate) fn frontends(service: &Service, port: &Port, view: &NodeView) -> Vec<(IpAddr, u16, FrontendKind)> {
+    let mut all: Vec<(IpAddr, u16, FrontendKind)> =
+        service.cluster_ips.iter().map(|a| (*a, port.port, FrontendKind::Cluster)).collect();
+    all.extend(service.external_ips.iter().map(|a| (*a, port.port, FrontendKind::External)));
     if service.r#type == Type::LoadBalancer {
         let vips = service.load_balancer.iter().filter(|ingress| ingress.ip_mode == IpMode::Vip);
-        all.extend(vips.map(|ingress| (ingress.ip, port.port, Kind::Balanced)));
+        all.extend(vips.map(|ingress| (ingress.ip, port.port, FrontendKind::LoadBalancer)));
     }
     if let (Some(number), Type::NodePort | Type::LoadBalancer) = (port.node_port, service.r#type) {
-        all.extend(view.node_port_addresses().map(|address| (address, number, Kind::External)));
+        all.extend(view.node_port_addresses().map(|address| (address, number, FrontendKind::NodePort)));
     }
     // The families of a service are those of its cluster addresses (`ipFamilies`), as far as pods have them.
     let families = families(view);
@@ -144,14 +137,14 @@ fn program(
     service: &Service,
     port: &Port,
     frontend: Frontend,
-    kind: Kind,
+    kind: FrontendKind,
     chosen: &Chosen<'_>,
     view: &NodeView,
 ) {
     // As with kube-proxy, ranges of one family leave the addresses of the other open.
     let same = |range: &&IpNet| range.addr().is_ipv4() == frontend.address.is_ipv4();
     let mut ranges = merged(service.load_balancer_source_ranges.iter().filter(same)).peekable();
-    if kind == Kind::Balanced && ranges.peek().is_some() {
+    if kind == FrontendKind::LoadBalancer && ranges.peek().is_some() {
         elements.insert(Element::Ranged(frontend));
         elements.extend(ranges.map(|range| Element::Allowed(frontend, range)));
     }
@@ -160,16 +153,18 @@ fn program(
         return;
     }
     let policy = match kind {
-        Kind::Cluster => service.internal_traffic_policy,
-        Kind::External | Kind::Balanced => service.external_traffic_policy,
+        FrontendKind::Cluster => service.internal_traffic_policy,
+        FrontendKind::NodePort | FrontendKind::External | FrontendKind::LoadBalancer => {
+            service.external_traffic_policy
+        }
     };
-    if kind != Kind::Cluster {
+    if kind != FrontendKind::Cluster {
         elements.insert(match policy {
             Policy::Cluster => Element::ExternalCluster(frontend),
             Policy::Local => Element::ExternalLocal(frontend),
         });
     }
-    let short_circuit = kind != Kind::Cluster && policy == Policy::Local;
+    let short_circuit = kind != FrontendKind::Cluster && policy == Policy::Local;
     let main = match policy {
         Policy::Cluster => &chosen.cluster,
         Policy::Local => &chosen.local,

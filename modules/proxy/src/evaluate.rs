@@ -32,13 +32,15 @@ pub enum Outcome {
     Translated(BTreeMap<SocketAddr, bool>),
 }
 
-/// A rule that matched, with what it said.
+/// A rule that the packet met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// Chain name.
     pub chain: String,
     /// The rule in nft's words.
     pub rule: String,
+    /// Whether it did anything.
+    pub matched: bool,
     /// Why it is there.
     pub why: &'static str,
 }
@@ -48,8 +50,32 @@ pub struct Step {
 pub struct Trace {
     /// What becomes of the packet.
     pub outcome: Outcome,
-    /// Rules that matched, in order; after a choice among endpoints, those of the first.
+    /// Rules in order; after a choice among endpoints, those of the first.
     pub steps: Vec<Step>,
+}
+
+/// What is noted on the way.
+#[derive(Default)]
+struct Notes {
+    steps: Vec<Step>,
+    /// Rules that do not match, too.
+    all: bool,
+}
+
+impl Notes {
+    fn matched(&mut self, chain: &Chain, rule: &Rule) {
+        self.push(chain, rule, true);
+    }
+
+    fn passed(&mut self, chain: &Chain, rule: &Rule) {
+        if self.all {
+            self.push(chain, rule, false);
+        }
+    }
+
+    fn push(&mut self, chain: &Chain, rule: &Rule, matched: bool) {
+        self.steps.push(Step { chain: chain.name.clone(), rule: rule.to_nft(), matched, why: rule.why });
+    }
 }
 
 /// A loaded ruleset: chains and what their sets hold.
@@ -121,23 +147,31 @@ impl Machine {
         self.sticky.insert((frontend, client), endpoint);
     }
 
-    /// What becomes of a packet.
+    /// What becomes of a packet, with the rules that match it.
     pub fn run(&self, packet: Packet) -> Trace {
-        let mut steps = Vec::new();
+        self.start(packet, Notes::default())
+    }
+
+    /// The same with all rules that it meets.
+    pub fn run_in_full(&self, packet: Packet) -> Trace {
+        self.start(packet, Notes { all: true, ..Notes::default() })
+    }
+
+    fn start(&self, packet: Packet, mut notes: Notes) -> Trace {
         let first = match self.own.contains(&packet.source) {
             true => Hook::Output,
             false => Hook::Prerouting,
         };
         let flight = Flight { source: packet.source, original: packet.to, now: packet.to, translated: false };
-        let outcome = self.pass(first, i32::MIN, flight, &mut steps);
-        Trace { outcome, steps }
+        let outcome = self.pass(first, i32::MIN, flight, &mut notes);
+        Trace { outcome, steps: notes.steps }
     }
 
     /// Runs the chains of a hook from a priority on, then the hooks after it.
-    fn pass(&self, hook: Hook, after: i32, flight: Flight, steps: &mut Vec<Step>) -> Outcome {
+    fn pass(&self, hook: Hook, after: i32, flight: Flight, notes: &mut Notes) -> Outcome {
         let at = |chain: &&Chain| chain.hook.is_some_and(|(_, h, priority)| h == hook && priority > after);
         for chain in self.bases.iter().filter(at) {
-            match self.chain(chain, &flight, steps) {
+            match self.chain(chain, &flight, notes) {
                 Verdict::Continue => {}
                 Verdict::Drop => return Outcome::Dropped,
                 Verdict::Reject => return Outcome::Rejected,
@@ -146,16 +180,16 @@ impl Machine {
                 }
                 Verdict::Endpoints(endpoints) => {
                     let priority = chain.hook.map_or(after, |(_, _, priority)| priority);
-                    return self.each(hook, priority, &flight, &endpoints, steps);
+                    return self.each(hook, priority, &flight, &endpoints, notes);
                 }
             }
         }
         match hook {
             Hook::Prerouting => {
                 let next = if self.own.contains(&flight.now.address) { Hook::Input } else { Hook::Forward };
-                self.pass(next, i32::MIN, flight, steps)
+                self.pass(next, i32::MIN, flight, notes)
             }
-            Hook::Forward | Hook::Output => self.pass(Hook::Postrouting, i32::MIN, flight, steps),
+            Hook::Forward | Hook::Output => self.pass(Hook::Postrouting, i32::MIN, flight, notes),
             Hook::Input | Hook::Postrouting if flight.translated => {
                 Outcome::Translated(BTreeMap::from([(socket(flight.now), false)]))
             }
@@ -170,14 +204,14 @@ impl Machine {
         priority: i32,
         flight: &Flight,
         endpoints: &BTreeSet<SocketAddr>,
-        steps: &mut Vec<Step>,
+        notes: &mut Notes,
     ) -> Outcome {
         let mut all = BTreeMap::new();
         for (index, endpoint) in endpoints.iter().enumerate() {
             let mut sent = flight.clone();
             (sent.now.address, sent.now.port, sent.translated) = (endpoint.ip(), endpoint.port(), true);
-            let mut others = Vec::new();
-            let noted = if index == 0 { &mut *steps } else { &mut others };
+            let mut others = Notes::default();
+            let noted = if index == 0 { &mut *notes } else { &mut others };
             match self.pass(hook, priority, sent, noted) {
                 Outcome::Translated(to) => all.extend(to),
                 // Rules for translated packets neither drop nor reject; if ever one does, it shows.
@@ -187,17 +221,17 @@ impl Machine {
         Outcome::Translated(all)
     }
 
-    fn chain(&self, chain: &Chain, flight: &Flight, steps: &mut Vec<Step>) -> Verdict {
+    fn chain(&self, chain: &Chain, flight: &Flight, notes: &mut Notes) -> Verdict {
         for rule in &chain.rules {
             if !rule.matches.iter().all(|m| self.holds(rule, m, flight)) {
+                notes.passed(chain, rule);
                 continue;
             }
-            let step = |rule: &Rule| Step { chain: chain.name.clone(), rule: rule.to_nft(), why: rule.why };
             let verdict = match &rule.action {
                 Action::Jump(next) | Action::Goto(next) => {
-                    steps.push(step(rule));
+                    notes.matched(chain, rule);
                     let verdict = match self.chains.get(next) {
-                        Some(next) => self.chain(next, flight, steps),
+                        Some(next) => self.chain(next, flight, notes),
                         None => Verdict::Continue,
                     };
                     let stays = matches!((&verdict, &rule.action), (Verdict::Continue, Action::Jump(_)));
@@ -211,23 +245,29 @@ impl Machine {
                 Action::Masquerade => Verdict::Masquerade,
                 Action::Stay => match self.sticky.get(&(flight.now, flight.source)) {
                     Some(endpoint) => Verdict::Endpoints(BTreeSet::from([*endpoint])),
-                    None => continue,
+                    None => {
+                        notes.passed(chain, rule);
+                        continue;
+                    }
                 },
                 Action::Draw(pool, rung) => {
                     let first = slots(*pool, *rung);
                     let at = |slot| self.endpoints.get(&(flight.now, slot)).copied();
                     let endpoints: BTreeSet<SocketAddr> = (first..first + rung).filter_map(at).collect();
                     match endpoints.is_empty() {
-                        true => continue,
+                        true => {
+                            notes.passed(chain, rule);
+                            continue;
+                        }
                         false => Verdict::Endpoints(endpoints),
                     }
                 }
                 Action::Remember(_) => {
-                    steps.push(step(rule));
+                    notes.matched(chain, rule);
                     continue;
                 }
             };
-            steps.push(step(rule));
+            notes.matched(chain, rule);
             return verdict;
         }
         Verdict::Continue

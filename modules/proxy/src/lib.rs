@@ -28,6 +28,7 @@ pub mod evaluate;
 mod health;
 pub mod ladder;
 mod objects;
+pub mod report;
 pub mod rules;
 pub mod stale;
 pub mod text;

@@ -81,6 +81,7 @@ fn the_command_line_is_documented_in_full() {
         "rollback",
         "destroy",
         "status",
+        "trace",
         "drift",
         "unlock",
         "rotate-key",

@@ -31,13 +31,22 @@ fn manual() -> Result<String, CliError> {
     command.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
-    for subcommand in command.get_subcommands().filter(|c| c.get_name() != "help") {
-        let man = clap_mangen::Man::new(subcommand.clone());
-        page.extend_from_slice(format!(".SH {}\n", subcommand.get_name().to_uppercase()).as_bytes());
-        man.render_synopsis_section(&mut page)?;
-        man.render_description_section(&mut page)?;
+    let own = |c: &&clap::Command| c.get_name() != "help";
+    for subcommand in command.get_subcommands().filter(own) {
+        section(&mut page, subcommand, subcommand.get_name())?;
+        for below in subcommand.get_subcommands().filter(own) {
+            section(&mut page, below, &format!("{} {}", subcommand.get_name(), below.get_name()))?;
+        }
     }
     Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+fn section(page: &mut Vec<u8>, command: &clap::Command, name: &str) -> Result<(), CliError> {
+    let man = clap_mangen::Man::new(command.clone());
+    page.extend_from_slice(format!(".SH {}\n", name.to_uppercase()).as_bytes());
+    man.render_synopsis_section(page)?;
+    man.render_description_section(page)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -58,6 +67,8 @@ mod tests {
             "unlock",
             "rotate-key",
             "status",
+            "status services",
+            "trace",
             "schema",
             "completions",
             "man",
@@ -73,7 +84,16 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "homelab", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for word in ["detailed-exitcode", "confirm", "rollback", "drift", "unlock", "rotate-key"] {
+            for word in [
+                "detailed-exitcode",
+                "confirm",
+                "rollback",
+                "drift",
+                "unlock",
+                "rotate-key",
+                "services",
+                "trace",
+            ] {
                 assert!(script.contains(word), "{shell}: {word}");
             }
         }

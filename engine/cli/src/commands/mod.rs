@@ -6,15 +6,17 @@ mod files;
 mod output;
 mod plan;
 mod rotate;
+mod services;
 mod session;
 mod status;
+mod trace;
 mod transactions;
 mod validate;
 
 use homelab_driver::Goal;
 use serde_json::json;
 
-use crate::args::{Changing, Cli, Command, Format};
+use crate::args::{Changing, Cli, Command, Format, StatusOf};
 use crate::error::CliError;
 use crate::render::Shown;
 use crate::stream;
@@ -63,7 +65,15 @@ pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Res
         Command::Unlock { force } => transactions::unlock(global, terminal, session, *force),
         Command::RotateKey { yes, .. } => rotate::run(global, terminal, session, *yes),
         Command::Drift { detailed_exitcode } => drift::run(global, terminal, session, *detailed_exitcode),
-        Command::Status => status::run(global, terminal, session),
+        Command::Status { of: None } => status::run(global, terminal, session),
+        Command::Status { of: Some(StatusOf::Services { name }) } => {
+            services::run(global, terminal, session, name.as_deref())
+        }
+        Command::Trace { source, destination, protocol, node } => {
+            let question =
+                trace::Question { source, destination, protocol: *protocol, node: node.as_deref() };
+            trace::run(global, terminal, session, &question)
+        }
         // These need no session: see `run`.
         Command::Validate | Command::Schema | Command::Completions { .. } | Command::Man => {
             run(cli, terminal)

@@ -195,7 +195,7 @@ pub(super) fn options(global: &Global, manner: &Manner<'_>) -> Options {
     options
 }
 
-fn chosen(cluster: &Cluster, names: &[String]) -> Result<Vec<String>, CliError> {
+pub(super) fn chosen(cluster: &Cluster, names: &[String]) -> Result<Vec<String>, CliError> {
     let have: Vec<&str> = cluster.nodes.iter().map(|n| n.name.as_str()).collect();
     match names.iter().find(|n| !have.contains(&n.as_str())) {
         Some(unknown) => Err(CliError::new(format!("there is no node {unknown:?} in the cluster file"))

@@ -6,7 +6,7 @@ use homelab_model::{Action, NodeObject, PlannedChange, Spec};
 use serde_json::Value;
 use similar::{ChangeTag, TextDiff};
 
-use super::services;
+use super::served;
 
 /// Longest value shown in full, characters.
 const LONG: usize = 100;
@@ -127,7 +127,7 @@ fn leaves(object: &NodeObject, full: bool, whole: bool) -> BTreeMap<String, Leaf
     let mut result = BTreeMap::new();
     match &object.spec {
         Spec::Service(service) if !full => {
-            result.insert("serves".to_owned(), Leaf::Lines(services::lines(service)));
+            result.insert("serves".to_owned(), Leaf::Lines(served::lines(service)));
             return result;
         }
         // Dozens, the same on every node and in every version.

@@ -5,9 +5,11 @@ use std::time::Duration;
 use homelab_driver::{
     Departed, Event, Farewell, NodeError, NodeReport, Outcome, Plan, PlannedNode, Report, TransportError,
 };
+use homelab_model::service::Protocol;
 use homelab_model::{
     AgentFact, Confirmed, Content, Facts, File, History, Holder, Module, NodeObject, Observed,
-    OpenTransaction, Phase, Problem, Reverted, Spec, Summary, plan_node,
+    OpenTransaction, Phase, Problem, Reverted, ServiceReport, Spec, Summary, TraceOutcome, TracePacket,
+    TraceReport, TraceStep, plan_node,
 };
 use proptest::prelude::*;
 
@@ -178,6 +180,43 @@ fn statuses(said: &str) -> Vec<NodeStatus> {
     plan(said).nodes.iter().map(|n| node_status(n, Some(&observed), None)).collect()
 }
 
+fn services(said: &str) -> Vec<ServicesOfNode> {
+    let service = |extra: &str| ServiceReport {
+        name: said.into(),
+        told: None,
+        frontends: Vec::new(),
+        missing: vec![said.into()],
+        extra: vec![extra.into()],
+    };
+    let silent = Err(ErrorText { message: said.into(), hints: vec![said.into()] });
+    vec![
+        ServicesOfNode { name: "node1".into(), answer: Ok(vec![service(said)]) },
+        ServicesOfNode { name: "node2".into(), answer: silent },
+    ]
+}
+
+fn traces(said: &str) -> (TraceQuestion, Vec<TracedNode>) {
+    let address = "10.96.0.1".parse().unwrap();
+    let packet = TracePacket { source: address, destination: address, protocol: Protocol::Tcp, port: 80 };
+    let question = TraceQuestion {
+        source: said.into(),
+        source_node: Some(said.into()),
+        destination: said.into(),
+        packet,
+    };
+    let step = TraceStep { chain: said.into(), rule: said.into(), matched: true, why: said.into() };
+    let traced = TraceReport {
+        service: Some(said.into()),
+        outcome: TraceOutcome::Dropped,
+        remembered: None,
+        steps: vec![step.clone(), TraceStep { matched: false, ..step }],
+        warnings: vec![said.into()],
+    };
+    let silent = Err(ErrorText { message: said.into(), hints: vec![said.into()] });
+    let node = |answer| TracedNode { name: "node1".into(), answer };
+    (question, vec![node(Ok(traced)), node(silent)])
+}
+
 fn drifts(said: &str) -> Vec<NodeDrift> {
     let undo = || plan_node("node1", &[file("/etc/a", said)], &[file("/etc/b", said)]);
     plan(said).nodes.iter().map(|n| node_drift(n, Some(undo()), true)).collect()
@@ -193,6 +232,8 @@ fn humans(said: &str, paint: Paint) -> Vec<Shown> {
         status_human(&statuses(said), &[said.to_owned()], paint),
         drift_human(&drifts(said), &[said.to_owned()], paint, true),
         list_human(&words, said, paint),
+        services_human(&services(said), &service_rows(&services(said)), paint, true),
+        trace_human(&traces(said).0, &traces(said).1, paint, true),
     ]
 }
 
@@ -205,6 +246,8 @@ fn comments(said: &str) -> Vec<Shown> {
         status_markdown(&statuses(said), &[said.to_owned()]),
         drift_markdown("home", &drifts(said), &[said.to_owned()]),
         list_markdown(&words, said),
+        services_markdown(&services(said), &service_rows(&services(said))),
+        trace_markdown(&traces(said).0, &traces(said).1),
     ]
 }
 
@@ -215,6 +258,8 @@ fn values(said: &str) -> Vec<Shown> {
         Shown::json_line(&report_json(&report, &goodbyes, Duration::ZERO)),
         Shown::json(&status_json("home", &statuses(said), &[said.to_owned()])),
         Shown::json_line(&drift_json("home", &drifts(said), &[said.to_owned()])),
+        Shown::json(&services_json("home", &services(said), &service_rows(&services(said)))),
+        Shown::json(&trace_json("home", &traces(said).0, &traces(said).1)),
     ]
 }
 

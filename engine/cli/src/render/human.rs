@@ -4,7 +4,7 @@ use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact, NodePlan, PlannedChange};
 
 use super::page::{Page, Paint, Shown, Span, bold, dim, green, line, red, yellow};
-use super::services::folded;
+use super::served::folded;
 use super::{
     ErrorText, Field, Line, Sign, count, fields, impact_word, module_title, on_trial, plan_sentence, short,
     still_known,

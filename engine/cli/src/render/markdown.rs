@@ -4,7 +4,7 @@ use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact, NodePlan};
 
 use super::page::{Page, Paint, Shown, clean, line};
-use super::services::folded;
+use super::served::folded;
 use super::{
     ErrorText, Field, Sign, fields, impact_word, on_trial, parts, plan_sentence, short, still_known,
 };

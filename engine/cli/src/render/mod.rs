@@ -10,10 +10,14 @@ mod human;
 mod json;
 mod markdown;
 pub(crate) mod page;
+mod served;
+#[cfg(test)]
+mod service_tests;
 mod services;
 mod status;
 #[cfg(test)]
 mod tests;
+mod trace;
 pub(crate) mod words;
 
 use std::time::Duration;
@@ -31,9 +35,13 @@ pub use human::plan_human;
 pub use json::plan_json;
 pub use markdown::{MARKDOWN_LIMIT, plan_markdown};
 pub use page::{Paint, Shown};
+pub use services::{
+    ServiceRow, ServicesOfNode, service_rows, services_human, services_json, services_markdown,
+};
 pub use status::{
     AgentStatus, NodeStatus, VtepStatus, node_status, status_human, status_json, status_markdown,
 };
+pub use trace::{TraceQuestion, TracedNode, trace_human, trace_json, trace_markdown};
 
 /// A node's error and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use homelab_model::{
-    AddressFact, Change, CniRuntime, Confirmed, Content, Facts, History, Holder, Key, LinkFact, LinkKind,
-    NodeObject, NodeSpec, Object, Observed, OpenTransaction, Phase, Previous, Reverted, Scope, Spec, ours,
+    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, History, Holder, Key,
+    LinkFact, LinkKind, NodeObject, NodeSpec, Object, Observed, OpenTransaction, Phase, Previous, Reverted,
+    Scope, ServiceReport, Spec, TraceReport, ours,
 };
 use homelab_protocol::{Failure, Fault as Kind, Request, Response, Transaction};
 
@@ -125,6 +126,12 @@ pub(crate) struct Machine {
     pub(crate) collisions: usize,
     /// Transactions confirmed.
     pub(crate) confirms: usize,
+    /// What it says of its services.
+    pub(crate) services: Vec<ServiceReport>,
+    /// What it does with packets, by their destination.
+    pub(crate) traces: BTreeMap<IpAddr, TraceReport>,
+    /// Interfaces that CNI ADD made.
+    pub(crate) attachments: Vec<AttachmentFact>,
 }
 
 impl Machine {
@@ -153,6 +160,9 @@ impl Machine {
             worker: None,
             collisions: 0,
             confirms: 0,
+            services: Vec::new(),
+            traces: BTreeMap::new(),
+            attachments: Vec::new(),
         }
     }
 
@@ -399,6 +409,7 @@ impl Machine {
                 links,
                 addresses: vec![AddressFact { link: "eth0".into(), address: held }],
                 runtimes: self.runtimes.clone(),
+                attachments: self.attachments.clone(),
                 ..Facts::default()
             },
             objects,

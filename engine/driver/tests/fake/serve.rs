@@ -224,6 +224,11 @@ impl Serve<'_> {
                     None => failed("there is no such secret"),
                 }
             }
+            Request::Services => Response::Services { services: node.services.clone() },
+            Request::Trace(packet) => match node.traces.get(&packet.destination) {
+                Some(traced) => Response::Traced(Box::new(traced.clone())),
+                None => failed("nobody said what becomes of that packet"),
+            },
             Request::Bye => return Ok(false),
         };
         drop(node);

@@ -5,8 +5,14 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use homelab_model::{Change, Content, Facts, History, Holder, Key, NodeObject, Observed, Scope, Spec, ours};
+use homelab_model::{
+    Change, Content, Facts, History, Holder, Key, NodeObject, Observed, Scope, ServiceReport, Spec,
+    TracePacket, TraceReport, ours,
+};
 use homelab_protocol::Secret;
+use homelab_proxy::Elements;
+use homelab_proxy::element::Element;
+use homelab_proxy::report::{self, HeldState};
 
 use super::World;
 use crate::host::{ApplyFailure, Guard, Host, Locking, Marker, Record};
@@ -33,6 +39,22 @@ const FULL: &str = "no space left on device";
 impl Process {
     pub(super) fn new(world: World) -> Process {
         Process { world, secrets: BTreeMap::new(), kept: None, boot: false, on_sleep: None }
+    }
+
+    /// Elements of all services.
+    fn held(&self) -> Elements {
+        let services = self.world.0.borrow().objects().into_iter().filter_map(|object| match object.spec {
+            Spec::Service(service) => Some(service),
+            _ => None,
+        });
+        let read = |line: &String| Element::from_line(line).expect("an element");
+        services
+            .map(|service| {
+                let mut elements: Vec<Element> = service.elements.iter().map(read).collect();
+                elements.sort_unstable();
+                (service.name, elements)
+            })
+            .collect()
     }
 
     fn one(&mut self, change: &Change<NodeObject>) -> Result<(), String> {
@@ -341,6 +363,21 @@ impl Host for Process {
 
     fn probe(&mut self, targets: &[IpAddr]) -> Result<Vec<bool>, String> {
         Ok(targets.iter().map(IpAddr::is_ipv4).collect())
+    }
+
+    fn services(&mut self) -> Result<Vec<ServiceReport>, String> {
+        let spec = self.world.0.borrow().spec();
+        let (elements, strays) = (self.held(), BTreeMap::new());
+        let state = HeldState { elements: &elements, strays: &strays, connections: &[] };
+        Ok(report::services(spec.as_ref(), &state))
+    }
+
+    fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String> {
+        let state = self.world.0.borrow();
+        let spec = state.spec().ok_or_else(crate::serve::untold)?;
+        let mut traced = report::trace(&spec, &[spec.address], &self.held(), &[], packet);
+        traced.warnings = crate::serve::altered_rules(&spec, &state.objects());
+        Ok(traced)
     }
 
     fn now_ms(&mut self) -> u64 {

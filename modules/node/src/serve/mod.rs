@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use homelab_model::{Holder, Scope, ours};
+use homelab_model::{Holder, NodeObject, NodeSpec, Scope, ours};
 use homelab_protocol::{
     Applied, Failure, Fault, FrameError, Hello, LOCK_PATIENCE, PROTOCOL, Request, Response, Transaction,
     write_frame,
@@ -138,6 +138,15 @@ impl<H: Host> Session<'_, H> {
                 error_of(format!("{path} is no secret of homelab's"))
             }
             Request::Secret { path } => self.host.read_secret(&path).map_or_else(error_of, Response::Secret),
+            Request::Services => {
+                self.host.services().map_or_else(error_of, |services| Response::Services { services })
+            }
+            Request::Trace(packet) if packet.source.is_ipv4() != packet.destination.is_ipv4() => {
+                error_of(format!("{} and {} are of different families", packet.source, packet.destination))
+            }
+            Request::Trace(packet) => {
+                self.host.trace(&packet).map_or_else(error_of, |traced| Response::Traced(Box::new(traced)))
+            }
             // Handled where requests are read: they have no response.
             Request::Beat | Request::Bye => error_of("out of turn".to_owned()),
         }
@@ -207,6 +216,23 @@ impl<H: Host> Session<'_, H> {
             }),
         }
     }
+}
+
+/// There is no record of what this node is to be.
+pub(crate) fn untold() -> String {
+    format!("there is no {} that can be read: run homelab apply", ours::NODE_SPEC)
+}
+
+/// The proxy's rules that are not as `spec` has them: what is traced then may not be what happens.
+pub(crate) fn altered_rules(spec: &NodeSpec, observed: &[NodeObject]) -> Vec<String> {
+    let differs = |object: &NodeObject| !observed.iter().any(|o| o.spec == object.spec);
+    let wanted = homelab_proxy::foundation(spec);
+    let altered: Vec<String> =
+        wanted.iter().filter(|o| differs(o)).map(|o| o.spec.key().to_string()).collect();
+    if altered.is_empty() {
+        return Vec::new();
+    }
+    vec![format!("not as homelab makes it, so this may not be what happens: {}", altered.join(", "))]
 }
 
 fn not_locked() -> Response {

@@ -1,6 +1,7 @@
 //! Sessions against the fake machine.
 
-use homelab_model::{Content, File, Key, Module, NodeObject, Object, Spec, ours};
+use homelab_model::service::Protocol;
+use homelab_model::{Content, File, Key, Module, NodeObject, Object, Spec, TraceOutcome, TracePacket, ours};
 use homelab_protocol::{Fault, PROTOCOL, Request, Response, Transaction};
 
 use crate::fake::World;
@@ -167,6 +168,53 @@ fn secrets_and_probes() {
     assert!(failure(heard.get(1)).message.contains("/etc/shadow"));
     assert!(matches!(&heard[2], Response::Secret(s) if s.text == "text"));
     assert_eq!(heard[3], Response::Reached { reached: vec![true, false] });
+}
+
+#[test]
+fn services_and_traces_say_what_the_kernel_holds() {
+    let world = World::new();
+    let pod = "10.244.1.9".parse().expect("an address");
+    let to = |destination: &str| {
+        let destination = destination.parse().expect("an address");
+        send(Request::Trace(TracePacket { source: pod, destination, protocol: Protocol::Tcp, port: 80 }))
+    };
+    let heard = talk(&world, vec![hello(), send(Request::Services), to("10.96.0.1")]);
+    assert_eq!(heard[1], Response::Services { services: Vec::new() });
+    assert!(failure(heard.get(2)).message.contains("run homelab apply"));
+    let mut told = spec(1, 1, 1);
+    told.cluster_cidrs = vec!["10.244.0.0/16".parse().expect("a range")];
+    told.services = vec![
+        serde_json::from_value(serde_json::json!({
+            "namespace": "default", "name": "web", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}],
+            "endpoints": [{"address": "10.244.2.5", "ports": {"": 8080}}],
+        }))
+        .expect("a service"),
+    ];
+    let transaction = transaction(&world, "0a", &homelab_desired::desired(&told));
+    assert_eq!(apply(&world, &transaction), Known::Confirmed);
+    let look = || talk(&world, vec![hello(), send(Request::Services), to("10.96.0.1"), to("fd00::1")]);
+    let heard = look();
+    let Response::Services { services } = &heard[1] else { panic!("{heard:?}") };
+    assert_eq!((services.len(), services[0].name.as_str()), (1, "default/web"));
+    assert!(services[0].agrees(), "{services:?}");
+    let Response::Traced(traced) = &heard[2] else { panic!("{heard:?}") };
+    assert_eq!(traced.service.as_deref(), Some("default/web"));
+    assert!(matches!(&traced.outcome, TraceOutcome::Translated { endpoints } if endpoints.len() == 1));
+    assert!(traced.warnings.is_empty(), "{traced:?}");
+    assert!(failure(heard.get(3)).message.contains("different families"));
+    // What the kernel holds counts, not what it should.
+    {
+        let mut state = world.0.borrow_mut();
+        state.volatile.agent = None;
+        let ours = |key: &Key| matches!(key, Key::Service(_) | Key::NftChain(..));
+        state.volatile.kernel.retain(|key, _| !ours(key));
+    }
+    let heard = look();
+    let Response::Services { services } = &heard[1] else { panic!("{heard:?}") };
+    assert!(!services[0].missing.is_empty() && services[0].extra.is_empty(), "{services:?}");
+    let Response::Traced(traced) = &heard[2] else { panic!("{heard:?}") };
+    assert!(!matches!(traced.outcome, TraceOutcome::Translated { .. }), "{traced:?}");
+    assert!(traced.warnings[0].contains("chain"), "{traced:?}");
 }
 
 #[test]
