@@ -172,7 +172,10 @@ const DRIFT: &[(&str, &[&str])] = &[
             "sysctl net.ipv6.conf.homelab/vx",
         ],
     ),
-    ("ip link del homelab0", &["link homelab0", "address ", "sysctl net.ipv6.conf.homelab0"]),
+    (
+        "ip link del homelab0",
+        &["link homelab0", "address ", "sysctl net.ipv4.conf.homelab0", "sysctl net.ipv6.conf.homelab0"],
+    ),
     (
         "ip link set VX down && ip link set VX name vxlan9 && ip link set vxlan9 up",
         &["link ", "route ", "neighbour ", "address ", "fdb ", "sysctl net."],
