@@ -246,7 +246,7 @@ fn choosing(v4: bool, view: &NodeView) -> Vec<Chain> {
         "from outside: externalTrafficPolicy Local, endpoints of this node only",
     ));
     let service = vec![
-        rule(vec![], Action::Jump(of("stay", v4)), "sessionAffinity"),
+        rule(vec![], Action::Jump(of("stay", v4)), "sessionAffinity: had this client an endpoint before?"),
         rule(
             vec![Match::In(Key::Frontend, Set::ExternalLocal, true)],
             Action::Goto(of("local", v4)),

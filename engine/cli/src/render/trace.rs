@@ -84,6 +84,19 @@ fn endpoint_words(outcome: &TraceOutcome) -> Vec<String> {
     endpoints.iter().map(word).collect()
 }
 
+/// Nodes that answer the same, with their answer: most do.
+fn alike(nodes: &[TracedNode]) -> Vec<(Vec<&str>, &TraceReport)> {
+    let mut groups: Vec<(Vec<&str>, &TraceReport)> = Vec::new();
+    for node in nodes {
+        let Ok(traced) = &node.answer else { continue };
+        match groups.iter_mut().find(|(_, other)| *other == traced) {
+            Some((names, _)) => names.push(&node.name),
+            None => groups.push((vec![&node.name], traced)),
+        }
+    }
+    groups
+}
+
 /// The trace for people.
 pub fn trace_human(question: &TraceQuestion, nodes: &[TracedNode], paint: Paint, verbose: bool) -> Shown {
     let mut page = Page::new(paint);
@@ -99,10 +112,9 @@ pub fn trace_human(question: &TraceQuestion, nodes: &[TracedNode], paint: Paint,
             }
         }
     }
-    for node in nodes {
-        let Ok(traced) = &node.answer else { continue };
+    for (names, traced) in alike(nodes) {
         page.blank();
-        line!(page, bold(format!("On {}", node.name)));
+        line!(page, bold(format!("On {}", names.join(", "))));
         for warning in &traced.warnings {
             page.paragraph(&["  ".into(), yellow("warning:"), " ".into()], warning);
         }
