@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use common::proxy::{node, service, view, with_ruleset};
+use common::proxy::{change, node, service, view, with_ruleset};
 use common::wire::{Answerers, Heard, Line, Listeners, Wire, client, endpoint, masquerade};
 use common::{in_new_netns, run};
 use homelab_linux::conntrack::{self, Family};
@@ -244,6 +244,20 @@ fn datagrams(wire: &Wire, node: &mut Node, answerers: &Answerers, v4: bool, by_n
     let second = ask().unwrap();
     assert!(synced.ended >= 1 && second != first, "{to}: {synced:?}, {second}");
     assert_eq!(ids(17, |source| source == stays_at), stayed, "{to}: one to an endpoint that is left stays");
+
+    // A process changes the sets and is killed before it ends what that leaves stale: the next one does it.
+    let both = |servers: &[u8]| compiled([&other, &dns(servers)]);
+    let kept = *left.iter().find(|n| endpoint(v4, **n) != second).unwrap();
+    change("homelab-proxy", &both(&left), &both(&[kept]));
+    assert_eq!(ask(), Some(second), "{to}: the flow goes on to where it should not");
+    let start = |state: &Elements| {
+        let directory = tempfile::tempdir().unwrap();
+        self::node(&directory).sync_services(state, Connections::All).unwrap()
+    };
+    let synced = start(&both(&[kept]));
+    assert!((synced.added, synced.deleted) == (0, 0) && synced.ended >= 1, "{to}: {synced:?}");
+    assert_eq!(ask(), Some(endpoint(v4, kept)), "{to}: a start mends it");
+    assert_eq!(start(&both(&[kept])), Synced::default(), "{to}: and the next finds nothing to do");
 
     // To none and back, while the client goes on sending.
     sync(Some(dns(&[])));

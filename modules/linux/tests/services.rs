@@ -7,10 +7,10 @@ mod random;
 
 use std::collections::BTreeSet;
 
-use common::proxy::{delta_text, elements_text, held, load_ruleset};
+use common::proxy::{change, delta_text, elements_text, held, load_ruleset};
 use common::{in_new_netns, load, run};
 use homelab_linux::netlink::Socket;
-use homelab_linux::nft::elements::{Batch, Element, dump};
+use homelab_linux::nft::elements::{Element, dump};
 use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::delta;
 use homelab_proxy::element::{Element as ProxyElement, Set};
@@ -58,7 +58,7 @@ proptest! {
             let mut now = Elements::new();
             for services in &states {
                 let (next, _) = compile(services, &view());
-                change(&mut socket, &now, &next);
+                change(common::proxy::TABLE, &now, &next);
                 now = next;
             }
             let written: BTreeSet<(String, ProxyElement)> =
@@ -70,25 +70,6 @@ proptest! {
             prop_assert_eq!(by_netlink, held());
             Ok(())
         })?;
-    }
-}
-
-/// Carries out the difference between two states as one batch.
-fn change(socket: &mut Socket, before: &Elements, after: &Elements) {
-    let raw = |service: &str, element: &ProxyElement| {
-        let Bytes { key, key_end, data } = Bytes::from(element);
-        Element { key, key_end, data, comment: service.to_owned(), expires: None }
-    };
-    let change = delta(before, after);
-    let mut batch = Batch::new(common::proxy::TABLE);
-    for (service, element) in &change.delete {
-        batch.delete(&element.set().name(element.is_ipv4()), &raw(service, element)).unwrap();
-    }
-    for (service, element) in &change.add {
-        batch.add(&element.set().name(element.is_ipv4()), &raw(service, element)).unwrap();
-    }
-    if !batch.is_empty() {
-        batch.commit(socket).unwrap();
     }
 }
 

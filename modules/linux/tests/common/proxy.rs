@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use homelab_linux::netlink::Socket;
+use homelab_linux::nft::elements::{Batch, Element};
 use homelab_linux::nft::rules;
 use homelab_linux::{Node, Root};
 use homelab_model::service::Service;
 use homelab_model::{Change, Module, NodeObject};
+use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::Delta;
 use homelab_proxy::{Elements, NodeView, ruleset, text};
 
@@ -49,6 +51,25 @@ pub(crate) fn delta_text(delta: &Delta<'_>) -> String {
         text += &format!("add element inet homelab {set} {{ {} }}\n", element.to_nft(service));
     }
     text
+}
+
+/// Carries out the difference between two states as one batch.
+pub(crate) fn change(table: &str, before: &Elements, after: &Elements) {
+    let raw = |service: &str, element: &homelab_proxy::element::Element| {
+        let Bytes { key, key_end, data } = Bytes::from(element);
+        Element { key, key_end, data, comment: service.to_owned(), expires: None }
+    };
+    let change = homelab_proxy::delta::delta(before, after);
+    let mut batch = Batch::new(table);
+    for (service, element) in &change.delete {
+        batch.delete(&element.set().name(element.is_ipv4()), &raw(service, element)).unwrap();
+    }
+    for (service, element) in &change.add {
+        batch.add(&element.set().name(element.is_ipv4()), &raw(service, element)).unwrap();
+    }
+    if !batch.is_empty() {
+        batch.commit(&mut Socket::netfilter().unwrap()).unwrap();
+    }
 }
 
 /// What the sets of the table hold, comments too, by set.
