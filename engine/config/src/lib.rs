@@ -15,6 +15,7 @@ mod raw;
 mod schema;
 mod spanned;
 mod tree;
+mod value;
 mod violations;
 mod words;
 mod yaml;

@@ -5,24 +5,8 @@ use std::net::IpAddr;
 use homelab_model::PoolRange;
 use ipnet::IpNet;
 
-/// Why a text is no value of its kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Words {
-    pub(super) code: &'static str,
-    pub(super) message: String,
-    pub(super) help: String,
-}
-
-pub(super) type Parsed<T> = Result<T, Words>;
-
-fn words<T>(code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Parsed<T> {
-    Err(Words { code, message: message.into(), help: help.into() })
-}
-
-fn short(text: &str) -> String {
-    let cut: String = text.chars().take(60).collect();
-    if cut.len() < text.len() { format!("{cut}...") } else { cut }
-}
+pub(super) use crate::value::{Parsed, unusable};
+use crate::value::{Words, quote, short, words};
 
 /// A DNS label (RFC 1123); `what` with its article.
 pub(super) fn label(text: &str, what: &str) -> Parsed<String> {
@@ -107,10 +91,6 @@ pub(super) fn container(text: &str) -> Parsed<String> {
         );
     }
     Ok(text.to_owned())
-}
-
-fn quote(text: &str) -> String {
-    format!("`{}`", short(text))
 }
 
 /// The address of a node: as [`address`], with a word on what belongs to `ssh`.
@@ -311,20 +291,6 @@ pub(super) fn pool_range(text: &str) -> Parsed<PoolRange> {
                 why.help
             },
         ),
-    }
-}
-
-/// Why no host can have this address.
-pub(super) fn unusable(address: IpAddr) -> Option<&'static str> {
-    match address {
-        a if a.is_unspecified() => Some("the unspecified address"),
-        a if a.is_loopback() => Some("a loopback address"),
-        a if a.is_multicast() => Some("a multicast address"),
-        IpAddr::V4(a) if a.is_broadcast() => Some("the broadcast address"),
-        IpAddr::V4(a) if a.octets()[0] == 0 => Some("an address of 0.0.0.0/8"),
-        IpAddr::V4(a) if a.is_link_local() => Some("a link-local address"),
-        IpAddr::V6(a) if a.is_unicast_link_local() => Some("a link-local address"),
-        _ => None,
     }
 }
 

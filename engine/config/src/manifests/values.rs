@@ -4,30 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// Why a text is no value of its kind.
-#[derive(Debug)]
-pub(super) struct Words {
-    pub(super) code: &'static str,
-    pub(super) message: String,
-    pub(super) help: String,
-}
-
-pub(super) type Parsed<T> = Result<T, Words>;
-
-fn words<T>(code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Parsed<T> {
-    Err(Words { code, message: message.into(), help: help.into() })
-}
-
-/// A text cut where it is long, in one line.
-pub(super) fn short(text: &str) -> String {
-    let cut: String = text.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(60).is_some() { format!("{cut}...") } else { cut }
-}
-
-/// A text in a message.
-pub(super) fn quote(text: &str) -> String {
-    format!("`{}`", short(text))
-}
+pub(super) use crate::value::{Parsed, quote, short};
+use crate::value::{unusable, words};
 
 /// An address that a packet can go to.
 pub(super) fn address(text: &str) -> Parsed<IpAddr> {
@@ -48,16 +26,7 @@ pub(super) fn address(text: &str) -> Parsed<IpAddr> {
             return words("address", format!("{} is not an IP address", quote(text)), help);
         }
     };
-    let what = match ip {
-        a if a.is_unspecified() => "the unspecified address",
-        a if a.is_loopback() => "a loopback address",
-        a if a.is_multicast() => "a multicast address",
-        IpAddr::V4(a) if a.is_broadcast() => "the broadcast address",
-        IpAddr::V4(a) if a.octets()[0] == 0 => "an address of 0.0.0.0/8",
-        IpAddr::V4(a) if a.is_link_local() => "a link-local address",
-        IpAddr::V6(a) if a.is_unicast_link_local() => "a link-local address",
-        _ => return Ok(ip),
-    };
+    let Some(what) = unusable(ip) else { return Ok(ip) };
     words("address", format!("{ip} is {what}"), "nothing can be reached there from another machine")
 }
 
