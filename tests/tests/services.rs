@@ -285,6 +285,29 @@ fn node_ports_of_all_nodes(cluster: &Cluster, pods: &[Pod]) {
     assert!(answers[0].error.contains("refused"), "{answers:?}");
 }
 
+/// A load balancer in front asks every node whether it has endpoints (`healthCheckNodePort`), and the agent how it fares.
+fn health_checks(cluster: &Cluster) {
+    let service = told(cluster).into_iter().find(|s| s.name == "lb-local").expect("the service");
+    let port = service.health_check_node_port.expect("a port was chosen");
+    let ask = "import sys, urllib.request, urllib.error\n\
+               try: answer = urllib.request.urlopen(sys.argv[1], timeout=3)\n\
+               except urllib.error.HTTPError as error: answer = error\n\
+               print(answer.status, answer.headers.get('X-Load-Balancing-Endpoint-Weight'), answer.read().decode())";
+    let get = |host: &str, url: &str| cluster.sh(host, &format!("python3 -c \"{ask}\" {url}"));
+    for (node, status, endpoints) in [("node1", "503", 0), ("node2", "200", 1), ("node3", "503", 0)] {
+        let address = cluster.lab.address(node).expect("address");
+        let answer = get("client", &format!("http://{address}:{port}/"));
+        assert!(answer.starts_with(&format!("{status} {endpoints} ")), "{node}: {answer}");
+        let body: Value = serde_json::from_str(answer.splitn(3, ' ').nth(2).expect("a body")).expect("JSON");
+        assert_eq!(
+            (&body["localEndpoints"], &body["service"]["name"]),
+            (&json!(endpoints), &json!("lb-local"))
+        );
+        assert!(get(node, "http://127.0.0.1:10256/healthz").starts_with("200 "), "{node}");
+        assert!(get(node, "http://127.0.0.1:10256/metrics").contains("\nhomelab_services "), "{node}");
+    }
+}
+
 fn load_balancers(cluster: &Cluster, pods: &[Pod]) {
     let client = Place::host("client");
     let own: IpAddr = cluster.lab.address("client").expect("address").into();
@@ -306,6 +329,7 @@ fn load_balancers(cluster: &Cluster, pods: &[Pod]) {
         all
     });
     assert_served(cluster, &Place::host("node3"), &to, |_| of_node(cluster, "node3"));
+    health_checks(cluster);
     via(LB_LOCAL, "node3");
     assert_fails(cluster, &client, address(LB_LOCAL), 80, "timed out");
     // The client is outside of the ranges.

@@ -167,7 +167,7 @@ proptest! {
 /// The chains and sets are made from the node alone, so they cannot grow with services. And no set holds verdicts: an
 /// element with a jump would have the kernel walk all of them at every change.
 #[test]
-fn a_ruleset_of_fixed_size_without_verdicts() {
+fn a_ruleset_of_fixed_size_without_verdicts_k8s_135639() {
     let sets = text::sets(&view());
     assert!(sets.iter().flat_map(|set| &set.lines).all(|line| !line.contains("verdict")), "{sets:?}");
     let named: BTreeSet<&String> = sets.iter().map(|set| &set.name).collect();
