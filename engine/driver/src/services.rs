@@ -44,7 +44,7 @@ pub(crate) fn services(
     assigned.services
 }
 
-/// Says on which node an endpoint is, where its address tells, and what follows from that (KEP-4444, KEP-3015).
+/// Says on which node an endpoint is, where its address tells, and what follows from that.
 fn place(
     endpoint: &mut Endpoint,
     cluster: &Cluster,
@@ -61,13 +61,7 @@ fn place(
     let Some(node) = cluster.nodes.iter().find(is_home) else { return };
     endpoint.node = Some(node.name.clone());
     endpoint.zone = endpoint.zone.take().or_else(|| node.zone.clone());
-    let hinted = !endpoint.for_zones.is_empty() || !endpoint.for_nodes.is_empty();
-    if let (Some(distribution), false) = (distribution, hinted) {
-        endpoint.for_zones = endpoint.zone.clone().into_iter().collect();
-        if distribution == "PreferSameNode" {
-            endpoint.for_nodes = vec![node.name.clone()];
-        }
-    }
+    endpoint.hint(distribution);
 }
 
 /// The node's addresses that take node ports: those of the file, or those that it has inside the chosen ranges.

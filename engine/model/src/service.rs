@@ -204,6 +204,21 @@ pub struct Endpoint {
     pub ports: BTreeMap<String, u16>,
 }
 
+impl Endpoint {
+    /// Gives it the hints that the EndpointSlice controller would, for a service with this `trafficDistribution`
+    /// (KEP-4444, KEP-3015): only while it is ready, and only where its node is known. Hints that it has stay.
+    pub fn hint(&mut self, distribution: Option<&str>) {
+        let hinted = !self.for_zones.is_empty() || !self.for_nodes.is_empty();
+        if distribution.is_none() || hinted || !self.ready || self.node.is_none() {
+            return;
+        }
+        self.for_zones.extend(self.zone.clone());
+        if distribution == Some("PreferSameNode") {
+            self.for_nodes.extend(self.node.clone());
+        }
+    }
+}
+
 fn default_affinity_timeout() -> u32 {
     10800
 }

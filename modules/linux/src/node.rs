@@ -41,6 +41,9 @@ pub struct Kinds {
 }
 
 impl Kinds {
+    /// None of them.
+    pub const NONE: Kinds =
+        Kinds { links: false, nft: false, services: false, sysctls: false, files: false, units: false };
     /// All of them.
     pub const ALL: Kinds =
         Kinds { links: true, nft: true, services: true, sysctls: true, files: true, units: true };
@@ -319,11 +322,11 @@ impl Node {
 
     /// Carries out changes of services in one transaction.
     pub(crate) fn change_services(&mut self, changes: &[&Change<NodeObject>]) -> Result<(), Error> {
-        let Some(socket) = &mut self.netfilter else {
-            return Err(Error::Invalid("the kernel has no nf_tables".to_owned()));
+        let change = |proxy: &mut Proxy, socket: &mut Socket| {
+            let target = crate::services::target(proxy.held(socket)?, changes)?;
+            proxy.sync(socket, &target, Connections::OfChange)
         };
-        let target = crate::services::target(self.proxy.held(socket)?, changes)?;
-        self.proxy.sync(socket, &target, Connections::OfChange).map(|_| ())
+        self.change_elements(change).map(drop)
     }
 
     /// Makes the proxy's sets hold `target` and nothing else, and ends connections that this leaves stale.

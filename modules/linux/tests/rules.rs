@@ -17,8 +17,7 @@ use random::view;
 
 const TABLE: &str = "homelab";
 const CHAIN: &str = "proxy-remember6";
-const KINDS: Kinds =
-    Kinds { links: false, nft: true, services: false, sysctls: false, files: false, units: false };
+const KINDS: Kinds = Kinds { nft: true, ..Kinds::NONE };
 
 fn object(name: &str, rules: Vec<String>) -> NodeObject {
     let chain = NftChain { table: ours::NFT_TABLE.to_owned(), name: name.to_owned(), hook: None, rules };

@@ -17,8 +17,7 @@ use homelab_proxy::{Elements, compile, ruleset, service_objects};
 use proptest::prelude::*;
 use random::services;
 
-const SERVICES: Kinds =
-    Kinds { links: false, nft: false, services: true, sysctls: false, files: false, units: false };
+const SERVICES: Kinds = Kinds { services: true, ..Kinds::NONE };
 
 /// What a node that has seen nothing yet finds in the kernel.
 fn found(directory: &tempfile::TempDir) -> Vec<Spec> {

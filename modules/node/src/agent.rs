@@ -18,7 +18,7 @@ use std::time::{Duration, Instant as Start};
 
 use homelab_linux::{Connections, Error, Kinds, Node, Root};
 use homelab_model::{
-    AgentFact, Backend, Change, Key, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex,
+    AgentFact, Backend, Change, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex,
 };
 use homelab_proxy::Elements;
 use sd_notify::NotifyState;
@@ -26,7 +26,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
-use events::{EVERYTHING, FILES, NOTHING, SERVICES, Watched, among, kinds_of_events, listen, union};
+use crate::transaction::is_nft;
+use events::{EVERYTHING, FILES, SERVICES, Watched, among, kinds_of_events, listen, union};
 use http::{Http, Limits, Moment};
 use metrics::{Metrics, number};
 
@@ -74,6 +75,8 @@ struct Agent {
     spec: Option<Rc<NodeSpec>>,
     /// The spec's file as it was when it was read.
     file: Option<Stamp>,
+    /// What it says but for services, rendered once: checks come often.
+    foundation: Vec<NodeObject>,
     /// What the proxy's sets are to hold.
     services: Elements,
     /// Whether services were in place once, so that a difference is somebody else's work.
@@ -109,6 +112,7 @@ async fn run() -> Result<(), String> {
         node: Node::open(Root::system()).map_err(|e| e.to_string())?,
         spec: None,
         file: None,
+        foundation: Vec::new(),
         services: Elements::new(),
         settled: false,
         report: AgentFact {
@@ -183,7 +187,7 @@ async fn run() -> Result<(), String> {
                     if due.links && let (Ok(links), Ok(mut watched)) = (agent.node.our_links(), watched.lock()) {
                         watched.links = links;
                     }
-                    due = NOTHING;
+                    due = Kinds::NONE;
                 } else {
                     check_at = Some(Instant::now() + RETRY);
                 }
@@ -209,11 +213,6 @@ fn is_of_proxy(spec: &Spec) -> bool {
         Spec::NftChain(chain) => chain.table == ours::PROXY_TABLE,
         _ => false,
     }
-}
-
-/// Whether a change is one of nftables tables.
-fn is_nft(change: &Change<NodeObject>) -> bool {
-    matches!(change.key(), Key::NftTable(_) | Key::NftChain(..))
 }
 
 impl Agent {
@@ -266,6 +265,7 @@ impl Agent {
         self.metrics.services.set(number(spec.services.len()));
         self.metrics.endpoints.set(number(spec.services.iter().map(|s| s.endpoints.len()).sum()));
         self.http.want(spec.proxy.agent, checks);
+        self.foundation = homelab_desired::foundation(&spec);
         self.services = services;
         self.settled = false;
         self.spec = Some(Rc::new(spec));
@@ -318,8 +318,7 @@ impl Agent {
     fn converge(&mut self, spec: &NodeSpec, kinds: Kinds) {
         let mine = |o: &NodeObject| o.module != Module::Agent && among(kinds, &o.spec);
         let kinds = Kinds { services: false, ..kinds };
-        let mut desired = homelab_desired::foundation(spec);
-        desired.retain(mine);
+        let desired: Vec<_> = self.foundation.iter().filter(|o| mine(o)).cloned().collect();
         let scope = Scope::of(&desired, &spec.vtep.device);
         let observed = self.node.observe_objects(&scope, kinds);
         let mut observed = match observed {

@@ -24,8 +24,7 @@ const PROBE: Duration = Duration::from_secs(1);
 const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// Our tables alone.
-const RULES: Kinds =
-    Kinds { links: false, nft: true, services: false, sysctls: false, files: false, units: false };
+const RULES: Kinds = Kinds { nft: true, ..Kinds::NONE };
 
 /// The machine that this process runs on.
 pub(crate) struct Machine {

@@ -8,8 +8,7 @@ use homelab_model::{Binary, Change, Content, File, Module, NodeObject, Object, S
 
 use super::run;
 
-const KINDS: Kinds =
-    Kinds { links: false, nft: false, services: false, sysctls: true, files: true, units: false };
+const KINDS: Kinds = Kinds { sysctls: true, files: true, ..Kinds::NONE };
 
 /// A root directory and some sysctls.
 pub(crate) struct Place {

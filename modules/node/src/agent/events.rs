@@ -7,10 +7,8 @@ use homelab_linux::netlink::{Events, Happened};
 use homelab_model::Spec;
 use tokio::sync::mpsc;
 
-pub(super) const NOTHING: Kinds =
-    Kinds { links: false, nft: false, services: false, sysctls: false, files: false, units: false };
-pub(super) const FILES: Kinds = Kinds { sysctls: true, files: true, ..NOTHING };
-pub(super) const SERVICES: Kinds = Kinds { services: true, ..NOTHING };
+pub(super) const FILES: Kinds = Kinds { sysctls: true, files: true, ..Kinds::NONE };
+pub(super) const SERVICES: Kinds = Kinds { services: true, ..Kinds::NONE };
 /// Units are the laptop's business.
 pub(super) const EVERYTHING: Kinds = Kinds { units: false, ..Kinds::ALL };
 
@@ -33,7 +31,7 @@ pub(super) fn kinds_of_events(happened: Happened) -> Kinds {
     // A link that was made anew has the kernel's own parameters.
     // A set that is made anew is empty.
     let services = happened.services || happened.nft;
-    Kinds { links, nft: happened.nft, services, sysctls: links || happened.sysctls, ..NOTHING }
+    Kinds { links, nft: happened.nft, services, sysctls: links || happened.sysctls, ..Kinds::NONE }
 }
 
 pub(super) fn among(kinds: Kinds, spec: &Spec) -> bool {

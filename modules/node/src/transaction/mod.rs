@@ -62,7 +62,7 @@ fn is_unit(change: &Change<NodeObject>) -> bool {
     matches!(change.key(), Key::Unit(_))
 }
 
-fn is_nft(change: &Change<NodeObject>) -> bool {
+pub(crate) fn is_nft(change: &Change<NodeObject>) -> bool {
     matches!(change.key(), Key::NftTable(_) | Key::NftChain(..))
 }
 

@@ -36,7 +36,7 @@ pub(super) fn endpoints(
                 let Some(ip) = address(&text, place, families, &mut seen, faults) else { continue };
                 let holder = holder(place.nodes, ip.value);
                 let mut endpoint = plain(ip.value, holder, ports);
-                hints(&mut endpoint, distribution);
+                endpoint.hint(distribution);
                 endpoints.push(endpoint);
             }
             raw::Endpoint::Block(block) => {
@@ -45,11 +45,11 @@ pub(super) fn endpoints(
                     let ip = address(ip, place, families, &mut seen, faults);
                     let endpoint = one.with_address(ip, place, ports, faults);
                     if let Some(mut endpoint) = endpoint {
-                        hints(&mut endpoint, distribution);
+                        endpoint.hint(distribution);
                         endpoints.push(endpoint);
                     }
                 } else if let Some(mut container) = one.with_container(place, ports, &mut seen, faults) {
-                    hints(&mut container.endpoint, distribution);
+                    container.endpoint.hint(distribution);
                     containers.push(container);
                 }
             }
@@ -90,17 +90,6 @@ fn plain(address: IpAddr, node: Option<&nodes::Parsed>, ports: &BTreeMap<String,
         for_zones: Vec::new(),
         for_nodes: Vec::new(),
         ports: ports.clone(),
-    }
-}
-
-/// Hints as the EndpointSlice controller sets them (KEP-4444, KEP-3015): only on endpoints that are ready.
-fn hints(endpoint: &mut Endpoint, distribution: Option<&str>) {
-    if distribution.is_none() || !endpoint.ready || endpoint.node.is_none() {
-        return;
-    }
-    endpoint.for_zones.extend(endpoint.zone.clone());
-    if distribution == Some("PreferSameNode") {
-        endpoint.for_nodes.extend(endpoint.node.clone());
     }
 }
 
