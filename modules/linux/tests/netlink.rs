@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{in_new_netns, nft_canonical, run};
 use homelab_linux::netlink::{Events, Happened};
@@ -110,20 +111,25 @@ fn a_reading_during_changes_is_whole() {
         std::fs::write(file.path(), lasting).unwrap();
         run(&format!("ip -batch {}", file.path().display()));
         std::fs::write(file.path(), passing).unwrap();
-        let end = AtomicBool::new(false);
+        let (end, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|threads| {
             threads.spawn(|| {
                 while !end.load(Ordering::Relaxed) {
                     run(&format!("ip -batch {}", file.path().display()));
                     run("ip link add x0 type bridge && ip link del x0");
+                    rounds.fetch_add(1, Ordering::Relaxed);
                 }
             });
-            for _ in 0..40 {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let mut readings = 0;
+            while readings < 40 || (rounds.load(Ordering::Relaxed) < 3 && Instant::now() < deadline) {
+                readings += 1;
                 let seen = node.observe_objects(&Scope::default(), Kinds::KERNEL).unwrap();
                 assert_eq!(seen.len(), 2000);
             }
             end.store(true, Ordering::Relaxed);
         });
+        assert!(rounds.into_inner() >= 3, "nothing changed while it was read");
     });
 }
 
@@ -146,7 +152,11 @@ fn a_table_that_comes_and_goes_is_there_or_not_and_no_error() {
                     run(&format!("nft -f {} && nft delete table inet homelab", file.path().display()));
                 }
             });
-            for _ in 0..150 {
+            // As long as it takes to have met both: looking is quicker than nft starts.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let mut readings = 0;
+            while readings < 150 || (sizes.len() < 2 && Instant::now() < deadline) {
+                readings += 1;
                 let seen = node.observe_objects(&Scope::default(), Kinds::KERNEL);
                 if seen.is_err() {
                     end.store(true, Ordering::Relaxed);
