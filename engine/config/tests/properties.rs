@@ -290,6 +290,7 @@ fn service(n: u8, dual: bool, zones: bool, bits: u32) -> Declared {
     let service = Service {
         namespace: if bit(12) { "default".into() } else { format!("space{n}") },
         name: format!("svc{n}"),
+        labels: homelab_model::Labels::new(),
         r#type,
         cluster_ips,
         external_ips: if bit(13) {

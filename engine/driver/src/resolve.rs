@@ -168,6 +168,7 @@ fn node_spec(
             masquerade_all: cluster.network.masquerade_all,
             agent: Some(SocketAddr::new(cluster.agent.address, cluster.agent.port)).filter(|a| a.port() != 0),
         },
+        speaker: None,
         binary_sha256: digest.to_owned(),
         peers,
         services: Vec::new(),

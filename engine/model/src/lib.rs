@@ -9,6 +9,7 @@ mod assign;
 mod cluster;
 mod declared;
 mod keys;
+mod lb;
 mod mac;
 mod node;
 mod object;
@@ -27,6 +28,10 @@ pub use cluster::{
 };
 pub use declared::{ContainerEndpoint, Declared, Family};
 pub use keys::{KeyError, KeyRing, generation_of};
+pub use lb::{
+    L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
+    Selector, SpeakerNode, SpeakerSpec,
+};
 pub use mac::stable_mac;
 pub use node::{
     Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,

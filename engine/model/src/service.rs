@@ -15,6 +15,9 @@ pub struct Service {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// Labels, for the selectors of announcements.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub labels: crate::Labels,
     /// Who reaches it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub r#type: Type,

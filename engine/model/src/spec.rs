@@ -48,6 +48,9 @@ pub struct NodeSpec {
     /// What the proxy is told of this node.
     #[serde(default)]
     pub proxy: ProxySpec,
+    /// What the speaker is told; None: no addresses are announced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speaker: Option<crate::SpeakerSpec>,
     /// SHA-256 of the node binary, lower-case hex.
     pub binary_sha256: String,
     /// The other nodes, by name.

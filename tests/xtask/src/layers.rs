@@ -34,9 +34,10 @@ const LAYERS: &[Layer] = &[
     Layer { name: "homelab-vtep", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-cni", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-proxy", ours: &["homelab-model"], pure: Some(DATA) },
+    Layer { name: "homelab-speaker", ours: &["homelab-model"], pure: Some(DATA) },
     Layer {
         name: "homelab-desired",
-        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy"],
+        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy", "homelab-speaker"],
         pure: Some(DATA),
     },
     Layer {
@@ -52,6 +53,7 @@ const LAYERS: &[Layer] = &[
             "homelab-desired",
             "homelab-cni",
             "homelab-proxy",
+            "homelab-speaker",
             "homelab-linux",
         ],
         pure: None,

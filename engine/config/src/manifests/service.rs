@@ -147,6 +147,7 @@ pub(super) fn service(
     let mut service = Service {
         namespace: meta.namespace.clone(),
         name: meta.name.value.clone(),
+        labels: homelab_model::Labels::new(),
         r#type: of_type.unwrap_or_default(),
         cluster_ips: cluster_ips.iter().map(|ip| ip.value).collect(),
         external_ips,

@@ -28,6 +28,7 @@ pub(crate) fn service(name: &str, r#type: Type) -> Declared {
     let service = Service {
         namespace: "default".into(),
         name: name.into(),
+        labels: Default::default(),
         r#type,
         cluster_ips: vec![],
         external_ips: vec![],

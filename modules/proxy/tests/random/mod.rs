@@ -53,6 +53,7 @@ fn a_service() -> impl Strategy<Value = Service> {
             Service {
                 namespace: "default".to_owned(),
                 name: format!("service{number}"),
+                labels: homelab_model::Labels::new(),
                 r#type: [Type::ClusterIp, Type::NodePort, Type::LoadBalancer][kind],
                 cluster_ips,
                 // Shared on purpose: a conflict.

@@ -84,6 +84,7 @@ fn service(
     let service = Service {
         namespace: namespace?,
         name: name?.value,
+        labels: homelab_model::Labels::new(),
         r#type,
         cluster_ips: fixed.into_iter().map(|ip| ip.value).collect(),
         external_ips,

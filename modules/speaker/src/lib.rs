@@ -1,0 +1,4 @@
+//! Load-balancer addresses on the LAN: which node has which, and what it says on the wire.
+//!
+//! Nothing here has a socket or a clock: frames and datagrams come in, frames and datagrams go out, and time is an
+//! argument.
