@@ -75,6 +75,7 @@ const LAYERS: &[Layer] = &[
         pure: None,
     },
     Layer { name: "homelab-lab", ours: &[], pure: None },
+    Layer { name: "homelab-test-api", ours: &[], pure: None },
     Layer {
         name: "homelab-tests",
         ours: &[
