@@ -66,7 +66,7 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
             Ok((StatusCode::OK, whole(&object)))
         }
         (Method::GET, None) => {
-            let query = Query::parse(head.uri.query().unwrap_or_default())?;
+            let query = Query::parse(head.uri.query().unwrap_or_default(), &resource)?;
             let namespace = namespace.map(str::to_owned);
             let scope = Scope { resource, namespace, selector: query.selector.clone() };
             let body = if query.watch {

@@ -2,8 +2,8 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::Failure;
 use crate::select::Selector;
+use crate::{Failure, Resource};
 
 /// The parameters that have a meaning here; others are passed over, as Kubernetes does.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    pub(crate) fn parse(text: &str) -> Result<Query, Failure> {
+    pub(crate) fn parse(text: &str, resource: &Resource) -> Result<Query, Failure> {
         let mut query = Query::default();
         let (mut labels, mut fields, mut matching) = (String::new(), String::new(), String::new());
         let mut initial = None;
@@ -47,7 +47,7 @@ impl Query {
                 _ => {}
             }
         }
-        query.selector = Selector::parse(&labels, &fields)?;
+        query.selector = Selector::parse(&labels, &fields, resource.fields)?;
         query.initial = initial;
         query.exact = matching == "Exact";
         let forbidden = match (query.watch, initial, matching.as_str()) {
@@ -82,13 +82,17 @@ fn truth(value: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Query, Failure> {
+        Query::parse(text, &Resource::CONFIG_MAPS)
+    }
+
     #[test]
     fn parameters_are_decoded() {
-        let query = Query::parse(
+        let query = parse(
             "labelSelector=%21a%2Cb+in+%28c%29&watch=true&allowWatchBookmarks=1&resourceVersion=7&timeoutSeconds=60&x=y",
         );
         let expected = Query {
-            selector: Selector::parse("!a,b in (c)", "").unwrap(),
+            selector: Selector::parse("!a,b in (c)", "", &[]).unwrap(),
             watch: true,
             version: Some(7),
             bookmarks: true,
@@ -96,7 +100,7 @@ mod tests {
             ..Query::default()
         };
         assert_eq!(query, Ok(expected));
-        assert_eq!(Query::parse("watch=false&resourceVersion="), Ok(Query::default()));
+        assert_eq!(parse("watch=false&resourceVersion="), Ok(Query::default()));
     }
 
     #[test]
@@ -109,10 +113,9 @@ mod tests {
             ("watch=1&sendInitialEvents=true", 422),
             ("watch=1&resourceVersionMatch=NotOlderThan", 422),
         ] {
-            assert_eq!(Query::parse(text).unwrap_err().code(), code, "{text}");
+            assert_eq!(parse(text).unwrap_err().code(), code, "{text}");
         }
-        let initial =
-            Query::parse("watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan").unwrap();
+        let initial = parse("watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan").unwrap();
         assert!(initial.initial == Some(true) && !initial.exact);
     }
 }

@@ -17,16 +17,18 @@ pub struct Resource {
     pub namespaced: bool,
     /// Whether `status` is written by a path of its own alone.
     pub status: bool,
+    /// What field selectors may ask for besides `metadata.name` and `metadata.namespace`: paths of texts.
+    pub fields: &'static [&'static str],
 }
 
 /// A resource of the core group, in namespaces and with a status.
 const fn core(plural: &'static str, kind: &'static str) -> Resource {
-    Resource { group: "", version: "v1", plural, kind, namespaced: true, status: true }
+    Resource { group: "", version: "v1", plural, kind, namespaced: true, status: true, fields: &[] }
 }
 
 /// A resource of another group, in namespaces and without a status.
 const fn grouped(group: &'static str, plural: &'static str, kind: &'static str) -> Resource {
-    Resource { group, version: "v1", plural, kind, namespaced: true, status: false }
+    Resource { group, status: false, ..core(plural, kind) }
 }
 
 impl Resource {
@@ -35,7 +37,8 @@ impl Resource {
     /// `v1` Node.
     pub const NODES: Resource = Resource { namespaced: false, ..core("nodes", "Node") };
     /// `v1` Service.
-    pub const SERVICES: Resource = core("services", "Service");
+    pub const SERVICES: Resource =
+        Resource { fields: &["spec.clusterIP", "spec.type"], ..core("services", "Service") };
     /// `v1` ConfigMap.
     pub const CONFIG_MAPS: Resource = Resource { status: false, ..core("configmaps", "ConfigMap") };
     /// `v1` Event.

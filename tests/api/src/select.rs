@@ -19,8 +19,8 @@ struct Condition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum At {
     Label(String),
-    Name,
-    Namespace,
+    /// Names from the outermost to the innermost. One that is missing is empty.
+    Field(Vec<String>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +33,8 @@ enum Test {
 }
 
 impl Selector {
-    /// The two parameters of a request as they are written.
-    pub(crate) fn parse(labels: &str, fields: &str) -> Result<Selector, Failure> {
+    /// The two parameters of a request as they are written; `known` are the fields that the resource has for this.
+    pub(crate) fn parse(labels: &str, fields: &str, known: &[&str]) -> Result<Selector, Failure> {
         let mut conditions = Vec::new();
         for text in requirements(labels) {
             conditions.push(label(text).ok_or_else(|| {
@@ -42,7 +42,7 @@ impl Selector {
             })?);
         }
         for text in fields.split(',').filter(|text| !text.is_empty()) {
-            conditions.push(field(text)?);
+            conditions.push(field(text, known)?);
         }
         Ok(Selector { conditions })
     }
@@ -54,13 +54,13 @@ impl Selector {
 
 impl Condition {
     fn met(&self, object: &Value) -> bool {
-        let metadata = &object["metadata"];
         let value = match &self.at {
-            At::Label(key) => &metadata["labels"][key],
-            At::Name => &metadata["name"],
-            At::Namespace => &metadata["namespace"],
+            At::Label(key) => object["metadata"]["labels"][key].as_str(),
+            At::Field(path) => {
+                let field = path.iter().fold(object, |object, name| &object[name]);
+                Some(field.as_str().unwrap_or_default())
+            }
         };
-        let value = value.as_str();
         let among = |values: &[String]| value.is_some_and(|value| values.iter().any(|one| one == value));
         match &self.test {
             Test::Exists => value.is_some(),
@@ -105,31 +105,30 @@ fn label(text: &str) -> Option<Condition> {
     (!key.is_empty() && key.chars().all(fits)).then(|| Condition { at: At::Label(key.to_owned()), test })
 }
 
-/// Of all fields that Kubernetes knows for some resources, the two that it knows for all.
-fn field(text: &str) -> Result<Condition, Failure> {
-    let (key, test) = match (text.split_once("!="), text.split_once('=')) {
-        (Some((key, value)), _) => (key, Test::NotIn(vec![value.to_owned()])),
-        (None, Some((key, value))) => (key, Test::In(vec![value.trim_start_matches('=').to_owned()])),
+/// `path=value`, `path==value`, `path!=value`.
+fn field(text: &str, known: &[&str]) -> Result<Condition, Failure> {
+    let (path, test) = match (text.split_once("!="), text.split_once('=')) {
+        (Some((path, value)), _) => (path, Test::NotIn(vec![value.to_owned()])),
+        (None, Some((path, value))) => (path, Test::In(vec![value.trim_start_matches('=').to_owned()])),
         (None, None) => return Err(Failure::BadRequest(format!("invalid selector: {text:?}"))),
     };
-    let at = match key {
-        "metadata.name" => At::Name,
-        "metadata.namespace" => At::Namespace,
-        _ => return Err(Failure::BadRequest(format!("field label not supported: {key}"))),
-    };
-    Ok(Condition { at, test })
+    if !["metadata.name", "metadata.namespace"].contains(&path) && !known.contains(&path) {
+        return Err(Failure::BadRequest(format!("field label not supported: {path}")));
+    }
+    Ok(Condition { at: At::Field(path.split('.').map(str::to_owned).collect()), test })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Resource;
     use serde_json::json;
 
     #[test]
     fn selectors_choose_as_kubernetes_does() {
         let object = json!({ "metadata": {
             "name": "a", "namespace": "b", "labels": { "app": "web", "example.org/tier": "front" },
-        }});
+        }, "spec": { "type": "ClusterIP" } });
         for (labels, fields, expected) in [
             ("", "", true),
             ("app", "", true),
@@ -147,8 +146,10 @@ mod tests {
             ("", "metadata.name=a,metadata.namespace==b", true),
             ("", "metadata.name!=a", false),
             ("app=web", "metadata.name=c", false),
+            ("", "spec.type=ClusterIP,spec.clusterIP!=None", true),
+            ("", "spec.type!=ClusterIP", false),
         ] {
-            let selector = Selector::parse(labels, fields).unwrap();
+            let selector = Selector::parse(labels, fields, Resource::SERVICES.fields).unwrap();
             assert_eq!(selector.matches(&object), expected, "{labels} {fields}");
         }
     }
@@ -156,9 +157,13 @@ mod tests {
     #[test]
     fn what_is_none_is_refused() {
         for (labels, fields) in
-            [("a b", ""), ("app of (a)", ""), ("=a", ""), ("", "name"), ("", "spec.type=ClusterIP")]
+            [("a b", ""), ("app of (a)", ""), ("=a", ""), ("", "name"), ("", "spec.ports=1")]
         {
-            assert_eq!(Selector::parse(labels, fields).unwrap_err().code(), 400, "{labels} {fields}");
+            assert_eq!(
+                Selector::parse(labels, fields, Resource::SERVICES.fields).unwrap_err().code(),
+                400,
+                "{labels} {fields}"
+            );
         }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) const CONTRACTS: &[Contract] = &[
     ("a_list_has_what_is_selected", a_list),
     ("a_list_is_not_older_than_asked", a_list_is_not_older),
     ("a_status_has_a_path_of_its_own", a_status),
+    ("services_are_selected_by_their_fields", services_are_selected),
     ("namespaces_are_apart", namespaces_are_apart),
     ("requests_without_sense_are_refused", requests_without_sense),
 ];
@@ -170,6 +171,34 @@ fn a_status(client: &Client<'_>) {
     let node = json!({ "metadata": { "name": node }, "status": status });
     let node = client.must("POST", "/api/v1/nodes", &node);
     assert_eq!(node["status"]["addresses"][0]["address"], "192.0.2.9");
+}
+
+fn services_are_selected(client: &Client<'_>) {
+    let test = unique();
+    let services = "/api/v1/namespaces/default/services";
+    for (kind, address) in [("ClusterIP", None), ("ClusterIP", Some("None")), ("NodePort", None)] {
+        let mut service = json!({
+            "metadata": { "name": unique(), "labels": { "test": test, "is": address.unwrap_or(kind) } },
+            "spec": { "type": kind, "ports": [{ "port": 80, "protocol": "TCP", "targetPort": 80 }] },
+        });
+        if let Some(address) = address {
+            service["spec"]["clusterIP"] = json!(address);
+        }
+        client.must("POST", services, &service);
+    }
+    for (fields, expected) in [
+        ("spec.clusterIP%21%3DNone", vec!["ClusterIP", "NodePort"]),
+        ("spec.clusterIP%3DNone", vec!["None"]),
+        ("spec.type%3DNodePort", vec!["NodePort"]),
+        ("spec.type%21%3DNodePort", vec!["ClusterIP", "None"]),
+    ] {
+        let list = client.get(&format!("{services}?fieldSelector={fields}{}", of_test(&test))).1;
+        let items = list["items"].as_array().unwrap().iter();
+        let mut found: Vec<&str> =
+            items.map(|item| item["metadata"]["labels"]["is"].as_str().unwrap()).collect();
+        found.sort_unstable();
+        assert_eq!(found, expected, "{fields}");
+    }
 }
 
 fn namespaces_are_apart(client: &Client<'_>) {
