@@ -41,7 +41,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "homelab-linux",
-        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy"],
+        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy", "homelab-test-api"],
         pure: None,
     },
     Layer {
