@@ -241,13 +241,13 @@ pub(crate) fn run() {
     }
     let kube_one = kube_lane(1);
     let kube_many = kube_one.as_ref().and_then(|_| kube_lane(KUBE_MANY));
-    for (count, lane) in [(1, &kube_one), (KUBE_MANY, &kube_many)] {
-        let Some(lane) = lane else { continue };
-        ways.push(Way::new(&format!("kube-proxy, {count} services"), lane, vip()));
-        if count > 1 {
-            let who = format!("kube-proxy, {count} services, all of them in turn");
-            ways.push(Way::new(&who, lane, To::Services(count)));
-        }
+    if let Some(lane) = &kube_one {
+        ways.push(Way::new("kube-proxy", lane, vip()));
+    }
+    if let Some(lane) = &kube_many {
+        ways.push(Way::new(&format!("kube-proxy, {KUBE_MANY} services"), lane, vip()));
+        let who = format!("kube-proxy, {KUBE_MANY} services, all of them in turn");
+        ways.push(Way::new(&who, lane, To::Services(KUBE_MANY)));
     }
     ways.push(Way::new("floor: direct, no rules", &bare, direct()));
     // On a thread of its own, because it goes from namespace to namespace.

@@ -11,7 +11,7 @@ use nix::unistd::{SysconfVar, sysconf};
 pub(crate) struct Process(pub(crate) u32);
 
 /// How often memory is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(50);
 /// A process that took no more than [`IDLE`] milliseconds for so long has nothing to do. Longer than kube-proxy's
 /// minSyncPeriod of one second, for which a change waits that comes soon after another.
 const CALM: Duration = Duration::from_millis(1300);
