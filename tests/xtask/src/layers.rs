@@ -42,7 +42,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "homelab-linux",
-        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy"],
+        ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy", "homelab-test-api"],
         pure: None,
     },
     Layer {
@@ -77,6 +77,7 @@ const LAYERS: &[Layer] = &[
         pure: None,
     },
     Layer { name: "homelab-lab", ours: &[], pure: None },
+    Layer { name: "homelab-test-api", ours: &[], pure: None },
     Layer {
         name: "homelab-tests",
         ours: &[

@@ -19,7 +19,8 @@ const CHANGES: u32 = 200;
 const LIMIT: Duration = Duration::from_secs(6);
 /// Nor is a state of the peer's made that takes longer to load.
 const PEER_SERVICES: u32 = 10_000;
-const KINDS: [&str; 3] = ["one endpoint replaced", "one service added", "one service removed"];
+/// Kinds of changes.
+pub(crate) const KINDS: [&str; 3] = ["one endpoint replaced", "one service added", "one service removed"];
 
 /// Costs of the three kinds of changes.
 type Costs = [Vec<Cost>; 3];

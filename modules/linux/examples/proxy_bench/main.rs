@@ -1,17 +1,20 @@
 //! What `cargo xtask bench proxy` measures of the proxy, in network namespaces of its own, as root. Prints a line a
 //! figure: task, who, unit, values, with tabs between; a line that begins with `#` is a remark.
 //!
-//! `proxy_bench load,change,memory,path [RUNS]`
+//! `proxy_bench load,change,memory,kube,path [RUNS]`
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used)]
 
 mod change;
 #[path = "../../../../tests/fixtures/mod.rs"]
 mod fixtures;
+mod kube_proxy;
 mod load;
 mod memory;
 mod ours;
 mod path;
 mod peer;
+mod process;
+mod real;
 mod time;
 
 use nix::sched::{CloneFlags, unshare};
@@ -71,6 +74,7 @@ fn main() {
             "load" => load::run(runs),
             "change" => change::run(),
             "memory" => memory::run(),
+            "kube" => real::run(runs),
             "path" => path::run(),
             other => panic!("no part {other}"),
         }

@@ -12,10 +12,13 @@ use homelab_model::service::Service;
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::{Pid, gettid};
 
+use crate::kube_proxy::{self, KubeProxy};
 use crate::ours::{self, Ours};
 use crate::{figure, peer, remark};
 
 const MANY: u32 = 30_000;
+/// The real kube-proxy takes minutes for more.
+const KUBE_MANY: u32 = 10_000;
 const ROUNDS: usize = 101;
 /// Connections of one way in one round.
 const BLOCK: u32 = 500;
@@ -139,6 +142,18 @@ fn peer_lane(count: u32) -> Option<Lane> {
     loaded.is_ok().then_some(lane)
 }
 
+/// The rules that the real kube-proxy leaves. None where there is no kube-proxy.
+fn kube_lane(count: u32) -> Option<Lane> {
+    let program = kube_proxy::find().map_err(|why| remark(&why)).ok()?;
+    let lane = Lane::new();
+    lane.node.run(move || {
+        let services = services(count);
+        KubeProxy::start(&program, &services).wait_started(&services);
+    });
+    lane.forget_soon();
+    Some(lane)
+}
+
 /// Where the connections of a way go.
 enum To {
     /// One address.
@@ -223,6 +238,16 @@ pub(crate) fn run() {
         ways.push(Way::new(&format!("chain per service, {count} services"), lane, vip()));
         let who = format!("chain per service, {count} services, all of them in turn");
         ways.push(Way::new(&who, lane, To::Services(*count)));
+    }
+    let kube_one = kube_lane(1);
+    let kube_many = kube_one.as_ref().and_then(|_| kube_lane(KUBE_MANY));
+    if let Some(lane) = &kube_one {
+        ways.push(Way::new("kube-proxy", lane, vip()));
+    }
+    if let Some(lane) = &kube_many {
+        ways.push(Way::new(&format!("kube-proxy, {KUBE_MANY} services"), lane, vip()));
+        let who = format!("kube-proxy, {KUBE_MANY} services, all of them in turn");
+        ways.push(Way::new(&who, lane, To::Services(KUBE_MANY)));
     }
     ways.push(Way::new("floor: direct, no rules", &bare, direct()));
     // On a thread of its own, because it goes from namespace to namespace.

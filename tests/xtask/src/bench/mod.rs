@@ -21,7 +21,8 @@ use figures::Report;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to measure: engine, rollback, scale, cni, tunnel, proxy, or a part of the last: proxy-load, proxy-change,
-    /// proxy-memory, proxy-path [default: all but scale]
+    /// proxy-memory, proxy-kube (the real kube-proxy, from PATH or KUBEBUILDER_ASSETS), proxy-path [default: all but
+    /// scale]
     what: Vec<String>,
     /// Runs of each thing; the median is quoted
     #[arg(long, default_value_t = 7)]

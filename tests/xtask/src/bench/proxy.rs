@@ -1,7 +1,7 @@
-//! Services: ours, a ruleset of kube-proxy's form, and bare netlink, in network namespaces of their own.
+//! Services: ours, a ruleset of kube-proxy's form, the real kube-proxy where there is one, and bare netlink, in network
+//! namespaces of their own.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::figures::Report;
@@ -10,7 +10,8 @@ use crate::tools;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// The parts, as they are asked for.
-pub(super) const PARTS: [&str; 4] = ["proxy-load", "proxy-change", "proxy-memory", "proxy-path"];
+pub(super) const PARTS: [&str; 5] =
+    ["proxy-load", "proxy-change", "proxy-memory", "proxy-kube", "proxy-path"];
 
 /// Measures parts of the proxy's benchmark.
 pub(super) fn run(report: &mut Report, parts: &[&str], runs: usize) -> Result<()> {
@@ -42,23 +43,5 @@ pub(super) fn run(report: &mut Report, parts: &[&str], runs: usize) -> Result<()
     if !child.wait()?.success() {
         return Err("the proxy's benchmark failed".into());
     }
-    report.remark(&kube_proxy());
     Ok(())
-}
-
-/// Why the real kube-proxy is not among the peers.
-fn kube_proxy() -> String {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-    let found = std::env::split_paths(&paths)
-        .chain(assets)
-        .map(|directory| directory.join("kube-proxy"))
-        .find(|path| path.is_file());
-    match found {
-        Some(path) => format!(
-            "kube-proxy not measured: {} has no API server to take services from, and this benchmark starts none",
-            path.display()
-        ),
-        None => "kube-proxy not measured: it is neither in PATH nor in KUBEBUILDER_ASSETS".to_owned(),
-    }
 }

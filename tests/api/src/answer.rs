@@ -1,0 +1,135 @@
+//! A request and its answer.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::Failure;
+use crate::body::Body;
+use crate::query::Query;
+use crate::resource::Target;
+use crate::server::{Shared, now};
+use crate::store::{Place, Scope};
+
+/// Answers; what is not carried out is a `Status`.
+pub(crate) async fn answer(
+    request: Request<Incoming>,
+    shared: Arc<Shared>,
+) -> Result<Response<Body>, Infallible> {
+    let (code, body) = match handle(request, &shared).await {
+        Ok(answer) => answer,
+        Err(failure) => {
+            let code = StatusCode::from_u16(failure.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            (code, whole(&failure.status()))
+        }
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+fn whole(value: &Value) -> Body {
+    Body::Whole(Some(value.to_string().into()))
+}
+
+async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(StatusCode, Body), Failure> {
+    let (head, body) = request.into_parts();
+    if head.method == Method::GET {
+        match head.uri.path() {
+            "/healthz" | "/livez" | "/readyz" => {
+                return Ok((StatusCode::OK, Body::Whole(Some(Bytes::from_static(b"ok")))));
+            }
+            "/version" => {
+                let version = json!({ "major": "1", "minor": "36", "gitVersion": "v1.36.0" });
+                return Ok((StatusCode::OK, whole(&version)));
+            }
+            _ => {}
+        }
+    }
+    let target = Target::parse(head.uri.path(), &shared.known)?;
+    let json =
+        head.headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"application/json"));
+    let Target { resource, namespace, name, status } = target;
+    let namespace = namespace.as_deref();
+    let place = name.as_deref().map(|name| Place { resource: &resource, namespace, name });
+    let object = async |body| if json { read(body).await } else { Err(Failure::MediaType) };
+    match (head.method, place) {
+        (Method::GET, Some(place)) => {
+            let object = shared.store().get(place)?;
+            Ok((StatusCode::OK, whole(&object)))
+        }
+        (Method::GET, None) => {
+            let query = Query::parse(head.uri.query().unwrap_or_default(), &resource)?;
+            let namespace = namespace.map(str::to_owned);
+            let scope = Scope { resource, namespace, selector: query.selector.clone() };
+            let body = if query.watch {
+                crate::watch::start(shared, scope, &query)?
+            } else {
+                list(shared, &scope, &query)?
+            };
+            Ok((StatusCode::OK, body))
+        }
+        (Method::POST, None) if namespace.is_some() == resource.namespaced => {
+            let object = object(body).await?;
+            let object = shared.change(|store| store.create(&resource, namespace, object, &now()))?;
+            Ok((StatusCode::CREATED, whole(&object)))
+        }
+        (Method::PUT, Some(place)) => {
+            let object = object(body).await?;
+            let object = shared.change(|store| store.update(place, object, status))?;
+            Ok((StatusCode::OK, whole(&object)))
+        }
+        (Method::DELETE, Some(place)) if !status => {
+            let object = shared.change(|store| store.delete(place))?;
+            Ok((StatusCode::OK, whole(&deleted(place, &object))))
+        }
+        _ => Err(Failure::MethodNotAllowed),
+    }
+}
+
+/// The answer to a deletion.
+fn deleted(place: Place<'_>, object: &Value) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+        "details": { "name": place.name, "kind": place.resource.plural, "uid": object["metadata"]["uid"] },
+    })
+}
+
+async fn read(mut body: Incoming) -> Result<Value, Failure> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let frame = frame.map_err(|error| Failure::BadRequest(error.to_string()))?;
+        bytes.extend_from_slice(&frame.into_data().unwrap_or_default());
+    }
+    serde_json::from_slice(&bytes).map_err(|error| Failure::BadRequest(error.to_string()))
+}
+
+fn list(shared: &Shared, scope: &Scope, query: &Query) -> Result<Body, Failure> {
+    let store = shared.store();
+    let current = store.version();
+    match query.version {
+        Some(wanted) if wanted > current => return Err(Failure::TooLarge(wanted, current)),
+        // What was is not kept.
+        Some(wanted) if query.exact && wanted < current => return Err(Failure::Expired(wanted, current)),
+        _ => {}
+    }
+    let items = store.list(scope).map(|object| {
+        let mut object = Value::clone(object);
+        if let Some(object) = object.as_object_mut() {
+            object.remove("kind");
+            object.remove("apiVersion");
+        }
+        object
+    });
+    Ok(whole(&json!({
+        "kind": format!("{}List", scope.resource.kind), "apiVersion": scope.resource.api_version(),
+        "metadata": { "resourceVersion": current.to_string() }, "items": items.collect::<Vec<_>>(),
+    })))
+}

@@ -1,0 +1,34 @@
+//! A Kubernetes API server in the test's own process: HTTP and JSON, no etcd, no schemas, no authentication.
+//!
+//! Any object of a known [`Resource`] is kept as it is given. What clients build on is as in the real one, and the same
+//! contract tests run against both (`tests/contract`): resource versions from one counter, conflicts, list and watch
+//! with selectors, watches from a resource version, bookmarks, the initial events of a streaming list, 410 for what is
+//! forgotten, the status subresource.
+//!
+//! Not there: patch, lists in pages (a list is always whole), validation, defaulting and conversion of objects, finalizers, server-side
+//! apply, tables, protobuf, TLS.
+//!
+//! ```
+//! use homelab_test_api::{Api, Resource};
+//! let api = Api::start("127.0.0.1:0")?;
+//! let node = serde_json::json!({ "metadata": { "name": "node1" } });
+//! let node = api.create(&Resource::NODES, node)?;
+//! assert_eq!(node["kind"], "Node");
+//! // GET http://ADDRESS/api/v1/nodes?watch=1 now says that there is a node1.
+//! println!("http://{}", api.address());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod answer;
+mod body;
+mod failure;
+mod query;
+mod resource;
+mod select;
+mod server;
+mod store;
+mod watch;
+
+pub use failure::Failure;
+pub use resource::Resource;
+pub use server::Api;

@@ -1,0 +1,200 @@
+//! The server's thread, and its handle.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::sync::{oneshot, watch};
+
+use crate::answer::answer;
+use crate::select::Selector;
+use crate::store::{Place, Scope, Store};
+use crate::{Failure, Resource};
+
+/// A server that runs until it is dropped. What is done by its methods is seen by clients as if a client had done it.
+pub struct Api {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    store: Mutex<Store>,
+    pub(crate) known: Vec<Resource>,
+    tick: watch::Sender<Tick>,
+}
+
+/// What wakes watches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tick {
+    /// Changes so far.
+    changes: u64,
+    /// How often bookmarks were sent.
+    pub(crate) bookmarks: u64,
+}
+
+impl Shared {
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes objects and wakes watches.
+    pub(crate) fn change<T>(&self, work: impl FnOnce(&mut Store) -> T) -> T {
+        let result = work(&mut self.store());
+        self.tick.send_modify(|tick| tick.changes += 1);
+        result
+    }
+
+    pub(crate) fn ticks(&self) -> watch::Receiver<Tick> {
+        self.tick.subscribe()
+    }
+}
+
+/// This moment as Kubernetes writes it: RFC 3339, whole seconds.
+pub(crate) fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+impl Api {
+    /// Listens on `address` for the resources of [`Resource::KNOWN`]; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// The address cannot be had, or the thread not be started.
+    pub fn start(address: impl ToSocketAddrs) -> io::Result<Api> {
+        Api::with(TcpListener::bind(address)?, &[])
+    }
+
+    /// Serves `listener`, in whatever network namespace that was opened, with resources besides [`Resource::KNOWN`].
+    ///
+    /// # Errors
+    /// The runtime or the thread cannot be started.
+    pub fn with(listener: TcpListener, more: &[Resource]) -> io::Result<Api> {
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            store: Mutex::new(Store::new()),
+            known: Resource::KNOWN.iter().chain(more).copied().collect(),
+            tick: watch::Sender::new(Tick::default()),
+        });
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let desk = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("api".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = accept(listener, desk) => {}
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Api { address, shared, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Creates an object, in the namespace that its metadata name, else `default`. Gives it as it is now.
+    ///
+    /// # Errors
+    /// As the API refuses it.
+    pub fn create(&self, resource: &Resource, object: Value) -> Result<Value, Failure> {
+        let namespace = namespace(resource, &object);
+        let created =
+            self.shared.change(|store| store.create(resource, namespace.as_deref(), object, &now()))?;
+        Ok(Value::clone(&created))
+    }
+
+    /// Replaces an object, its status too.
+    ///
+    /// # Errors
+    /// As the API refuses it, a conflict for one.
+    pub fn update(&self, resource: &Resource, object: Value) -> Result<Value, Failure> {
+        let namespace = namespace(resource, &object);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let place = Place { resource, namespace: namespace.as_deref(), name: &name };
+        let updated = self.shared.change(|store| {
+            let mut updated = store.update(place, object.clone(), false)?;
+            if resource.status && object.get("status") != updated.get("status") {
+                let mut with_status = object;
+                with_status["metadata"]["resourceVersion"] = updated["metadata"]["resourceVersion"].clone();
+                updated = store.update(place, with_status, true)?;
+            }
+            Ok(updated)
+        })?;
+        Ok(Value::clone(&updated))
+    }
+
+    /// Deletes an object; gives it as it last was.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn delete(&self, resource: &Resource, namespace: Option<&str>, name: &str) -> Result<Value, Failure> {
+        let deleted = self.shared.change(|store| store.delete(Place { resource, namespace, name }))?;
+        Ok(Value::clone(&deleted))
+    }
+
+    /// An object as it is.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn get(&self, resource: &Resource, namespace: Option<&str>, name: &str) -> Result<Value, Failure> {
+        Ok(Value::clone(&*self.shared.store().get(Place { resource, namespace, name })?))
+    }
+
+    /// All objects of a resource, by namespace and name.
+    pub fn list(&self, resource: &Resource) -> Vec<Value> {
+        let scope = Scope { resource: *resource, namespace: None, selector: Selector::default() };
+        self.shared.store().list(&scope).map(|object| Value::clone(object)).collect()
+    }
+
+    /// Forgets what has happened so far: who then begins to watch at an earlier version is told 410, Expired.
+    pub fn compact(&self) {
+        self.shared.change(Store::compact);
+    }
+
+    /// Sends a bookmark on every watch that takes them. The real server does so about once a minute.
+    pub fn send_bookmarks(&self) {
+        self.shared.tick.send_modify(|tick| tick.bookmarks += 1);
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // A thread that panicked has said so.
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn namespace(resource: &Resource, object: &Value) -> Option<String> {
+    let named = object["metadata"]["namespace"].as_str();
+    resource.namespaced.then(|| named.unwrap_or("default").to_owned())
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // No file descriptor is left; connections will end.
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            continue;
+        };
+        // An event is not to wait for the acknowledgement of the one before.
+        let _ = stream.set_nodelay(true);
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
+            // What goes wrong with a connection is its client's business.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
