@@ -47,7 +47,8 @@ pub(crate) fn should_be_rejected_when_no_endpoints_exist_by_sctp(cluster: &mut C
     }
 }
 
-/// An association lives for days in conntrack: one whose endpoint is gone begins anew at another.
+/// conntrack keeps an association for minutes (days in older kernels) and would send a new one from the same port to the
+/// same endpoint.
 pub(crate) fn conntrack_of_a_vanished_endpoint_is_cleared(cluster: &mut Cluster, stage: &mut Stage) {
     let more = json!({ "ports": ports(&["SCTP"], None) });
     let cycle = Cycle { kind: "sctp", more, client: stage.place("c1"), nodes: ["node2", "node3"] };
