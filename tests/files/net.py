@@ -1,7 +1,9 @@
 """Both ends of the tests' traffic, for use inside a network namespace.
 
-serve NAME      answers on port 7000, TCP and UDP, of all addresses
+serve NAME      answers on ports 7000 and 7100, TCP, UDP and SCTP, of all addresses; as NAME:7100 on the other port
 probe           reads a JSON list of checks from stdin, does them all at once, prints the answers
+boom PORT N     answers N packets of connections to a port with packets that are not theirs
+ask             reads such a list, does each again and again, prints what came of it so far for every line of stdin
 flow NAME       sends a numbered UDP packet to each of a list of others every 10 ms and counts what it gets of them
 """
 import concurrent.futures
@@ -15,7 +17,7 @@ import sys
 import threading
 import time
 
-PORT = 7000
+PORT, OTHER_PORT = 7000, 7100
 
 
 def plain(address):
@@ -24,42 +26,68 @@ def plain(address):
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
-def wildcard(kind):
+def wildcard(kind, port):
     try:
         sock = socket.socket(socket.AF_INET6, kind)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("::", PORT))
+        sock.bind(("::", port))
     except OSError:
         sock = socket.socket(socket.AF_INET, kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("0.0.0.0", PORT))
+        sock.bind(("0.0.0.0", port))
     return sock
 
 
 def serve(name):
-    udp, tcp = wildcard(socket.SOCK_DGRAM), wildcard(socket.SOCK_STREAM)
-    tcp.listen(64)
+    def named(port):
+        return name if port == PORT else f"{name}:{port}"
 
-    def datagrams():
+    def datagrams(sock, name):
         while True:
-            _, peer = udp.recvfrom(65535)
+            _, peer = sock.recvfrom(65535)
             # From the address it was sent to only if that is the route's choice: true for pods.
-            udp.sendto(f"{name} {plain(peer[0])}".encode(), peer)
+            sock.sendto(f"{name} {plain(peer[0])}".encode(), peer)
 
-    def one(conn, peer):
+    def one(conn, peer, name):
         with conn:
             digest, size = hashlib.sha256(), 0
-            while data := conn.recv(1 << 20):
-                digest.update(data)
-                size += len(data)
-            conn.sendall(f"{name} {plain(peer[0])} {size} {digest.hexdigest()}".encode())
+            try:
+                while data := conn.recv(1 << 20):
+                    digest.update(data)
+                    size += len(data)
+                conn.sendall(f"{name} {plain(peer[0])} {size} {digest.hexdigest()}".encode())
+            except OSError:
+                # The client sees it.
+                pass
 
-    threading.Thread(target=datagrams, daemon=True).start()
+    def connections(sock, name):
+        while True:
+            conn, peer = sock.accept()
+            threading.Thread(target=one, args=(conn, peer, name), daemon=True).start()
+
+    for port in (PORT, OTHER_PORT):
+        udp, tcp = wildcard(socket.SOCK_DGRAM, port), wildcard(socket.SOCK_STREAM, port)
+        tcp.listen(64)
+        threading.Thread(target=datagrams, args=(udp, named(port)), daemon=True).start()
+        threading.Thread(target=connections, args=(tcp, named(port)), daemon=True).start()
+    start_sctp_servers((PORT, OTHER_PORT), named, plain)
     print("ready", flush=True)
-    while True:
-        conn, peer = tcp.accept()
-        threading.Thread(target=one, args=(conn, peer), daemon=True).start()
+    threading.Event().wait()
+
+
+def answer_of(sock, size, digest):
+    """What a server says of a connection at its end: who it is, whom it saw. It must have all that was sent."""
+    sock.shutdown(socket.SHUT_WR)
+    text = b""
+    while data := sock.recv(4096):
+        text += data
+    if not text:
+        raise OSError("closed without an answer")
+    name, peer, seen, sha = text.decode().split()
+    if int(seen) != size or sha != digest.hexdigest():
+        raise OSError(f"{seen} bytes arrived with another digest")
+    return name, peer
 
 
 def tcp(check):
@@ -72,14 +100,7 @@ def tcp(check):
             sock.sendall(part)
             digest.update(part)
             left -= len(part)
-        sock.shutdown(socket.SHUT_WR)
-        text = b""
-        while data := sock.recv(4096):
-            text += data
-    name, peer, size, sha = text.decode().split()
-    if int(size) != check["bytes"] or sha != digest.hexdigest():
-        raise OSError(f"{size} bytes arrived with another digest")
-    return name, peer
+        return answer_of(sock, check["bytes"], digest)
 
 
 def udp(check):
@@ -112,6 +133,50 @@ def probe(check):
         answer["error"] = str(error) or type(error).__name__
     answer["ms"] = (time.monotonic() - start) * 1000
     return answer
+
+
+def held(check, stop):
+    """One connection until the end, a byte every 10 ms; all of them must have arrived."""
+    with socket.create_connection((check["to"], check["port"]), timeout=check["limit"]) as sock:
+        digest, size = hashlib.sha256(), 0
+        while not stop.wait(0.01):
+            sock.sendall(b"x")
+            digest.update(b"x")
+            size += 1
+        return answer_of(sock, size, digest)
+
+
+def ask():
+    checks, stop = json.loads(sys.stdin.readline()), threading.Event()
+    results = [{"asked": 0, "failed": 0, "errors": [], "last": "", "names": {}, "peers": {}} for _ in checks]
+
+    def once(check, result):
+        try:
+            name, peer = held(check, stop) if check["kind"] == "held" else globals()[check["kind"]](check)
+            result["names"][name] = result["names"].get(name, 0) + 1
+            result["peers"][peer] = result["peers"].get(peer, 0) + 1
+            result["last"] = name
+        except (OSError, ValueError) as error:
+            result["failed"] += 1
+            # The first ones tell.
+            result["errors"] = [*result["errors"], str(error) or type(error).__name__][:8]
+        result["asked"] += 1
+
+    def again(check, result):
+        while not stop.is_set():
+            once(check, result)
+            stop.wait(0.01)
+
+    threads = [threading.Thread(target=again, args=pair, daemon=True) for pair in zip(checks, results)]
+    for thread in threads:
+        thread.start()
+    print("asking", flush=True)
+    for line in sys.stdin:
+        if line == "stop\n":
+            stop.set()
+            for thread in threads:
+                thread.join()
+        print(json.dumps(results), flush=True)
 
 
 class Received:
@@ -185,6 +250,10 @@ if sys.argv[1] == "serve":
     serve(sys.argv[2])
 elif sys.argv[1] == "flow":
     flow(sys.argv[2])
+elif sys.argv[1] == "ask":
+    ask()
+elif sys.argv[1] == "boom":
+    boom(int(sys.argv[2]), int(sys.argv[3]))
 else:
     checks = json.load(sys.stdin)
     with concurrent.futures.ThreadPoolExecutor(32) as pool:

@@ -1,24 +1,15 @@
 //! Packets between pods every 10 ms, and a count of those that got lost.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdout, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::probe::SCRIPT;
-use crate::{Cluster, Pod};
+use crate::script::Script;
+use crate::{Cluster, Place, Pod};
 
 /// UDP packets from every pod of a group to every other, each numbered, until [`Flow::end`].
 #[derive(Debug)]
-pub struct Flow(Vec<Sender>);
-
-#[derive(Debug)]
-struct Sender {
-    pod: String,
-    child: Child,
-    said: BufReader<ChildStdout>,
-}
+pub struct Flow(Vec<Script>);
 
 /// What one direction of a flow came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +30,8 @@ impl Cluster {
     /// Starts a flow: every pod sends to every other pod every 10 ms.
     #[track_caller]
     pub fn flow(&self, pods: &[&Pod]) -> Flow {
-        let mut senders: Vec<Sender> = pods.iter().map(|pod| self.sender(pod)).collect();
+        let sender = |pod: &&Pod| self.script(&Place::from(*pod), &["flow", &pod.name]);
+        let mut senders: Vec<Script> = pods.iter().map(sender).collect();
         // Only when all listen may the first one send.
         for sender in &mut senders {
             sender.expect("ready");
@@ -47,7 +39,7 @@ impl Cluster {
         for sender in &mut senders {
             let peers: Vec<Value> = pods
                 .iter()
-                .filter(|other| other.name != sender.pod)
+                .filter(|other| other.name != sender.name)
                 .map(|other| json!({ "name": other.name, "to": other.addresses[0].to_string() }))
                 .collect();
             sender.say(&Value::from(peers).to_string());
@@ -56,23 +48,6 @@ impl Cluster {
             sender.expect("sending");
         }
         Flow(senders)
-    }
-
-    fn sender(&self, pod: &Pod) -> Sender {
-        let mut command = self.lab.command_in(&pod.node).expect("the node is there");
-        command.args([
-            "nsenter",
-            &format!("--net={}", pod.netns),
-            "python3",
-            "-c",
-            SCRIPT,
-            "flow",
-            &pod.name,
-        ]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("python3 starts");
-        let said = BufReader::new(child.stdout.take().expect("a pipe"));
-        Sender { pod: pod.name.clone(), child, said }
     }
 }
 
@@ -96,8 +71,8 @@ impl Flow {
             .map(|sender| {
                 let line = sender.line();
                 let result =
-                    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{}: {e}: {line}", sender.pod));
-                (sender.pod.clone(), result)
+                    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{}: {e}: {line}", sender.name));
+                (sender.name.clone(), result)
             })
             .collect();
         let mut all = Vec::new();
@@ -125,34 +100,5 @@ impl Flow {
         let bad: Vec<&Loss> = all.iter().filter(|loss| loss.lost > 0 || loss.twice > 0).collect();
         assert!(bad.is_empty(), "{when}: {bad:#?}");
         all.iter().map(|loss| loss.sent).sum()
-    }
-}
-
-impl Sender {
-    #[track_caller]
-    fn say(&mut self, line: &str) {
-        let pipe = self.child.stdin.as_mut().expect("a pipe");
-        writeln!(pipe, "{line}").and_then(|()| pipe.flush()).expect("the sender reads");
-    }
-
-    #[track_caller]
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.said.read_line(&mut line).expect("the sender writes");
-        line
-    }
-
-    #[track_caller]
-    fn expect(&mut self, word: &str) {
-        let line = self.line();
-        assert_eq!(line.trim(), word, "the sender in {}", self.pod);
-    }
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        // It ends with its input.
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Every file is one program with one lab. [`run`] gives each scenario freshly reset nodes and a [`Cluster`] to work
 //! with; a scenario that fails does not keep the others from running, and the lab goes down at the end.
+//! [`run_on_stage`] has scenarios share nodes and pods.
 mod background;
+mod clients;
 mod cluster;
 mod faults;
 mod file;
@@ -12,18 +14,22 @@ mod plan;
 mod pods;
 mod probe;
 mod random;
+mod script;
+mod services;
 mod spy;
 
 pub use background::Background;
+pub use clients::{Asked, Clients};
 pub use cluster::Cluster;
 pub use faults::{Fault, JOURNAL, Stopped};
 pub use file::ClusterFile;
 pub use flow::{Flow, Loss};
-pub use harness::{Scenario, run};
+pub use harness::{Act, Scenario, run, run_on_stage};
 pub use plan::{Change, Plan, PlanNode};
 pub use pods::Pod;
 pub use probe::{Answer, Check, Place, Server};
 pub use random::Random;
+pub use services::{SERVER, To};
 pub use spy::spy_while;
 
 /// The flag by which `apply` is allowed to make changes that cut connections.

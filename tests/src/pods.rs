@@ -57,12 +57,16 @@ impl Cluster {
         self.adopt(node, name, format!("/run/netns/{name}"))
     }
 
-    /// Takes a bare pod away again.
+    /// Takes a bare pod away again, with all that runs in it.
     #[track_caller]
     pub fn remove_pod(&mut self, pod: &Pod) {
         let output = self.cni(&pod.node, "DEL", &pod.name);
         assert!(output.success(), "CNI DEL on {}: {}", pod.node, said(&output));
-        self.sh(&pod.node, &format!("ip netns delete {}", pod.name));
+        let name = &pod.name;
+        self.sh(
+            &pod.node,
+            &format!("ip netns pids {name} | xargs --no-run-if-empty kill; ip netns delete {name}"),
+        );
     }
 
     /// One bare pod on every node: `pod1` on the first and so on.

@@ -7,9 +7,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::cluster::said;
+use crate::script::SCRIPT;
 use crate::{Cluster, Pod};
-
-pub(crate) const SCRIPT: &str = include_str!("../files/net.py");
 
 /// The port of servers.
 const PORT: u16 = 7000;
@@ -57,13 +56,13 @@ pub struct Server {
 /// A try to reach somebody.
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// `ping`, `tcp` or `udp`.
+    /// `ping`, `tcp`, `udp` or `sctp`; for [`Cluster::clients`] also `held`.
     pub kind: &'static str,
     /// Who shall answer.
     pub to: Server,
     /// Port to send to.
     pub port: u16,
-    /// Port to send UDP from; 0: any.
+    /// Port to send UDP and SCTP from; 0: any.
     pub from_port: u16,
     /// Bytes to send; for `ping` the payload, sent with "don't fragment", unless 0.
     pub bytes: usize,
@@ -91,7 +90,7 @@ impl Check {
         self
     }
 
-    /// UDP from this port, so that several checks are one connection.
+    /// UDP and SCTP from this port, so that several checks are one connection.
     #[must_use]
     pub fn from_port(mut self, port: u16) -> Check {
         self.from_port = port;
@@ -110,6 +109,14 @@ impl Check {
     pub fn source(mut self, source: impl Into<IpAddr>) -> Check {
         self.source = Some(source.into());
         self
+    }
+
+    /// As the script reads it, with a limit in seconds.
+    pub(crate) fn json(&self, limit: Value) -> Value {
+        json!({
+            "kind": self.kind, "to": self.to.address.to_string(), "port": self.port, "from_port": self.from_port,
+            "bytes": self.bytes, "limit": limit,
+        })
     }
 
     /// It must fail.
@@ -171,14 +178,8 @@ impl Cluster {
     pub fn probe(&self, from: &Place, checks: &[Check]) -> Vec<Answer> {
         let list: Vec<Value> = checks
             .iter()
-            .map(|c| {
-                // What shall fail is not waited for.
-                let limit = if c.works { 3 } else { 1 };
-                json!({
-                    "kind": c.kind, "to": c.to.address.to_string(), "port": c.port, "from_port": c.from_port,
-                    "bytes": c.bytes, "limit": limit,
-                })
-            })
+            // What shall fail is not waited for.
+            .map(|check| check.json(json!(if check.works { 3 } else { 1 })))
             .collect();
         let enter = from.netns.as_ref().map(|netns| format!("--net={netns}"));
         let mut args = Vec::new();

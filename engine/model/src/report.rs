@@ -43,9 +43,9 @@ pub struct ToldService {
     pub session_affinity: Affinity,
     /// Ports.
     pub ports: Vec<ToldPort>,
-    /// Endpoint addresses that take new connections.
+    /// Endpoint addresses of the service's families that take new connections.
     pub ready: usize,
-    /// All endpoint addresses.
+    /// All endpoint addresses of these families.
     pub total: usize,
 }
 

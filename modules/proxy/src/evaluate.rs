@@ -278,6 +278,7 @@ impl Machine {
         let family = flight.now.address.is_ipv4() == rule.v4;
         match condition {
             Match::New => true,
+            Match::Invalid => false,
             Match::Translated => flight.translated,
             Match::Protocol(protocol) => flight.now.protocol == *protocol,
             Match::In(key, set, yes) => family && self.contains(*key, *set, flight) == *yes,

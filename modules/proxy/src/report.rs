@@ -62,8 +62,13 @@ fn of<'a>(elements: &'a Elements, name: &str) -> &'a [Element] {
 }
 
 fn summary(service: &Service) -> ToldService {
+    // A container has an address of each family; a service may have one family, and serves no other.
+    let ingress = service.load_balancer.iter().map(|ingress| ingress.ip);
+    let own = service.cluster_ips.iter().chain(&service.external_ips).copied().chain(ingress);
+    let families: BTreeSet<bool> = own.map(|address| address.is_ipv4()).collect();
     let addresses = |which: &dyn Fn(&&Endpoint) -> bool| {
-        service.endpoints.iter().filter(which).map(|e| e.address).collect::<BTreeSet<_>>().len()
+        let served = service.endpoints.iter().filter(|e| families.contains(&e.address.is_ipv4()));
+        served.filter(which).map(|e| e.address).collect::<BTreeSet<_>>().len()
     };
     let port = |port: &homelab_model::service::Port| ToldPort {
         name: port.name.clone(),
@@ -231,6 +236,7 @@ mod tests {
                 {"address": "10.244.2.5", "node": "b", "ports": {"": 8080}},
                 {"address": "10.244.3.5", "node": "c", "ports": {"": 8080}},
                 {"address": "10.244.3.6", "node": "c", "ready": false, "serving": false, "ports": {"": 8080}},
+                {"address": "fd00:10:244:3::6", "node": "c", "ports": {"": 8080}},
             ],
         }]))
     }
@@ -268,7 +274,7 @@ mod tests {
         let [web] = &reports[..] else { panic!("{reports:?}") };
         assert!(web.agrees(), "{web:?}");
         let told = web.told.as_ref().expect("it was told");
-        assert_eq!((told.ready, told.total), (2, 3));
+        assert_eq!((told.ready, told.total), (2, 3), "of the family that it has");
         let said: Vec<_> = web
             .frontends
             .iter()

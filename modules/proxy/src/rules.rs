@@ -64,6 +64,8 @@ pub struct Rule {
 pub enum Match {
     /// The first packet of a connection.
     New,
+    /// Of no connection that the kernel knows, as far as it can tell: a TCP segment outside of the window, for one.
+    Invalid,
     /// The connection's destination was translated.
     Translated,
     /// This protocol; also tells nft what `ct original proto-dst` is.
@@ -161,7 +163,7 @@ pub fn chains(view: &NodeView) -> Vec<Chain> {
         chains.push(remember(*v4));
         chains.push(masquerade(*v4, view));
     }
-    chains.extend(bases(&families));
+    chains.extend(bases(&families, view));
     chains
 }
 
@@ -325,7 +327,7 @@ fn masquerade(v4: bool, view: &NodeView) -> Chain {
     Chain { name: of("masquerade", v4), hook: None, rules }
 }
 
-fn bases(families: &[bool]) -> Vec<Chain> {
+fn bases(families: &[bool], view: &NodeView) -> Vec<Chain> {
     let base = |what: &str, r#type, hook, priority, rules| Chain {
         name: name(what),
         hook: Some((r#type, hook, priority)),
@@ -376,6 +378,17 @@ fn bases(families: &[bool]) -> Vec<Chain> {
             why: "not translated so far",
         }]
     };
+    // kube-proxy drops all such packets that a node forwards. Only a pod's can be answers that are to be translated.
+    let invalid = |v4: bool| {
+        let rule = |pods| Rule {
+            v4,
+            matches: vec![Match::Invalid, Match::Tcp, Match::Source(pods, true)],
+            action: Action::Drop,
+            why: "not known to be a connection's, so not translated back: the client would reset the endpoint's connection",
+        };
+        of_family(&view.pod_cidrs, v4).map(rule).collect::<Vec<_>>()
+    };
+    let arriving = |v4: bool| [invalid(v4), unserved(v4)].concat();
     let masquerade = |v4: bool| {
         vec![Rule {
             v4,
@@ -390,8 +403,8 @@ fn bases(families: &[bool]) -> Vec<Chain> {
         base("prerouting-sources", "filter", Hook::Prerouting, -110, each(&ranges)),
         base("prerouting", "nat", Hook::Prerouting, -100, each(&services)),
         base("prerouting-affinity", "filter", Hook::Prerouting, -90, each(&sticky)),
-        base("input", "filter", Hook::Input, -110, each(&unserved)),
-        base("forward", "filter", Hook::Forward, -110, each(&unserved)),
+        base("input", "filter", Hook::Input, -110, each(&arriving)),
+        base("forward", "filter", Hook::Forward, -110, each(&arriving)),
         base("output-sources", "filter", Hook::Output, -110, each(&ranges)),
         base("output", "nat", Hook::Output, -100, each(&services)),
         base("output-translated", "filter", Hook::Output, -90, after_output),

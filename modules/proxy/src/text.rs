@@ -94,6 +94,7 @@ impl Rule {
         let ip = self.ip();
         match condition {
             Match::New => "ct state 0x8".to_owned(),
+            Match::Invalid => "ct state 0x1".to_owned(),
             Match::Translated => "ct status 0x20".to_owned(),
             Match::Protocol(protocol) => format!("{} dport != 0", protocol.as_str()),
             Match::In(key, set, yes) => {
