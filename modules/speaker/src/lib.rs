@@ -2,3 +2,9 @@
 //!
 //! Nothing here has a socket or a clock: frames and datagrams come in, frames and datagrams go out, and time is an
 //! argument.
+
+pub mod arp;
+pub mod frame;
+pub mod mac;
+pub mod ndp;
+pub mod state;
