@@ -3,6 +3,7 @@
 //! Nothing here has a socket or a clock: frames and datagrams come in, frames and datagrams go out, and time is an
 //! argument.
 
+pub mod announce;
 pub mod arp;
 pub mod frame;
 pub mod mac;
