@@ -79,6 +79,7 @@ fn unit_file(spec: &NodeSpec) -> String {
             spec_path => ours::NODE_SPEC,
             binary => ours::BINARY,
             writable => writable,
+            speaker => spec.speaker.is_some(),
         },
     );
     // The template is part of this binary and every value is set: a test renders it.

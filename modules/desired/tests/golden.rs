@@ -7,7 +7,7 @@ mod fixtures;
 use std::path::Path;
 
 use fixtures::{nets, peer};
-use homelab_model::{NodeSpec, plan_node};
+use homelab_model::{Content, File, NodeSpec, SpeakerSpec, Spec, ours, plan_node};
 
 fn spec(dual: bool) -> NodeSpec {
     let cidrs = nets("10.244.1.0/24", "fd00:10:244:1::/64", dual);
@@ -52,6 +52,31 @@ fn without_ipv6_in_the_kernel() {
 fn routers_are_kept() {
     let links = vec!["eth0".to_owned(), "eth1.7".to_owned()];
     check("router-advertisements.txt", &NodeSpec { router_advertisements: links, ..spec(true) });
+}
+
+#[test]
+fn only_an_agent_that_announces_addresses_may_send_frames() {
+    let unit = |speaker| {
+        let objects = homelab_desired::desired(&NodeSpec { speaker, ..spec(false) });
+        let text = objects.into_iter().find_map(|o| match o.spec {
+            Spec::File(File { path, content: Content::Text(text), .. }) if path == ours::UNIT_FILE => {
+                Some(text)
+            }
+            _ => None,
+        });
+        text.expect("a unit file")
+    };
+    let (without, with) = (unit(None), unit(Some(SpeakerSpec::default())));
+    let more: Vec<&str> = with.lines().filter(|line| !without.lines().any(|l| l == *line)).collect();
+    assert_eq!(
+        more,
+        [
+            "# A node that answers its peers late is taken for dead.",
+            "Nice=-10",
+            "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE",
+            "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6 AF_PACKET",
+        ]
+    );
 }
 
 #[test]

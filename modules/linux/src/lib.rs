@@ -13,6 +13,7 @@ pub mod fault;
 mod files;
 mod inspect;
 mod kernel;
+pub mod l2;
 mod lock;
 pub mod netlink;
 pub mod nft;

@@ -80,6 +80,20 @@ fn neighbours_of_other_links_are_no_reason_to_look() {
 }
 
 #[test]
+fn events_of_links_are_of_links_and_addresses_alone() {
+    in_new_netns(|| {
+        let mut events = Events::of_links().unwrap();
+        run("ip link add b0 type bridge && ip link set b0 up && ip addr add 10.0.0.1/24 dev b0");
+        let happened = events.drain().unwrap();
+        assert_eq!(happened, Happened { links: true, addresses: true, ..Happened::default() });
+        run(
+            "ip route add unreachable 10.9.0.0/24; nft add table inet homelab; ip neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev b0",
+        );
+        assert!(!events.drain().unwrap().any());
+    });
+}
+
+#[test]
 fn lost_events_are_said() {
     in_new_netns(|| {
         let mut events = Events::open().unwrap();

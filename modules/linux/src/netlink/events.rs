@@ -16,6 +16,8 @@ use super::socket::{Head, messages, nft_table};
 
 /// `RTNLGRP_*`: link, neigh, IPv4 and IPv6 address and route, netconf (sysctls of links).
 const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// Those of links and of addresses alone.
+const LINK_GROUPS: [u32; 3] = [1, 5, 9];
 /// `NFNLGRP_NFTABLES`.
 const NFT_GROUP: u32 = 7;
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -101,8 +103,16 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<netlink_sys::Socket>
 impl Events {
     /// Subscribes in the caller's network namespace.
     pub fn open() -> io::Result<Events> {
-        let route = subscribe(NETLINK_ROUTE, &ROUTE_GROUPS)?;
-        let netfilter = subscribe(NETLINK_NETFILTER, &[NFT_GROUP]).ok();
+        Events::with(&ROUTE_GROUPS, subscribe(NETLINK_NETFILTER, &[NFT_GROUP]).ok())
+    }
+
+    /// Subscribes to what happens to links and addresses, and to nothing else.
+    pub fn of_links() -> io::Result<Events> {
+        Events::with(&LINK_GROUPS, None)
+    }
+
+    fn with(groups: &[u32], netfilter: Option<netlink_sys::Socket>) -> io::Result<Events> {
+        let route = subscribe(NETLINK_ROUTE, groups)?;
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let interest = || EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLERR, 0);
         // The sockets live as long as the epoll instance.

@@ -11,6 +11,8 @@ use crate::netlink::{
 
 const IFINFOMSG: usize = 16;
 const IFF_UP: u32 = 1;
+const IFF_NOARP: u32 = 1 << 7;
+const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_LOOPBACK: u16 = 772;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -65,6 +67,8 @@ pub struct LinkInfo {
     pub operational: bool,
     /// `lo`.
     pub loopback: bool,
+    /// Ethernet whose neighbours are found by ARP and neighbour discovery.
+    pub resolves: bool,
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
     /// Whether a bridge sends frames back out of this port.
@@ -115,10 +119,12 @@ fn header(family: u8, index: u32, flags: u32, change: u32) -> [u8; IFINFOMSG] {
 }
 
 fn read(body: &[u8]) -> Option<LinkInfo> {
+    let (hardware, flags) = (body.get(2..).and_then(ne_u16)?, body.get(8..).and_then(ne_u32)?);
     let mut link = LinkInfo {
         index: body.get(4..).and_then(ne_u32)?,
-        up: body.get(8..).and_then(ne_u32)? & IFF_UP != 0,
-        loopback: body.get(2..).and_then(ne_u16)? == ARPHRD_LOOPBACK,
+        up: flags & IFF_UP != 0,
+        loopback: hardware == ARPHRD_LOOPBACK,
+        resolves: hardware == ARPHRD_ETHER && flags & IFF_NOARP == 0,
         ..LinkInfo::default()
     };
     for (kind, value) in Attributes::after(body, IFINFOMSG) {

@@ -1,0 +1,58 @@
+//! Interfaces on which load-balancer addresses can be announced.
+
+use std::path::Path;
+
+use homelab_model::ours;
+use ipnet::IpNet;
+
+use crate::error::{Error, netlink};
+use crate::kernel::is_link_local;
+use crate::netlink::Socket;
+use crate::rt::{self, LinkInfo, parse_mac};
+
+/// An interface of a LAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// Up, with a carrier.
+    pub operational: bool,
+    /// Networks that it is on, link-local ones left out: its addresses with their prefix lengths.
+    pub networks: Vec<IpNet>,
+    /// It is a radio: access points and drivers may keep ARP for other addresses than its own from it.
+    pub wireless: bool,
+}
+
+/// The interfaces of the caller's network namespace that ARP and neighbour discovery can be spoken on: Ethernet, neither
+/// ours, nor a pod's, nor a port of a bridge or bond (which speaks for its ports).
+///
+/// # Errors
+/// Netlink fails.
+pub fn interfaces(socket: &mut Socket) -> Result<Vec<Interface>, Error> {
+    let links = netlink("reading links", rt::links(socket))?;
+    let addresses = netlink("reading addresses", rt::addresses(socket, None))?;
+    let usable = |link: &LinkInfo| {
+        let mine = link.alias == ours::LINK_ALIAS || link.alias.starts_with(ours::POD_ALIAS);
+        (link.resolves && link.master.is_none() && !mine).then(|| parse_mac(&link.mac)).flatten()
+    };
+    let found = links.iter().filter_map(|link| Some((link, usable(link)?)));
+    let interfaces = found.map(|(link, mac)| Interface {
+        index: link.index,
+        name: link.name.clone(),
+        mac,
+        operational: link.operational,
+        networks: addresses
+            .iter()
+            .filter(|(index, address)| *index == link.index && !is_link_local(address))
+            .map(|(_, address)| *address)
+            .collect(),
+        wireless: ["wireless", "phy80211"]
+            .iter()
+            .any(|name| Path::new("/sys/class/net").join(&link.name).join(name).exists()),
+    });
+    Ok(interfaces.collect())
+}
