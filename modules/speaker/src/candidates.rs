@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use homelab_model::service::{Endpoint, IpMode, Policy, Service, Type};
-use homelab_model::{L2Advertisement, LABEL_EXCLUDE, Selector, SpeakerSpec};
+use homelab_model::{L2Advertisement, LABEL_EXCLUDE, LbUnfit, Selector, SpeakerSpec};
 
 /// An address and who may announce it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +26,8 @@ pub struct Candidate {
 pub struct Placement {
     /// Nodes that may announce it.
     pub nodes: Vec<Eligible>,
-    /// Nodes that may not.
-    pub excluded: Vec<(String, Why)>,
+    /// Nodes that may not, and the first reason that applies.
+    pub excluded: Vec<(String, LbUnfit)>,
 }
 
 /// A node that may announce an address.
@@ -50,21 +50,6 @@ pub enum Interfaces {
     ByNetwork,
     /// Those of these that there are.
     Named(BTreeSet<String>),
-}
-
-/// Why a node may not announce an address: the first of these that applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
-    /// No advertisement is for the address's pool and for each of its services.
-    NoAdvertisement,
-    /// The node has the label [`LABEL_EXCLUDE`].
-    ExcludeLabel,
-    /// Advertisements are for other nodes.
-    NotSelected,
-    /// A service has the external policy Local and no endpoint of the address's family on the node.
-    NoLocalEndpoint,
-    /// Services that share the address are to be announced on different interfaces.
-    NoCommonInterface,
 }
 
 /// What a service asks of the nodes for an address.
@@ -199,16 +184,16 @@ impl<'a> Cluster<'a> {
     }
 
     /// Weight and interfaces of one node.
-    fn stand(&self, node: usize, demands: &[Demand]) -> Result<(u32, Interfaces), Why> {
+    fn stand(&self, node: usize, demands: &[Demand]) -> Result<(u32, Interfaces), LbUnfit> {
         let mut interfaces = Interfaces::ByNetwork;
         let mut counted = BTreeSet::new();
         let mut weight = 0;
         let one = |demand: &Demand| {
             if demand.advertisements.is_empty() {
-                return Err(Why::NoAdvertisement);
+                return Err(LbUnfit::NoAdvertisement);
             }
             if self.speaker.nodes[node].labels.contains_key(LABEL_EXCLUDE) {
-                return Err(Why::ExcludeLabel);
+                return Err(LbUnfit::ExcludeLabel);
             }
             let selected: Vec<usize> = demand
                 .advertisements
@@ -217,14 +202,14 @@ impl<'a> Cluster<'a> {
                 .filter(|index| self.advertised[*index].weights[node].is_some())
                 .collect();
             if selected.is_empty() {
-                return Err(Why::NotSelected);
+                return Err(LbUnfit::NotSelected);
             }
             match &demand.local {
-                Some(nodes) if !nodes.contains(&node) => Err(Why::NoLocalEndpoint),
+                Some(nodes) if !nodes.contains(&node) => Err(LbUnfit::NoLocalEndpoint),
                 _ => Ok(selected),
             }
         };
-        let found: Vec<Result<Vec<usize>, Why>> = demands.iter().map(one).collect();
+        let found: Vec<Result<Vec<usize>, LbUnfit>> = demands.iter().map(one).collect();
         if let Some(why) = found.iter().filter_map(|result| result.as_ref().err()).min() {
             return Err(*why);
         }
@@ -237,7 +222,7 @@ impl<'a> Cluster<'a> {
             }
         }
         match interfaces {
-            Interfaces::Named(names) if names.is_empty() => Err(Why::NoCommonInterface),
+            Interfaces::Named(names) if names.is_empty() => Err(LbUnfit::NoCommonInterface),
             interfaces => Ok((weight, interfaces)),
         }
     }

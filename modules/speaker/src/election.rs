@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use homelab_model::LbUnfit;
 use sha2::{Digest, Sha256};
 
 use crate::announce::Wanted;
@@ -22,19 +23,6 @@ pub struct Owned {
     pub owner: Option<String>,
     /// Its interfaces, sorted; at least one if there is an owner.
     pub interfaces: Vec<String>,
-}
-
-/// Why a node that may announce an address cannot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Unfit {
-    /// It is no member now, or has not said anything of itself yet.
-    Away,
-    /// Its proxy is not in place.
-    NotReady,
-    /// It is cordoned or about to stop.
-    Cordoned,
-    /// It has no usable interface for the address.
-    NoInterface,
 }
 
 /// Elects the owners. `members`: those that are alive.
@@ -84,17 +72,17 @@ pub fn fitness<'a>(
     eligible: &Eligible,
     address: IpAddr,
     members: &'a Members,
-) -> Result<Vec<&'a str>, Unfit> {
-    let member = members.get(&eligible.node).ok_or(Unfit::Away)?;
+) -> Result<Vec<&'a str>, LbUnfit> {
+    let member = members.get(&eligible.node).ok_or(LbUnfit::Away)?;
     if !member.ready {
-        return Err(Unfit::NotReady);
+        return Err(LbUnfit::NotReady);
     }
     if member.cordoned {
-        return Err(Unfit::Cordoned);
+        return Err(LbUnfit::Cordoned);
     }
     let mut interfaces = interfaces(eligible, address, member);
     interfaces.sort_unstable();
-    if interfaces.is_empty() { Err(Unfit::NoInterface) } else { Ok(interfaces) }
+    if interfaces.is_empty() { Err(LbUnfit::NoInterface) } else { Ok(interfaces) }
 }
 
 fn interfaces<'a>(eligible: &Eligible, address: IpAddr, member: &'a MemberState) -> Vec<&'a str> {
@@ -113,18 +101,13 @@ fn interfaces<'a>(eligible: &Eligible, address: IpAddr, member: &'a MemberState)
     }
 }
 
-/// What the announcer of a node is told. `known`: the last state of every other node, of dead ones too: whose address it was
-/// needs no probe.
-pub fn wanted(owned: &[Owned], node: &str, known: &Members) -> BTreeMap<IpAddr, Wanted> {
-    let announced = |(name, state): (&String, &MemberState)| {
-        let all = if name == node { &[] } else { state.holds.as_slice() };
-        all.iter().filter(|hold| hold.since_unix_ms.is_some()).map(|h| h.address).collect::<Vec<_>>()
-    };
-    let others: BTreeSet<IpAddr> = known.iter().flat_map(announced).collect();
+/// What the announcer of a node is told. `announced`: what others announce, or announced until now, dead ones too: whose
+/// address it was needs no probe.
+pub fn wanted(owned: &[Owned], node: &str, announced: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Wanted> {
     let ours = owned.iter().filter(|owned| owned.owner.as_deref() == Some(node));
     ours.map(|owned| {
         let interfaces = owned.interfaces.iter().cloned().collect();
-        (owned.address, Wanted { interfaces, takeover: others.contains(&owned.address) })
+        (owned.address, Wanted { interfaces, takeover: announced.contains(&owned.address) })
     })
     .collect()
 }

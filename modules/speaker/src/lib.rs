@@ -9,5 +9,7 @@ pub mod candidates;
 pub mod election;
 pub mod frame;
 pub mod mac;
+pub mod membership;
 pub mod ndp;
+pub mod speaker;
 pub mod state;

@@ -12,10 +12,6 @@ use crate::mac::Mac;
 /// ever left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemberState {
-    /// Node name.
-    pub node: String,
-    /// Number of the state: of two from one node the higher one is newer.
-    pub version: u64,
     /// Its proxy is in place: packets to load-balancer addresses find their way.
     pub ready: bool,
     /// Is to have no addresses (`homelab cordon`), or is about to stop.

@@ -8,11 +8,11 @@ use std::net::IpAddr;
 
 use cluster::{Cluster, all, endpoint, ip, node, pool, prefer, selector, service};
 use homelab_model::service::Policy;
-use homelab_model::{L2Advertisement, LABEL_EXCLUDE};
+use homelab_model::{L2Advertisement, LABEL_EXCLUDE, LbUnfit};
 use homelab_speaker::announce::Wanted;
-use homelab_speaker::candidates::{Interfaces, Why, candidates};
-use homelab_speaker::election::{Owned, Unfit, elect, fitness, wanted};
-use homelab_speaker::state::Hold;
+use homelab_speaker::candidates::{Interfaces, candidates};
+use homelab_speaker::election::{Owned, elect, fitness, wanted};
+
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -43,7 +43,7 @@ fn an_address_of_no_pool_is_announced_by_nobody() {
         let cluster = Cluster::of(1).with(service("lb", &[address], json!({})));
         let candidate = cluster.candidate(address);
         assert_eq!(candidate.pool, None);
-        assert_eq!(candidate.placement.excluded, [("node1".to_owned(), Why::NoAdvertisement)]);
+        assert_eq!(candidate.placement.excluded, [("node1".to_owned(), LbUnfit::NoAdvertisement)]);
         assert_eq!(cluster.owner(address), None);
     }
     for address in [VIP, "192.168.50.250", "fd00:50::f:0", "fd00:50::f:ffff"] {
@@ -100,7 +100,7 @@ fn services_that_share_an_address_are_announced_where_both_may_be() {
     cluster.advertise(vec![on("a", &[]), on("b", &["eth1"])]);
     assert_eq!(cluster.owned(VIP).interfaces, ["eth1"]);
     cluster.advertise(vec![on("a", &["eth0"]), on("b", &["eth1"])]);
-    assert!(cluster.why(VIP).iter().all(|(_, why)| *why == Why::NoCommonInterface));
+    assert!(cluster.why(VIP).iter().all(|(_, why)| *why == LbUnfit::NoCommonInterface));
     assert_eq!(cluster.owner(VIP), None);
 
     // An advertisement that is for both counts once.
@@ -118,31 +118,27 @@ fn a_node_that_cannot_says_why() {
     let unfit = |cluster: &Cluster| fitness(&eligible, ip(VIP), &cluster.members).err();
     assert_eq!(unfit(&cluster), None);
     let interfaces = std::mem::take(&mut cluster.member("node1").interfaces);
-    assert_eq!(unfit(&cluster), Some(Unfit::NoInterface));
+    assert_eq!(unfit(&cluster), Some(LbUnfit::NoInterface));
     cluster.member("node1").interfaces = interfaces;
     cluster.member("node1").cordoned = true;
-    assert_eq!(unfit(&cluster), Some(Unfit::Cordoned));
+    assert_eq!(unfit(&cluster), Some(LbUnfit::Cordoned));
     cluster.member("node1").ready = false;
-    assert_eq!(unfit(&cluster), Some(Unfit::NotReady));
+    assert_eq!(unfit(&cluster), Some(LbUnfit::NotReady));
     cluster.members.clear();
-    assert_eq!(unfit(&cluster), Some(Unfit::Away));
+    assert_eq!(unfit(&cluster), Some(LbUnfit::Away));
 }
 
 #[test]
 fn what_a_peer_announced_is_taken_over() {
-    let addresses = [VIP, "192.168.50.201", "192.168.50.202"];
-    let mut cluster = Cluster::of(2).with(service("lb", &addresses, json!({})));
-    let hold = |address, since_unix_ms| Hold { address: ip(address), since_unix_ms, conflict: None };
-    cluster.member("node2").holds = vec![hold(addresses[0], Some(1)), hold(addresses[1], None)];
-    cluster.member("node1").holds = vec![hold(addresses[2], Some(1))];
-    let mut alive = cluster.members.clone();
-    alive.remove("node2");
-    let owned = elect(&candidates(&cluster.services, &cluster.speaker), &alive);
+    let addresses = [VIP, "192.168.50.201"];
+    let cluster = Cluster::of(1).with(service("lb", &addresses, json!({})));
+    let owned = elect(&candidates(&cluster.services, &cluster.speaker), &cluster.members);
     let on = |takeover| Wanted { interfaces: BTreeSet::from(["eth0".to_owned()]), takeover };
     let expected: BTreeMap<IpAddr, Wanted> =
-        [true, false, false].into_iter().zip(addresses).map(|(t, a)| (ip(a), on(t))).collect();
-    assert_eq!(wanted(&owned, "node1", &cluster.members), expected);
-    assert_eq!(wanted(&owned, "node2", &cluster.members), BTreeMap::new());
+        [true, false].into_iter().zip(addresses).map(|(t, a)| (ip(a), on(t))).collect();
+    let announced = BTreeSet::from([ip(VIP)]);
+    assert_eq!(wanted(&owned, "node1", &announced), expected);
+    assert_eq!(wanted(&owned, "node2", &announced), BTreeMap::new());
 }
 
 /// How far counts are from an even share (Pearson's chi-square).
@@ -328,13 +324,13 @@ proptest! {
                     let here: Vec<_> =
                         mine.iter().filter(|(_, a)| chosen(&a.node_selectors, &node.labels)).collect();
                     if mine.is_empty() {
-                        why.insert(Why::NoAdvertisement);
+                        why.insert(LbUnfit::NoAdvertisement);
                     } else if node.labels.contains_key(LABEL_EXCLUDE) {
-                        why.insert(Why::ExcludeLabel);
+                        why.insert(LbUnfit::ExcludeLabel);
                     } else if here.is_empty() {
-                        why.insert(Why::NotSelected);
+                        why.insert(LbUnfit::NotSelected);
                     } else if service.external_traffic_policy == Policy::Local && !local(&service) {
-                        why.insert(Why::NoLocalEndpoint);
+                        why.insert(LbUnfit::NoLocalEndpoint);
                     }
                     for (index, a) in &here {
                         let sum: u32 = a
@@ -351,7 +347,7 @@ proptest! {
                     }
                 }
                 if why.is_empty() && interfaces.as_ref().is_some_and(BTreeSet::is_empty) {
-                    why.insert(Why::NoCommonInterface);
+                    why.insert(LbUnfit::NoCommonInterface);
                 }
                 let found = candidate.placement.nodes.iter().find(|eligible| eligible.node == node.name);
                 let excluded = candidate.placement.excluded.iter().find(|(name, _)| *name == node.name);

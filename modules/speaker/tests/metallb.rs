@@ -5,15 +5,16 @@
 
 mod cluster;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use cluster::{Cluster, all, endpoint, ip, mac, node, prefer, selector, service};
-use homelab_model::{L2Advertisement, LABEL_EXCLUDE};
+use homelab_model::{L2Advertisement, LABEL_EXCLUDE, LbUnfit};
 use homelab_speaker::announce::Announcer;
 use homelab_speaker::arp::Arp;
-use homelab_speaker::candidates::Why;
-use homelab_speaker::election::{Unfit, fitness, wanted};
+
+use homelab_speaker::election::{fitness, wanted};
 use homelab_speaker::mac::Mac;
 use serde_json::json;
 
@@ -39,7 +40,7 @@ fn resolves(cluster: &Cluster, interface: u8) -> Vec<Mac> {
         for index in 0..2 {
             let _ = announcer.interface(&format!("eth{index}"), Some(mac(number, index)), Duration::ZERO);
         }
-        let _ = announcer.set(&wanted(&owned, &name, &cluster.members), Duration::ZERO);
+        let _ = announcer.set(&wanted(&owned, &name, &BTreeSet::new()), Duration::ZERO);
         // Past the probes.
         for step in 1..30 {
             let _ = announcer.tick(Duration::from_millis(100) * step);
@@ -92,7 +93,7 @@ mod interface_selector {
         assert_eq!((resolves(&cluster, 0), resolves(&cluster, 1)), (vec![], vec![]));
         assert_eq!(cluster.owner(VIP), None);
         for eligible in &cluster.candidate(VIP).placement.nodes {
-            assert_eq!(fitness(eligible, ip(VIP), &cluster.members), Err(Unfit::NoInterface));
+            assert_eq!(fitness(eligible, ip(VIP), &cluster.members), Err(LbUnfit::NoInterface));
         }
         // Theirs elects a node that cannot announce it. A node that has the interface wins here.
         cluster.member("node2").interfaces[1].name = "foo".to_owned();
@@ -128,7 +129,7 @@ mod node_selector {
         let mut cluster = cluster();
         for name in cluster.others(&[]) {
             cluster.advertise(vec![L2Advertisement { node_selectors: vec![node(&name)], ..all() }]);
-            let why = cluster.others(&[&name]).into_iter().map(|name| (name, Why::NotSelected));
+            let why = cluster.others(&[&name]).into_iter().map(|name| (name, LbUnfit::NotSelected));
             assert_eq!(cluster.why(VIP), why.collect::<Vec<_>>());
             assert_eq!(cluster.owner(VIP), Some(name));
         }
@@ -296,10 +297,10 @@ mod service_selector {
         cluster.advertise(vec![advertisement]);
         assert!(cluster.owner(a).is_some());
         assert_eq!(cluster.owner(b), None);
-        assert!(cluster.why(b).iter().all(|(_, why)| *why == Why::NoAdvertisement));
+        assert!(cluster.why(b).iter().all(|(_, why)| *why == LbUnfit::NoAdvertisement));
         cluster.services[1].labels.clear();
         assert_eq!(cluster.owner(a), None);
-        assert!(cluster.why(a).iter().all(|(_, why)| *why == Why::NoAdvertisement));
+        assert!(cluster.why(a).iter().all(|(_, why)| *why == LbUnfit::NoAdvertisement));
     }
 
     #[test]
@@ -318,7 +319,7 @@ mod service_selector {
         let ghost = L2Advertisement { node_selectors: vec![node("non-existing-node")], ..of_app("web") };
         cluster.advertise(vec![of_app("other"), ghost]);
         assert_eq!((cluster.owner(VIP), resolves(&cluster, 0)), (None, vec![]));
-        assert!(cluster.why(VIP).iter().all(|(_, why)| *why == Why::NotSelected));
+        assert!(cluster.why(VIP).iter().all(|(_, why)| *why == LbUnfit::NotSelected));
     }
 
     #[test]
@@ -355,7 +356,7 @@ mod l2 {
         for name in ["node1", "node2", "node3"] {
             let cluster = local(&[(name, json!({}))]);
             assert_eq!(cluster.owner(VIP).as_deref(), Some(name));
-            let why = cluster.others(&[name]).into_iter().map(|name| (name, Why::NoLocalEndpoint));
+            let why = cluster.others(&[name]).into_iter().map(|name| (name, LbUnfit::NoLocalEndpoint));
             assert_eq!(cluster.why(VIP), why.collect::<Vec<_>>());
         }
         assert_eq!(local(&[]).owner(VIP), None);
@@ -384,7 +385,7 @@ mod l2 {
         let mut cluster = cluster();
         let before = cluster.owner(VIP).unwrap();
         cluster.label(&before, LABEL_EXCLUDE, Some(""));
-        assert_eq!(cluster.why(VIP), [(before.clone(), Why::ExcludeLabel)]);
+        assert_eq!(cluster.why(VIP), [(before.clone(), LbUnfit::ExcludeLabel)]);
         assert!(cluster.owner(VIP).is_some_and(|owner| owner != before));
         cluster.label(&before, LABEL_EXCLUDE, None);
         assert_eq!(cluster.owner(VIP), Some(before));
@@ -418,7 +419,7 @@ mod l2 {
             cluster.advertise(vec![of("a", &["node1", "node2"]), of("b", &["node2", "node3"])]);
             assert_eq!(cluster.owner(vip).as_deref(), Some("node2"));
             cluster.services[1].labels.clear();
-            assert!(cluster.why(vip).iter().all(|(_, why)| *why == Why::NoAdvertisement));
+            assert!(cluster.why(vip).iter().all(|(_, why)| *why == LbUnfit::NoAdvertisement));
             assert_eq!(cluster.owner(vip), None);
         }
     }

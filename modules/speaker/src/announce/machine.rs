@@ -82,6 +82,14 @@ impl Machine {
         }
     }
 
+    /// Starts the burst anew if the address is announced.
+    pub(super) fn again(&mut self, mac: Mac, cx: &mut Context<'_>) {
+        if let Phase::Announced { sent, next, doubled, .. } = &mut self.phase {
+            (*sent, *next, *doubled) = (0, cx.now, None);
+            self.tick(mac, cx);
+        }
+    }
+
     /// The link came, went, or has another MAC address.
     pub(super) fn link(&mut self, mac: Option<Mac>, cx: &mut Context<'_>) {
         let at_once = match self.phase {
@@ -164,6 +172,10 @@ impl Machine {
 
     /// A member says that it has the address: the next owner, or one that does not know of us.
     pub(super) fn doubled(&mut self, other: Mac, now: Time) {
+        // The last words of the owner before us.
+        if now < self.since + HANDOVER {
+            return;
+        }
         if let Phase::Announced { doubled: doubled @ None, .. } = &mut self.phase {
             *doubled = Some((now + HANDOVER, other));
         }

@@ -188,6 +188,23 @@ impl Announcer {
         out
     }
 
+    /// Announces these addresses once more, in a burst, as far as they are announced: somebody else did, too, and clients may
+    /// know the wrong one.
+    pub fn again(&mut self, addresses: &BTreeSet<IpAddr>, now: Time) -> Output {
+        let mut out = Output::default();
+        for (&address, machines) in &mut self.addresses {
+            if !addresses.contains(&address) {
+                continue;
+            }
+            for (interface, machine) in machines {
+                if let Some(&mac) = self.interfaces.get(interface) {
+                    machine.again(mac, &mut Context { address, interface, now, out: &mut out });
+                }
+            }
+        }
+        out
+    }
+
     /// An interface has this MAC address now, and carrier; None: it is not there or has no carrier. What was announced before
     /// is announced again at once.
     pub fn interface(&mut self, name: &str, mac: Option<Mac>, now: Time) -> Output {

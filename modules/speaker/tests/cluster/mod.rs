@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use homelab_model::service::Service;
 use homelab_model::{
-    L2Advertisement, LABEL_HOSTNAME, Labels, PreferredNode, Selector, SpeakerNode, SpeakerSpec,
+    L2Advertisement, LABEL_HOSTNAME, Labels, LbUnfit, PreferredNode, Selector, SpeakerNode, SpeakerSpec,
 };
-use homelab_speaker::candidates::{Candidate, Why, candidates};
+use homelab_speaker::candidates::{Candidate, candidates};
 use homelab_speaker::election::{Owned, elect};
 use homelab_speaker::mac::Mac;
 use homelab_speaker::state::{Interface, MemberState, Members};
@@ -97,8 +97,6 @@ impl Cluster {
             };
             let lan = [format!("192.168.50.{number}/24"), format!("fd00:50::{number:x}/64")];
             let state = MemberState {
-                node: name.clone(),
-                version: 1,
                 ready: true,
                 interfaces: vec![interface(0, &lan), interface(1, &[format!("192.168.60.{number}/24")])],
                 ..MemberState::default()
@@ -145,8 +143,8 @@ impl Cluster {
         self.owned(address).owner
     }
 
-    /// Why each of the nodes may not announce an address.
-    pub(crate) fn why(&self, address: &str) -> Vec<(String, Why)> {
+    /// LbUnfit each of the nodes may not announce an address.
+    pub(crate) fn why(&self, address: &str) -> Vec<(String, LbUnfit)> {
         self.candidate(address).placement.excluded.clone()
     }
 

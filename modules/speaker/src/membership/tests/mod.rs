@@ -1,0 +1,3 @@
+mod detection;
+mod members;
+mod sim;
