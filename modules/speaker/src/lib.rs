@@ -5,6 +5,8 @@
 
 pub mod announce;
 pub mod arp;
+pub mod candidates;
+pub mod election;
 pub mod frame;
 pub mod mac;
 pub mod ndp;

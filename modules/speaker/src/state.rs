@@ -48,12 +48,5 @@ pub struct Hold {
     pub conflict: Option<Mac>,
 }
 
-impl MemberState {
-    /// Whether it announces this address.
-    pub fn announces(&self, address: IpAddr) -> bool {
-        self.holds.iter().any(|hold| hold.address == address && hold.since_unix_ms.is_some())
-    }
-}
-
 /// Members by node name.
 pub type Members = BTreeMap<String, MemberState>;
