@@ -78,10 +78,8 @@ pub fn candidates(services: &[Service], speaker: &SpeakerSpec) -> Vec<Candidate>
         .filter(|(ingress, _)| ingress.ip_mode == IpMode::Vip)
         .map(|(ingress, service)| (ingress.ip, service))
         .collect();
-    let key =
-        |(address, service): &(IpAddr, &Service)| (*address, service.namespace.clone(), service.name.clone());
-    holders.sort_by_cached_key(key);
-    holders.dedup_by_key(|holder| key(holder));
+    holders.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
+    holders.dedup_by(|a, b| key(a) == key(b));
 
     let mut placements: HashMap<Vec<Demand>, Arc<Placement>> = HashMap::new();
     let of_address = |holders: &[(IpAddr, &Service)]| {
@@ -107,6 +105,11 @@ pub fn candidates(services: &[Service], speaker: &SpeakerSpec) -> Vec<Candidate>
         }
     };
     holders.chunk_by(|(a, _), (b, _)| a == b).map(of_address).collect()
+}
+
+/// What holders are sorted by.
+fn key<'a>((address, service): &(IpAddr, &'a Service)) -> (IpAddr, &'a str, &'a str) {
+    (*address, &service.namespace, &service.name)
 }
 
 /// The speaker's settings, ready to be asked.

@@ -12,7 +12,6 @@ use homelab_model::{L2Advertisement, LABEL_EXCLUDE, LbUnfit};
 use homelab_speaker::announce::Wanted;
 use homelab_speaker::candidates::{Interfaces, candidates};
 use homelab_speaker::election::{Owned, elect, fitness, wanted};
-
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -329,7 +328,7 @@ proptest! {
                         why.insert(LbUnfit::ExcludeLabel);
                     } else if here.is_empty() {
                         why.insert(LbUnfit::NotSelected);
-                    } else if service.external_traffic_policy == Policy::Local && !local(&service) {
+                    } else if service.external_traffic_policy == Policy::Local && !local(service) {
                         why.insert(LbUnfit::NoLocalEndpoint);
                     }
                     for (index, a) in &here {

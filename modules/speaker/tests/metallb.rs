@@ -13,7 +13,6 @@ use cluster::{Cluster, all, endpoint, ip, mac, node, prefer, selector, service};
 use homelab_model::{L2Advertisement, LABEL_EXCLUDE, LbUnfit};
 use homelab_speaker::announce::Announcer;
 use homelab_speaker::arp::Arp;
-
 use homelab_speaker::election::{fitness, wanted};
 use homelab_speaker::mac::Mac;
 use serde_json::json;

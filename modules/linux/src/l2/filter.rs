@@ -63,7 +63,7 @@ pub(super) fn nothing() -> Vec<SockFilter> {
 
 /// ARP that asks for, or says something of, one of the addresses. All ARP where they are too many for a program.
 pub(super) fn arp(index: u32, addresses: &[Ipv4Addr]) -> Vec<SockFilter> {
-    let mut program = of_interface(index).to_vec();
+    let mut program = Vec::from(of_interface(index));
     let head = program.len();
     for offset in [ARP_TARGET, ARP_SENDER] {
         program.push(load(LOAD_WORD, offset));
@@ -77,7 +77,7 @@ pub(super) fn arp(index: u32, addresses: &[Ipv4Addr]) -> Vec<SockFilter> {
 
 /// Neighbour solicitations and advertisements about one of the addresses; about all where they are too many.
 pub(super) fn ndp(index: u32, addresses: &[Ipv6Addr]) -> Vec<SockFilter> {
-    let mut program = of_interface(index).to_vec();
+    let mut program = Vec::from(of_interface(index));
     program.extend([
         load(LOAD_BYTE, IPV6_NEXT),
         unless_equal(ICMP6, 3),

@@ -156,8 +156,9 @@ impl Machine {
     pub(super) fn claimed(&mut self, other: Mac, mac: Mac, cx: &mut Context<'_>) {
         self.claims += 1;
         match &mut self.phase {
-            Phase::Down { .. } => {}
-            Phase::Probing { .. } | Phase::Waiting { .. } => self.yields(other, cx),
+            // The next round of probes finds out who has it then: one event in ten seconds, whatever is claimed.
+            Phase::Down { .. } | Phase::Waiting { .. } => {}
+            Phase::Probing { .. } => self.yields(other, cx),
             // RFC 5227 2.4 (b).
             Phase::Announced { defended: Some(at), .. } if cx.now < *at + DEFEND_INTERVAL => {
                 self.yields(other, cx);
