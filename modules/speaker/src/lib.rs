@@ -2,3 +2,5 @@
 //!
 //! Nothing here has a socket or a clock: frames and datagrams come in, frames and datagrams go out, and time is an
 //! argument.
+
+pub mod membership;
