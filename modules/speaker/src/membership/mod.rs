@@ -262,11 +262,12 @@ impl Membership {
     /// Takes a datagram. It does not matter where it came from: what is sealed for us by a node of the table counts,
     /// and answers go to the table's addresses.
     pub fn datagram(&mut self, datagram: &[u8], now: Time) -> Result<(), Refused> {
-        self.clock(now);
         if self.leaving {
             return Ok(());
         }
-        let result = self.receive(datagram);
+        let (from, opened) = self.open(datagram)?;
+        self.clock(now);
+        let result = self.receive(from, &opened);
         self.contact_round();
         result
     }

@@ -19,18 +19,23 @@ const CONTACT_AGAIN: Duration = Duration::from_millis(50);
 const ASKED_FOR: Duration = Duration::from_millis(300);
 
 impl Membership {
-    pub(super) fn receive(&mut self, datagram: &[u8]) -> Result<(), Refused> {
-        let own = self.own();
+    /// Opens a datagram. Nothing happens because of one that does not open.
+    pub(super) fn open(&self, datagram: &[u8]) -> Result<(Tag, Opened), Refused> {
         let from = self.seal.sender(datagram)?;
+        let peer = self.peers.get(&from).ok_or(Refused::Stranger)?;
+        Ok((from, self.seal.open(&peer.link, datagram)?))
+    }
+
+    pub(super) fn receive(&mut self, from: Tag, opened: &Opened) -> Result<(), Refused> {
+        let own = self.own();
         let peer = self.peers.get_mut(&from).ok_or(Refused::Stranger)?;
-        let opened = self.seal.open(&peer.link, datagram)?;
-        let admission = peer.link.admit(&opened);
+        let admission = peer.link.admit(opened);
         if admission == Admission::Replayed {
             return Err(Refused::Replayed);
         }
         let message = Message::decode(&opened.payload).map_err(|_| Refused::Content)?;
         if let Message::Hello { challenge, answer, epoch, boot } = message {
-            return self.hello(from, &opened, admission, (challenge, answer), (epoch, boot));
+            return self.hello(from, opened, admission, (challenge, answer), (epoch, boot));
         }
         if admission == Admission::Unproven {
             if peer.challenged.is_none_or(|at| own >= at + CHALLENGE_EVERY) {
@@ -121,7 +126,8 @@ impl Membership {
             }
             Message::Left { epoch } => self.heed_left(from, epoch),
             Message::Sync(theirs) => {
-                let (push, want) = self.states.compare(&theirs);
+                let (push, mut want) = self.states.compare(&theirs);
+                want.retain(|owner| self.peers.contains_key(owner));
                 for owner in push {
                     self.push_state(from, owner);
                 }
