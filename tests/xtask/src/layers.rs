@@ -24,8 +24,18 @@ struct Layer {
 /// Crates that compute and do nothing else.
 const DATA: &[&str] = &["ipnet", "minijinja", "serde", "serde_json", "sha2", "thiserror"];
 /// The same for the membership of the agents: SWIM without sockets, and sealing.
-const SPEAKER: &[&str] =
-    &["bytes", "chacha20poly1305", "foca", "ipnet", "rand", "serde", "serde_json", "sha2", "thiserror"];
+const SPEAKER: &[&str] = &[
+    "bytes",
+    "chacha20poly1305",
+    "foca",
+    "ipnet",
+    "postcard",
+    "rand",
+    "serde",
+    "serde_json",
+    "sha2",
+    "thiserror",
+];
 /// The same for the parser of homelab.yaml.
 const PARSER: &[&str] =
     &["granit-parser", "ipnet", "jsonschema", "miette", "schemars", "serde", "serde_json", "thiserror"];

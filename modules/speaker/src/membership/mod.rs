@@ -141,8 +141,6 @@ struct Peer {
     /// The start as which it is a member.
     up: Option<u64>,
     incarnation: u16,
-    /// The epoch in which it left in order.
-    left: Option<u32>,
     /// When to talk to it next while it is no member, and how often that was tried.
     contact: Time,
     contacted: Option<Time>,
@@ -264,11 +262,12 @@ impl Membership {
     /// Takes a datagram. It does not matter where it came from: what is sealed for us by a node of the table counts,
     /// and answers go to the table's addresses.
     pub fn datagram(&mut self, datagram: &[u8], now: Time) -> Result<(), Refused> {
-        self.clock(now);
         if self.leaving {
             return Ok(());
         }
-        let result = self.receive(datagram);
+        let (from, opened) = self.open(datagram)?;
+        self.clock(now);
+        let result = self.receive(from, &opened);
         self.contact_round();
         result
     }
@@ -293,7 +292,6 @@ impl Membership {
             return;
         }
         self.say_left();
-        let _ = self.swim(|foca, runtime| foca.leave_cluster(runtime));
         self.leaving = true;
         self.timers.clear();
         self.repeats = swim::repeats(self.own(), Repeat::Left);
@@ -381,7 +379,6 @@ impl Peer {
             since: now,
             up: None,
             incarnation: 0,
-            left: None,
             contact: own,
             contacted: None,
             tries: 0,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use foca::{Member, State};
 
 use super::id::{Id, screened};
-use super::rounds::HELPERS;
 use super::seal::{Admission, Nonce, Opened, Refused, Tag};
+use super::swim::LEFT;
 use super::wire::{Message, NOTHING};
 use super::{Event, Membership};
 
@@ -19,18 +19,23 @@ const CONTACT_AGAIN: Duration = Duration::from_millis(50);
 const ASKED_FOR: Duration = Duration::from_millis(300);
 
 impl Membership {
-    pub(super) fn receive(&mut self, datagram: &[u8]) -> Result<(), Refused> {
-        let own = self.own();
+    /// Opens a datagram. Nothing happens because of one that does not open.
+    pub(super) fn open(&self, datagram: &[u8]) -> Result<(Tag, Opened), Refused> {
         let from = self.seal.sender(datagram)?;
+        let peer = self.peers.get(&from).ok_or(Refused::Stranger)?;
+        Ok((from, self.seal.open(&peer.link, datagram)?))
+    }
+
+    pub(super) fn receive(&mut self, from: Tag, opened: &Opened) -> Result<(), Refused> {
+        let own = self.own();
         let peer = self.peers.get_mut(&from).ok_or(Refused::Stranger)?;
-        let opened = self.seal.open(&peer.link, datagram)?;
-        let admission = peer.link.admit(&opened);
+        let admission = peer.link.admit(opened);
         if admission == Admission::Replayed {
             return Err(Refused::Replayed);
         }
         let message = Message::decode(&opened.payload).map_err(|_| Refused::Content)?;
         if let Message::Hello { challenge, answer, epoch, boot } = message {
-            return self.hello(from, &opened, admission, (challenge, answer), (epoch, boot));
+            return self.hello(from, opened, admission, (challenge, answer), (epoch, boot));
         }
         if admission == Admission::Unproven {
             if peer.challenged.is_none_or(|at| own >= at + CHALLENGE_EVERY) {
@@ -54,14 +59,12 @@ impl Membership {
     ) -> Result<(), Refused> {
         let own = self.own();
         let mut fresh = admission == Admission::Fresh;
+        let mut started = false;
         if let Some(peer) = self.peers.get_mut(&from)
             && answer != NOTHING
             && peer.link.prove(answer, opened, own)
         {
-            if !fresh {
-                // Another start than the last: it may not be a member yet.
-                (peer.contact, peer.tries) = (own, 0);
-            }
+            started = !fresh;
             fresh = true;
         }
         if fresh {
@@ -74,6 +77,13 @@ impl Membership {
         }
         if challenge != NOTHING {
             self.hello_to(from, challenge, !fresh);
+        }
+        if started {
+            // Another start than the last, so no member yet, even if an earlier start is.
+            if let Some(peer) = self.peers.get_mut(&from) {
+                (peer.contacted, peer.tries) = (Some(own), 0);
+            }
+            self.announce(from);
         }
         if fresh { Ok(()) } else { Err(Refused::Unproven) }
     }
@@ -114,9 +124,10 @@ impl Membership {
                     peer.watch.vouched(own);
                 }
             }
-            Message::Left { who, epoch } => self.heed_left(from, who, epoch),
+            Message::Left { epoch } => self.heed_left(from, epoch),
             Message::Sync(theirs) => {
-                let (push, want) = self.states.compare(&theirs);
+                let (push, mut want) = self.states.compare(&theirs);
+                want.retain(|owner| self.peers.contains_key(owner));
                 for owner in push {
                     self.push_state(from, owner);
                 }
@@ -152,10 +163,11 @@ impl Membership {
         let known = |id: &Id| id.tag == self.id.tag || self.peers.contains_key(&id.tag);
         let doubt = |member: Member<Id>| {
             let id = *member.id();
-            let heard = self.peers.get(&id.tag).is_some_and(|peer| {
-                peer.up == Some(id.boot) && peer.left != Some(id.epoch) && peer.watch.heard_lately(now)
-            });
-            let doubtful = member.state() == State::Down && heard;
+            let heard = self
+                .peers
+                .get(&id.tag)
+                .is_some_and(|peer| peer.up == Some(id.boot) && peer.watch.heard_lately(now));
+            let doubtful = member.state() == State::Down && member.incarnation() != LEFT && heard;
             let current = || self.record(id.tag).is_some_and(|record| *record.id() == id);
             Some(if doubtful && current() {
                 Member::new(id, member.incarnation(), State::Suspect)
@@ -170,19 +182,11 @@ impl Membership {
         self.swim(|foca, runtime| foca.handle_data(&datagram, runtime)).map_err(|_| Refused::Content)
     }
 
-    /// A node has left in order. What it says itself is passed on to a few, in case some did not hear it.
-    fn heed_left(&mut self, from: Tag, who: Tag, epoch: u32) {
-        let Some(member) = self.record(who).filter(|member| member.id().epoch == epoch) else { return };
-        let Some(peer) = self.peers.get_mut(&who) else { return };
-        if peer.left == Some(epoch) || peer.up != Some(member.id().boot) {
-            return;
-        }
-        peer.left = Some(epoch);
-        self.declare(who, State::Down);
-        if from == who {
-            for helper in self.some_members(HELPERS, who) {
-                self.send(helper, &Message::Left { who, epoch });
-            }
+    /// The sender has left in order. Others are told by foca's gossip.
+    fn heed_left(&mut self, from: Tag, epoch: u32) {
+        if self.record(from).is_some_and(|member| member.id().epoch == epoch && member.state() != State::Down)
+        {
+            self.declare(from, State::Down, LEFT);
         }
     }
 }

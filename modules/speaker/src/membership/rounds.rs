@@ -5,7 +5,6 @@ use std::time::Duration;
 use foca::State;
 use rand::seq::IteratorRandom;
 
-use super::id::Id;
 use super::seal::{Nonce, Tag};
 use super::watch::{PING_EVERY, Verdict};
 use super::wire::{Message, NOTHING};
@@ -18,8 +17,8 @@ const SOON_TRIES: u32 = 5;
 /// How often states are compared, and with how many members.
 const SYNC_EVERY: Duration = Duration::from_millis(250);
 const SYNC_WITH: usize = 2;
-/// Members that are asked whether they hear one that we do not, and that pass on that one has left.
-pub(super) const HELPERS: usize = 3;
+/// Members that are asked whether they hear one that we do not.
+const HELPERS: usize = 3;
 
 impl Membership {
     /// Pings those that are watched, and judges them.
@@ -43,9 +42,9 @@ impl Membership {
             }
             match verdict {
                 Verdict::Suspect if self.record(tag).is_some_and(|m| m.state() == State::Alive) => {
-                    self.declare(tag, State::Suspect);
+                    self.declare_silent(tag, State::Suspect);
                 }
-                Verdict::Dead => self.declare(tag, State::Down),
+                Verdict::Dead => self.declare_silent(tag, State::Down),
                 _ => {}
             }
         }
@@ -72,9 +71,7 @@ impl Membership {
             peer.contact = own + if peer.tries <= SOON_TRIES { CONTACT_SOON } else { CONTACT };
             peer.contacted = Some(own);
             if peer.link.is_proven() {
-                // Only the tag of an announcement's receiver matters.
-                let anyone = Id { tag, epoch: 0, boot: 0 };
-                let _ = self.swim(|foca, runtime| foca.announce(anyone, runtime));
+                self.announce(tag);
             } else {
                 self.hello_to(tag, NOTHING, true);
             }
@@ -124,7 +121,7 @@ impl Membership {
 
     /// Tells all members that this node leaves.
     pub(super) fn say_left(&mut self) {
-        let left = Message::Left { who: self.id.tag, epoch: self.id.epoch };
+        let left = Message::Left { epoch: self.id.epoch };
         for tag in self.up() {
             self.send(tag, &left);
         }

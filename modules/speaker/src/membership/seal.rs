@@ -344,3 +344,99 @@ impl Window {
 fn word(counter: u64) -> usize {
     (counter / 64 % WORDS as u64) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn seal(node: &str, keys: &KeyRing) -> Seal {
+        Seal::new("home", node, keys, &mut StdRng::seed_from_u64(1))
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_admits_every_counter_once(
+            start in 0u64..3000,
+            counters in proptest::collection::vec((0u64..3000, any::<bool>()), 1..300),
+        ) {
+            let mut window = Window::closed_at(start);
+            let mut seen: BTreeSet<u64> = (0..=start).collect();
+            let mut top = start;
+            for (counter, near) in counters {
+                let counter = if near { (top + counter % 40).saturating_sub(20) } else { counter };
+                let admitted = window.admit(counter);
+                top = top.max(counter);
+                prop_assert!(!(admitted && seen.contains(&counter)));
+                // The last 960 at least are told apart; what is older may be refused, never admitted twice.
+                if counter + 960 > top && !seen.contains(&counter) {
+                    prop_assert!(admitted);
+                }
+                seen.insert(counter);
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_survives_large_steps() {
+        let mut window = Window::closed_at(5);
+        for counter in [u64::MAX / 2, 6, u64::MAX / 2 - 1, u64::MAX] {
+            assert_eq!(window.admit(counter), counter != 6, "{counter}");
+            assert!(!window.admit(counter));
+        }
+    }
+
+    #[test]
+    fn payloads_of_all_lengths_come_back() {
+        let keys = KeyRing::first([1; 32]);
+        let (mut a, b) = (seal("a", &keys), seal("b", &keys));
+        let (to_b, from_a) = (a.link("b"), b.link("a"));
+        for length in [0, 1, 100, MAX_PAYLOAD] {
+            let payload: Vec<u8> = (0..length).map(|i| i as u8).collect();
+            let datagram = a.seal(&to_b, &payload).expect("sealed");
+            assert_eq!(datagram.len(), HEADER + length + MAC);
+            assert_eq!(b.sender(&datagram), Ok(tag_of("home", "a")));
+            assert_eq!(b.open(&from_a, &datagram).expect("opens").payload, payload);
+        }
+        assert_eq!(a.seal(&to_b, &[0; MAX_PAYLOAD + 1]), None);
+    }
+
+    #[test]
+    fn every_bit_counts() {
+        let keys = KeyRing::first([1; 32]);
+        let (mut a, b) = (seal("a", &keys), seal("b", &keys));
+        let datagram = a.seal(&a.link("b"), b"payload").expect("sealed");
+        for bit in 0..datagram.len() * 8 {
+            let mut damaged = datagram.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(b.open(&b.link("a"), &damaged).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn an_answer_proves_only_in_time_and_once() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let mut link = seal("a", &KeyRing::first([1; 32])).link("b");
+        let opened = |counter| Opened { session: [7; 16], counter, payload: Vec::new() };
+        let nonce = link.challenge(&mut rng, Duration::ZERO);
+        assert_eq!(link.challenge(&mut rng, Duration::from_secs(1)), nonce);
+        assert!(!link.prove([0; 16], &opened(1), Duration::ZERO));
+        assert!(!link.prove(nonce, &opened(1), CHALLENGE_LIFE));
+        let nonce = link.challenge(&mut rng, CHALLENGE_LIFE);
+        assert!(link.prove(nonce, &opened(70), CHALLENGE_LIFE));
+        assert!(!link.prove(nonce, &opened(71), CHALLENGE_LIFE));
+        // What came before the proof counts as seen.
+        assert_eq!(link.admit(&opened(70)), Admission::Replayed);
+        assert_eq!(link.admit(&opened(69)), Admission::Replayed);
+        assert_eq!(link.admit(&opened(71)), Admission::Fresh);
+        assert_eq!(link.admit(&opened(71)), Admission::Replayed);
+        assert_eq!(
+            link.admit(&Opened { session: [8; 16], counter: 1, payload: Vec::new() }),
+            Admission::Unproven
+        );
+    }
+}

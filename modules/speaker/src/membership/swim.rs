@@ -4,7 +4,7 @@ use std::iter::once;
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
-use foca::{AccumulatingRuntime, Config, Foca, NoCustomBroadcast, PeriodicParams, State, Timer};
+use foca::{AccumulatingRuntime, Config, Foca, Incarnation, NoCustomBroadcast, PeriodicParams, State, Timer};
 use rand::rngs::StdRng;
 
 use super::id::{Id, Records};
@@ -28,6 +28,10 @@ const RECONSIDER: Duration = Duration::from_millis(500);
 const NEIGHBOURS: usize = 4;
 /// When a message to all members is repeated, in case it was lost.
 const REPEATS: [Duration; 2] = [Duration::from_millis(15), Duration::from_millis(45)];
+
+/// Incarnation of a dead member that says it has left in order. The living do not have it: foca renews their identity
+/// instead.
+pub(super) const LEFT: Incarnation = Incarnation::MAX;
 
 pub(super) fn repeats(own: Time, what: Repeat) -> Vec<(Time, Repeat)> {
     REPEATS.iter().map(|after| (own + *after, what)).collect()
@@ -103,10 +107,23 @@ impl Membership {
         self.foca.iter_membership_state().find(|member| member.id().tag == tag).cloned()
     }
 
-    /// Says of a member that it is suspect or dead, to everybody.
-    pub(super) fn declare(&mut self, tag: Tag, state: State) {
+    /// Says of a member that is silent that it is suspect or dead, to everybody.
+    pub(super) fn declare_silent(&mut self, tag: Tag, state: State) {
+        if let Some(member) = self.record(tag) {
+            self.declare(tag, state, member.incarnation());
+        }
+    }
+
+    /// Asks a node to take us for a member, and to say who else is one. Only the tag of its identity matters.
+    pub(super) fn announce(&mut self, tag: Tag) {
+        let anyone = Id { tag, epoch: 0, boot: 0 };
+        let _ = self.swim(|foca, runtime| foca.announce(anyone, runtime));
+    }
+
+    /// Says something of a member to everybody.
+    pub(super) fn declare(&mut self, tag: Tag, state: State, incarnation: Incarnation) {
         let Some(member) = self.record(tag) else { return };
-        let news = foca::Member::new(*member.id(), member.incarnation(), state);
+        let news = foca::Member::new(*member.id(), incarnation, state);
         let _ = self.swim(|foca, runtime| foca.apply_many(once(news), true, runtime));
         let everybody = NonZeroUsize::new(self.foca.num_members()).unwrap_or(NonZeroUsize::MIN);
         let usual = config(self.peers.len() + 1);
@@ -117,9 +134,8 @@ impl Membership {
 
     /// A node that is no longer in the table. Others find out by their own tables.
     pub(super) fn expel(&mut self, tag: Tag) {
-        if let (Some(member), Some(peer)) = (self.record(tag), self.peers.get_mut(&tag)) {
-            peer.left = Some(member.id().epoch);
-            let news = foca::Member::new(*member.id(), member.incarnation(), State::Down);
+        if let Some(member) = self.record(tag) {
+            let news = foca::Member::new(*member.id(), LEFT, State::Down);
             let _ = self.swim(|foca, runtime| foca.apply_many(once(news), false, runtime));
         }
         self.peers.remove(&tag);
@@ -164,8 +180,8 @@ impl Membership {
         let standing = match member.state() {
             State::Alive => Standing::Alive,
             State::Suspect => Standing::Suspect,
-            State::Down if peer.left == Some(id.epoch) => Standing::Left,
             State::Down if peer.up.is_none() => peer.standing,
+            State::Down if member.incarnation() == LEFT => Standing::Left,
             State::Down => Standing::Down,
         };
         if standing.is_member() && peer.up == Some(id.boot) && member.incarnation() > peer.incarnation {

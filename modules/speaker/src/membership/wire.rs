@@ -28,8 +28,8 @@ pub(super) enum Message {
     Ask(Tag),
     /// I hear this node, since you asked.
     Vouch(Tag),
-    /// A node, in this epoch, has left in order. From itself, or passed on.
-    Left { who: Tag, epoch: u32 },
+    /// The sender, in this epoch, has left in order.
+    Left { epoch: u32 },
     /// The states that the sender has, by their owners.
     Sync(Vec<(Tag, Stamp)>),
     /// The sender lacks the states of these owners.
@@ -64,9 +64,8 @@ impl Message {
                 out.put_u8(5);
                 out.put_u64(*tag);
             }
-            Message::Left { who, epoch } => {
+            Message::Left { epoch } => {
                 out.put_u8(6);
-                out.put_u64(*who);
                 out.put_u32(*epoch);
             }
             Message::Sync(entries) => {
@@ -130,7 +129,7 @@ fn read(buf: &mut &[u8]) -> Result<Option<Message>, bytes::TryGetError> {
         3 => Message::Ack,
         4 => Message::Ask(buf.try_get_u64()?),
         5 => Message::Vouch(buf.try_get_u64()?),
-        6 => Message::Left { who: buf.try_get_u64()?, epoch: buf.try_get_u32()? },
+        6 => Message::Left { epoch: buf.try_get_u32()? },
         7 => {
             let mut entries = Vec::with_capacity(buf.len() / SYNC_ENTRY);
             while !buf.is_empty() {
@@ -180,7 +179,7 @@ mod tests {
             Just(Message::Ack),
             any::<Tag>().prop_map(Message::Ask),
             any::<Tag>().prop_map(Message::Vouch),
-            (any::<Tag>(), any::<u32>()).prop_map(|(who, epoch)| Message::Left { who, epoch }),
+            any::<u32>().prop_map(|epoch| Message::Left { epoch }),
             proptest::collection::vec((any::<Tag>(), stamps()), 0..SYNC_ENTRIES).prop_map(Message::Sync),
             proptest::collection::vec(any::<Tag>(), 0..40).prop_map(Message::Want),
             (any::<Tag>(), stamps(), any::<u8>(), any::<u8>(), bytes()).prop_map(

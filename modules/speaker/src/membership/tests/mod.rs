@@ -1,3 +1,4 @@
 mod detection;
 mod members;
+mod sealed;
 mod sim;

@@ -28,7 +28,6 @@ pub(super) struct Packet {
 /// One node.
 pub(super) struct Node {
     pub(super) name: String,
-    pub(super) addr: SocketAddr,
     pub(super) member: Option<Membership>,
     pub(super) keys: KeyRing,
     pub(super) table: Table,
@@ -71,7 +70,6 @@ impl Sim {
         let table: Table = (0..count).map(|i| (name(i), addr(i))).collect();
         let node = |i| Node {
             name: name(i),
-            addr: addr(i),
             member: None,
             keys: KeyRing::first([1; 32]),
             table: table.clone(),
@@ -189,7 +187,7 @@ impl Sim {
 
     fn work(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        node.wake = None;
+        (node.wake, node.deadline) = (None, None);
         let Some(member) = &mut node.member else { return };
         let due = |member: &Membership| member.next_deadline().is_some_and(|at| at <= self.now);
         // A select loop may come to either first.
