@@ -1,7 +1,8 @@
 //! What the speakers are told, and what nobody will announce.
 
-use homelab_model::service::{IpMode, Service};
-use homelab_model::{Cluster, L2Advertisement, LABEL_EXCLUDE, Labels, Selector, SpeakerNode, SpeakerSpec};
+use homelab_desired::{Candidate, candidates};
+use homelab_model::service::Service;
+use homelab_model::{Cluster, LABEL_EXCLUDE, LbUnfit, SpeakerNode, SpeakerSpec};
 
 /// What every node's speaker is told; None without pools. The order of the file is no difference.
 pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
@@ -28,49 +29,37 @@ pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
 
 /// Says which nodes announce nothing, and which addresses nobody announces.
 pub(crate) fn unannounced(spec: &SpeakerSpec, services: &[Service], warnings: &mut Vec<String>) {
-    for node in spec.nodes.iter().filter(excluded) {
+    for node in spec.nodes.iter().filter(|node| node.labels.contains_key(LABEL_EXCLUDE)) {
         warnings.push(format!(
             "{} announces no load-balancer addresses: it has the label {LABEL_EXCLUDE}",
             node.name
         ));
     }
-    for service in services {
-        for one in service.load_balancer.iter().filter(|one| one.ip_mode == IpMode::Vip) {
-            let Some(pool) = spec.pools.iter().find(|pool| pool.holds(one.ip)) else { continue };
-            if let Some(why) = silence(spec, &pool.name, service) {
-                warnings.push(format!(
-                    "service {}: nobody announces its load-balancer address {}: {why}",
-                    service.full_name(),
-                    one.ip
-                ));
-            }
+    for candidate in candidates(services, spec) {
+        let Some(why) = silence(&candidate) else { continue };
+        for service in &candidate.services {
+            warnings.push(format!(
+                "service {service}: nobody announces its load-balancer address {}: {why}",
+                candidate.address
+            ));
         }
     }
 }
 
-fn excluded(node: &&SpeakerNode) -> bool {
-    node.labels.contains_key(LABEL_EXCLUDE)
-}
-
-/// Why no node may announce a service's address of a pool, as far as selectors and labels say.
-fn silence(spec: &SpeakerSpec, pool: &str, service: &Service) -> Option<String> {
-    let any = |selectors: &[Selector], labels: &Labels| {
-        selectors.is_empty() || selectors.iter().any(|selector| selector.matches(labels))
-    };
-    let fits = |one: &&L2Advertisement| {
-        (one.ip_address_pools.is_empty() || one.ip_address_pools.iter().any(|name| name == pool))
-            && any(&one.service_selectors, &service.labels)
-    };
-    let advertisements: Vec<&L2Advertisement> = spec.advertisements.iter().filter(fits).collect();
-    let chosen =
-        |node: &&SpeakerNode| advertisements.iter().any(|one| any(&one.node_selectors, &node.labels));
-    let nodes: Vec<&SpeakerNode> = spec.nodes.iter().filter(chosen).collect();
-    if advertisements.is_empty() {
-        return Some(format!("no advertisement is for pool {pool} and this service"));
-    }
-    if nodes.is_empty() {
-        let names: Vec<&str> = advertisements.iter().map(|one| one.name.as_str()).collect();
-        return Some(format!("no node fits the `nodeSelectors` of {}", names.join(" and ")));
-    }
-    nodes.iter().all(excluded).then(|| format!("all nodes that could have the label {LABEL_EXCLUDE}"))
+/// Why no node may announce an address, if none may. An address in no pool is somebody else's.
+fn silence(candidate: &Candidate) -> Option<String> {
+    let pool = candidate.pool.as_ref().filter(|_| candidate.placement.nodes.is_empty())?;
+    let because = |why| candidate.placement.excluded.iter().any(|(_, reason)| *reason == why);
+    // The last hurdle that a node failed at: the others did not come so far.
+    Some(if because(LbUnfit::NoCommonInterface) {
+        "services that share it are to be announced on different interfaces".to_owned()
+    } else if because(LbUnfit::NoLocalEndpoint) {
+        "no node that could has an endpoint, which `externalTrafficPolicy: Local` asks for".to_owned()
+    } else if because(LbUnfit::ExcludeLabel) {
+        format!("all nodes that could have the label {LABEL_EXCLUDE}")
+    } else if because(LbUnfit::NotSelected) {
+        format!("no node fits the `nodeSelectors` of the advertisements for pool {pool}")
+    } else {
+        format!("no advertisement is for pool {pool} and this service")
+    })
 }

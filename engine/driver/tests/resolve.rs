@@ -286,7 +286,7 @@ fn an_address_that_nobody_announces_is_told() {
         (
             vec![advertisement("b", &[], Some("b")), advertisement("c", &[], Some("c"))],
             "nginx",
-            vec![format!("{silent}no node fits the `nodeSelectors` of b and c")],
+            vec![format!("{silent}no node fits the `nodeSelectors` of the advertisements for pool second")],
         ),
     ] {
         assert_eq!(told(&advertisements, team), expected);
