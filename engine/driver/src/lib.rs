@@ -29,6 +29,7 @@ mod rivals;
 mod rollout;
 mod rotate;
 mod services;
+mod speaker;
 mod transact;
 mod transport;
 

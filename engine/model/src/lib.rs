@@ -10,6 +10,7 @@ mod cluster;
 mod declared;
 mod keys;
 mod lb;
+mod lb_report;
 mod mac;
 mod node;
 mod object;
@@ -24,14 +25,16 @@ mod transaction;
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
 pub use assign::{Assigned, Ranges, Refusal, assign};
 pub use cluster::{
-    AgentSettings, Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, SshSettings, Vxlan,
+    AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, ServiceAllocation,
+    SshSettings, Vxlan,
 };
-pub use declared::{ContainerEndpoint, Declared, Family};
+pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
     Selector, SpeakerNode, SpeakerSpec,
 };
+pub use lb_report::{LbAddress, LbInterface, LbMember, LbReport, LbStanding, LbState, LbUnfit, LbWhere};
 pub use mac::stable_mac;
 pub use node::{
     Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,

@@ -39,6 +39,10 @@ pub const RECOVERY_UNIT: &str = "homelab-recovery.service";
 pub const REVERT_UNIT: &str = "homelab-revert";
 /// Volatile state: the agent's report and the lock that orders its work and an apply.
 pub const RUN: &str = "/run/homelab";
+/// What the node's speaker says of load-balancer addresses ([`crate::LbReport`]).
+pub const LB_REPORT: &str = "/run/homelab/lb.json";
+/// There while the node is cordoned.
+pub const CORDONED: &str = "/var/lib/homelab/cordoned";
 /// The agent's systemd unit.
 pub const UNIT: &str = "homelab-node.service";
 /// Path of the unit file.

@@ -30,6 +30,7 @@ mod services;
 mod sysctl;
 pub mod transaction;
 mod unit;
+mod wait;
 
 pub use asides::read_secret;
 pub use clock::{boot_id, boottime_ms, unix_seconds};
@@ -44,3 +45,5 @@ pub use probe::probe;
 pub use root::Root;
 pub use rt::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};
 pub use services::{Connections, Held, Synced};
+pub use unit::machine_stops;
+pub use wait::wait;

@@ -156,6 +156,13 @@ fn config(root: &Root, pid: u32) -> String {
     agent_report(root).filter(|report| report.pid == pid).map(|report| report.config).unwrap_or_default()
 }
 
+/// Whether the machine is being shut down.
+pub fn machine_stops() -> bool {
+    let output = Command::new("systemctl").arg("is-system-running").stdin(Stdio::null()).output();
+    // It fails whenever the answer is another than `running`.
+    output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
+}
+
 /// The agent's report.
 pub(crate) fn agent_report(root: &Root) -> Option<AgentFact> {
     let bytes = fs::read(root.path(ours::RUN).join("agent.json")).ok()?;

@@ -8,6 +8,7 @@
 mod events;
 mod http;
 mod metrics;
+mod speaker;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -95,6 +96,7 @@ struct Agent {
     trouble: Option<String>,
     metrics: Arc<Metrics>,
     http: Http,
+    speaker: speaker::Handle,
 }
 
 /// What tells a file from what replaces it: device, inode, size and time of change in ns.
@@ -129,6 +131,7 @@ async fn run() -> Result<(), String> {
         blind: None,
         trouble: None,
         http: Http::new(Arc::clone(&metrics), Limits::new(HEALTHY_FOR)),
+        speaker: speaker::Handle::start(Arc::clone(&metrics))?,
         metrics,
     };
     if let Ok(mut watched) = watched.lock() {
@@ -157,6 +160,7 @@ async fn run() -> Result<(), String> {
             // laptop is.
             _ = hangup.recv() => {
                 agent.load();
+                agent.speaker.cordon();
                 agent.write_report();
                 due = EVERYTHING;
                 check_at.get_or_insert_with(Instant::now);
@@ -194,6 +198,10 @@ async fn run() -> Result<(), String> {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             }
         }
+    }
+    // An agent that is started again keeps its addresses: the kernel goes on serving them meanwhile.
+    if homelab_linux::machine_stops() {
+        agent.speaker.leave();
     }
     info!("agent stops; the kernel keeps its state");
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
@@ -265,6 +273,7 @@ impl Agent {
         self.metrics.services.set(number(spec.services.len()));
         self.metrics.endpoints.set(number(spec.services.iter().map(|s| s.endpoints.len()).sum()));
         self.http.want(spec.proxy.agent, checks);
+        self.speaker.configure(&spec);
         self.foundation = homelab_desired::foundation(&spec);
         self.services = services;
         self.settled = false;
@@ -307,10 +316,21 @@ impl Agent {
         if let (Some(synced), true, None) = (self.synced, ruled, &self.blind) {
             self.http.in_place(synced);
         }
+        if self.spec.is_some() {
+            self.speaker.ready(self.settled && ruled && self.blind.is_none());
+        }
+        let speaker = self.speaker.errors();
         let failures = self.failures.iter().map(|(_, message)| message);
         let proxy = self.unsynced.iter().chain(self.http.errors());
-        self.report.errors =
-            self.trouble.iter().chain(&self.blind).chain(proxy).chain(failures).cloned().collect();
+        self.report.errors = self
+            .trouble
+            .iter()
+            .chain(&self.blind)
+            .chain(proxy)
+            .chain(failures)
+            .chain(&speaker)
+            .cloned()
+            .collect();
         self.metrics.errors.set(number(self.report.errors.len()));
         self.write_report();
     }

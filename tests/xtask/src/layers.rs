@@ -23,6 +23,19 @@ struct Layer {
 
 /// Crates that compute and do nothing else.
 const DATA: &[&str] = &["ipnet", "minijinja", "serde", "serde_json", "sha2", "thiserror"];
+/// The same for the membership of the agents: SWIM without sockets, and sealing.
+const SPEAKER: &[&str] = &[
+    "bytes",
+    "chacha20poly1305",
+    "foca",
+    "ipnet",
+    "postcard",
+    "rand",
+    "serde",
+    "serde_json",
+    "sha2",
+    "thiserror",
+];
 /// The same for the parser of homelab.yaml.
 const PARSER: &[&str] =
     &["granit-parser", "ipnet", "jsonschema", "miette", "schemars", "serde", "serde_json", "thiserror"];
@@ -34,7 +47,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "homelab-vtep", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-cni", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-proxy", ours: &["homelab-model"], pure: Some(DATA) },
-    Layer { name: "homelab-speaker", ours: &["homelab-model"], pure: Some(DATA) },
+    Layer { name: "homelab-speaker", ours: &["homelab-model"], pure: Some(SPEAKER) },
     Layer {
         name: "homelab-desired",
         ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy", "homelab-speaker"],

@@ -26,6 +26,10 @@ const ICMP6: u32 = 58;
 const SOLICITATION: u32 = 135;
 const ADVERTISEMENT: u32 = 136;
 
+/// `SKF_AD_OFF + SKF_AD_IFINDEX` and `SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT`: what the kernel knows beside the bytes.
+const INTERFACE: u32 = 0xffff_f008;
+const TAGGED: u32 = 0xffff_f030;
+
 fn load(code: u16, offset: u32) -> SockFilter {
     SockFilter::new(code, 0, 0, offset)
 }
@@ -39,14 +43,28 @@ fn end(bytes: u32) -> SockFilter {
     SockFilter::new(RETURN, 0, 0, bytes)
 }
 
+/// What came in on another interface above this one, as those of VLANs are, and what is of a VLAN without an interface, ends
+/// here.
+fn of_interface(index: u32) -> [SockFilter; 6] {
+    [
+        load(LOAD_WORD, INTERFACE),
+        SockFilter::new(JUMP_EQUAL, 1, 0, index),
+        end(0),
+        load(LOAD_WORD, TAGGED),
+        SockFilter::new(JUMP_EQUAL, 1, 0, 0),
+        end(0),
+    ]
+}
+
 /// Nothing.
 pub(super) fn nothing() -> Vec<SockFilter> {
     vec![end(0)]
 }
 
 /// ARP that asks for, or says something of, one of the addresses. All ARP where they are too many for a program.
-pub(super) fn arp(addresses: &[Ipv4Addr]) -> Vec<SockFilter> {
-    let mut program = Vec::with_capacity(addresses.len() * 4 + 3);
+pub(super) fn arp(index: u32, addresses: &[Ipv4Addr]) -> Vec<SockFilter> {
+    let mut program = Vec::from(of_interface(index));
+    let head = program.len();
     for offset in [ARP_TARGET, ARP_SENDER] {
         program.push(load(LOAD_WORD, offset));
         for address in addresses {
@@ -54,19 +72,20 @@ pub(super) fn arp(addresses: &[Ipv4Addr]) -> Vec<SockFilter> {
         }
     }
     program.push(end(0));
-    if program.len() > MOST { vec![end(WHOLE)] } else { program }
+    fitting(program, head)
 }
 
 /// Neighbour solicitations and advertisements about one of the addresses; about all where they are too many.
-pub(super) fn ndp(addresses: &[Ipv6Addr]) -> Vec<SockFilter> {
-    let mut program = vec![
+pub(super) fn ndp(index: u32, addresses: &[Ipv6Addr]) -> Vec<SockFilter> {
+    let mut program = Vec::from(of_interface(index));
+    program.extend([
         load(LOAD_BYTE, IPV6_NEXT),
         unless_equal(ICMP6, 3),
         load(LOAD_BYTE, ICMP6_TYPE),
         SockFilter::new(JUMP_EQUAL, 2, 0, SOLICITATION),
         SockFilter::new(JUMP_EQUAL, 1, 0, ADVERTISEMENT),
         end(0),
-    ];
+    ]);
     let head = program.len();
     for address in addresses {
         // The last word first: it is the one that differs.
@@ -79,6 +98,11 @@ pub(super) fn ndp(addresses: &[Ipv6Addr]) -> Vec<SockFilter> {
         program.push(end(WHOLE));
     }
     program.push(end(0));
+    fitting(program, head)
+}
+
+/// A program that is too long ends behind its head, and lets all through.
+fn fitting(mut program: Vec<SockFilter>, head: usize) -> Vec<SockFilter> {
     if program.len() > MOST {
         program.truncate(head);
         program.push(end(WHOLE));
@@ -94,11 +118,11 @@ mod tests {
     fn programs_are_never_longer_than_the_kernel_takes() {
         let four = |n: u32| (0..n).map(Ipv4Addr::from).collect::<Vec<_>>();
         let six = |n: u128| (0..n).map(Ipv6Addr::from).collect::<Vec<_>>();
-        assert_eq!(arp(&four(2)).len(), 11);
-        assert_eq!(arp(&four(1023)).len(), 4095);
-        assert_eq!(arp(&four(1024)).len(), 1);
-        assert_eq!(ndp(&six(2)).len(), 25);
-        assert_eq!(ndp(&six(454)).len(), 4093);
-        assert_eq!(ndp(&six(455)).len(), 7);
+        assert_eq!(arp(1, &four(2)).len(), 17);
+        assert_eq!(arp(1, &four(1021)).len(), 4093);
+        assert_eq!(arp(1, &four(1022)).len(), 7);
+        assert_eq!(ndp(1, &six(2)).len(), 31);
+        assert_eq!(ndp(1, &six(453)).len(), 4090);
+        assert_eq!(ndp(1, &six(454)).len(), 13);
     }
 }

@@ -2,6 +2,7 @@
 
 mod filter;
 mod interfaces;
+mod lan;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,6 +15,7 @@ use nix::sys::socket::{LinkAddr, bind};
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use interfaces::{Interface, interfaces};
+pub use lan::Lan;
 
 /// Ethernet types (`linux/if_ether.h`).
 const ARP: u16 = 0x0806;
@@ -113,9 +115,9 @@ impl Port {
                 IpAddr::V6(a) => six.push(*a),
             }
         }
-        let program = if four.is_empty() { filter::nothing() } else { filter::arp(&four) };
+        let program = if four.is_empty() { filter::nothing() } else { filter::arp(self.index, &four) };
         self.arp.attach_filter(&program)?;
-        let program = if six.is_empty() { filter::nothing() } else { filter::ndp(&six) };
+        let program = if six.is_empty() { filter::nothing() } else { filter::ndp(self.index, &six) };
         self.ndp.attach_filter(&program)?;
         self.heard.clear();
         let groups: std::collections::BTreeSet<Ipv6Addr> = six.into_iter().map(solicited_node).collect();

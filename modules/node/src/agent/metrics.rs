@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use homelab_linux::Synced;
+use homelab_model::LbReport;
 use prometheus::core::Collector;
 use prometheus::{
-    Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 /// Of the format that [`Metrics::text`] writes.
@@ -35,6 +36,14 @@ pub(super) struct Metrics {
     released: IntCounter,
     /// By path and code.
     pub(super) requests: IntCounterVec,
+    pub(super) moves: IntCounter,
+    pub(super) conflicts: IntCounter,
+    /// By how they stand.
+    members: IntGaugeVec,
+    /// By where they are.
+    addresses: IntGaugeVec,
+    /// By reason.
+    refused: IntCounterVec,
     memory: IntGauge,
 }
 
@@ -101,6 +110,35 @@ impl Metrics {
                     &["path", "code"],
                 ),
             )?,
+            moves: counter("homelab_lb_moves_total", "Changes of the owners of load-balancer addresses.")?,
+            conflicts: counter(
+                "homelab_lb_conflicts_total",
+                "Load-balancer addresses of this node that a foreign machine turned out to have.",
+            )?,
+            members: add(
+                of,
+                IntGaugeVec::new(
+                    Opts::new("homelab_lb_members", "Nodes of the cluster, as this node sees them."),
+                    &["standing"],
+                ),
+            )?,
+            addresses: add(
+                of,
+                IntGaugeVec::new(
+                    Opts::new("homelab_lb_addresses", "Load-balancer addresses, as this node sees them."),
+                    &["state"],
+                ),
+            )?,
+            refused: add(
+                of,
+                IntCounterVec::new(
+                    Opts::new(
+                        "homelab_lb_refused_total",
+                        "Datagrams and frames of the speaker that were refused.",
+                    ),
+                    &["reason"],
+                ),
+            )?,
             memory: gauge("process_resident_memory_bytes", "Resident memory of the agent.")?,
             registry,
         })
@@ -120,6 +158,23 @@ impl Metrics {
         count(&self.deleted, synced.deleted);
         count(&self.ended, synced.ended);
         count(&self.released, synced.released);
+    }
+
+    /// Takes over what the speaker says; None: there is none.
+    pub(super) fn addresses(&self, report: Option<&LbReport>) {
+        self.members.reset();
+        self.addresses.reset();
+        for member in report.iter().flat_map(|report| &report.members) {
+            self.members.with_label_values(&[member.standing.as_str()]).inc();
+        }
+        for address in report.iter().flat_map(|report| &report.addresses) {
+            self.addresses.with_label_values(&[address.state().as_str()]).inc();
+        }
+    }
+
+    /// Counts a datagram or frame of the speaker that was refused.
+    pub(super) fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
     }
 
     /// All metrics as they are now.
@@ -157,6 +212,7 @@ fn resident() -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use homelab_model::{LbAddress, LbMember, LbStanding};
     use std::collections::BTreeSet;
 
     fn filled() -> Metrics {
@@ -166,7 +222,36 @@ mod tests {
         let synced = Synced { added: 5, deleted: 4, ended: 3, released: 2, transactions: 1 };
         metrics.synced(Duration::from_millis(20), Ok(synced));
         metrics.synced(Duration::from_millis(20), Err(()));
+        metrics.addresses(Some(&report()));
+        metrics.refused("frame");
         metrics
+    }
+
+    fn report() -> LbReport {
+        let address = |last: u8, owner: Option<&str>| LbAddress {
+            address: [192, 168, 50, last].into(),
+            services: vec!["default/web".into()],
+            pool: None,
+            owner: owner.map(str::to_owned),
+            since_unix_ms: None,
+            moves: 0,
+            conflict: None,
+            interfaces: Vec::new(),
+            unfit: Vec::new(),
+        };
+        let member = |name: &str, standing| LbMember {
+            name: name.into(),
+            standing,
+            since_unix_ms: None,
+            ready: true,
+            cordoned: false,
+            interfaces: Vec::new(),
+        };
+        LbReport {
+            addresses: vec![address(200, Some("node2")), address(201, None), address(202, Some("node2"))],
+            members: vec![member("node1", LbStanding::Itself), member("node2", LbStanding::Alive)],
+            ..LbReport::default()
+        }
     }
 
     #[test]
@@ -185,6 +270,11 @@ mod tests {
             "homelab_check_duration_seconds_bucket{scope=\"files\",le=\"0.0025\"} 1",
             "# TYPE homelab_check_duration_seconds histogram",
             "# TYPE homelab_repairs_total counter",
+            "homelab_lb_addresses{state=\"elsewhere\"} 2",
+            "homelab_lb_addresses{state=\"nobody\"} 1",
+            "homelab_lb_members{standing=\"alive\"} 1",
+            "homelab_lb_members{standing=\"itself\"} 1",
+            "homelab_lb_refused_total{reason=\"frame\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

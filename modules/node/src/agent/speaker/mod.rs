@@ -1,0 +1,129 @@
+//! The speaker: sockets, clock and files around [`homelab_speaker::speaker::Speaker`].
+//!
+//! On a thread of its own: peers wait some hundred milliseconds for an answer, and a look at the kernel may take longer.
+
+mod task;
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use homelab_model::service::{Service, Type};
+use homelab_model::{NodeSpec, SpeakerSpec, ours};
+
+use super::metrics::Metrics;
+
+/// Services that are not in place for so long are not: one look may fail, because a change met another one.
+const UNREADY_AFTER: Duration = Duration::from_secs(5);
+/// How long a handover may take before the machine goes down all the same.
+const HANDOVER: Duration = Duration::from_millis(500);
+
+/// What the speaker is told of the cluster.
+#[derive(Debug, Clone, PartialEq)]
+struct Told {
+    cluster: String,
+    node: String,
+    address: IpAddr,
+    spec: SpeakerSpec,
+    /// Those with addresses.
+    services: Vec<Service>,
+}
+
+/// What the agent says to the speaker.
+enum Command {
+    /// Another configuration; None: no addresses are announced.
+    Configure(Option<Box<Told>>),
+    Ready(bool),
+    Cordon(bool),
+    /// Hand over, and end.
+    Leave(Sender<()>),
+}
+
+/// The agent's end.
+pub(super) struct Handle {
+    commands: Sender<Command>,
+    /// Wakes the thread.
+    bell: UnixStream,
+    errors: Arc<Mutex<Vec<String>>>,
+    thread: Option<JoinHandle<()>>,
+    ready: Option<bool>,
+    unready_since: Option<Instant>,
+}
+
+impl Handle {
+    /// Starts the thread. It has nothing to do before [`Handle::configure`].
+    pub(super) fn start(metrics: Arc<Metrics>) -> Result<Handle, String> {
+        let (commands, receiver) = channel();
+        let (bell, rings) = UnixStream::pair().map_err(|e| e.to_string())?;
+        for end in [&bell, &rings] {
+            end.set_nonblocking(true).map_err(|e| e.to_string())?;
+        }
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&errors);
+        let work = move || task::run(&receiver, &rings, &metrics, &shared);
+        let thread =
+            std::thread::Builder::new().name("speaker".to_owned()).spawn(work).map_err(|e| e.to_string())?;
+        Ok(Handle { commands, bell, errors, thread: Some(thread), ready: None, unready_since: None })
+    }
+
+    fn say(&self, command: Command) {
+        // Without a thread there is nobody to hear; `errors` says so. A bell that is full rings already.
+        let _ = self.commands.send(command);
+        let _ = (&self.bell).write(&[1]);
+    }
+
+    pub(super) fn configure(&self, spec: &NodeSpec) {
+        let told = spec.speaker.as_ref().map(|speaker| {
+            let balanced = |service: &&Service| service.r#type == Type::LoadBalancer;
+            Box::new(Told {
+                cluster: spec.cluster.clone(),
+                node: spec.node.clone(),
+                address: spec.address,
+                spec: speaker.clone(),
+                services: spec.services.iter().filter(balanced).cloned().collect(),
+            })
+        });
+        self.say(Command::Configure(told));
+        self.cordon();
+    }
+
+    /// Reads whether the node is cordoned.
+    pub(super) fn cordon(&self) {
+        self.say(Command::Cordon(Path::new(ours::CORDONED).exists()));
+    }
+
+    /// Whether services are in place.
+    pub(super) fn ready(&mut self, ready: bool) {
+        let now = Instant::now();
+        let since = *self.unready_since.get_or_insert(now);
+        if ready {
+            self.unready_since = None;
+        } else if self.ready == Some(true) && now < since + UNREADY_AFTER {
+            return;
+        }
+        if self.ready != Some(ready) {
+            self.ready = Some(ready);
+            self.say(Command::Ready(ready));
+        }
+    }
+
+    /// What does not work now.
+    pub(super) fn errors(&self) -> Vec<String> {
+        let ended = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        errors.extend(ended.then(|| "the speaker has ended: no addresses are announced".to_owned()));
+        errors
+    }
+
+    /// Hands all addresses over before the machine goes down.
+    pub(super) fn leave(&self) {
+        let (done, wait): (Sender<()>, Receiver<()>) = channel();
+        self.say(Command::Leave(done));
+        let _ = wait.recv_timeout(HANDOVER);
+    }
+}

@@ -1,0 +1,4 @@
+mod detection;
+mod members;
+mod sealed;
+mod sim;
