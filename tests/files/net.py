@@ -4,6 +4,8 @@ serve NAME      answers on ports 7000 and 7100, TCP, UDP and SCTP, of all addres
 probe           reads a JSON list of checks from stdin, does them all at once, prints the answers
 boom PORT N     answers N packets of connections to a port with packets that are not theirs
 ask             reads such a list, does each again and again, prints what came of it so far for every line of stdin
+gaps            sends a datagram to each of a list of services every 10 ms and says how long none was answered
+hear            says which ARP and neighbour discovery it heard
 flow NAME       sends a numbered UDP packet to each of a list of others every 10 ms and counts what it gets of them
 """
 import concurrent.futures
@@ -252,6 +254,10 @@ elif sys.argv[1] == "flow":
     flow(sys.argv[2])
 elif sys.argv[1] == "ask":
     ask()
+elif sys.argv[1] == "gaps":
+    gaps()
+elif sys.argv[1] == "hear":
+    hear()
 elif sys.argv[1] == "boom":
     boom(int(sys.argv[2]), int(sys.argv[3]))
 else:

@@ -9,6 +9,7 @@ use crate::{Cluster, Place};
 pub(crate) const SCRIPT: &str = concat!(
     include_str!("../files/sctp.py"),
     include_str!("../files/boom.py"),
+    include_str!("../files/gaps.py"),
     include_str!("../files/net.py")
 );
 

@@ -192,6 +192,22 @@ fn interfaces_of_the_lan_are_told_from_the_rest() {
         assert!(shown.contains(&format!("link/ether {} ", homelab_linux::mac_text(&eth0.mac))), "{shown}");
         let quiet1 = found.iter().find(|i| i.name == "quiet1").unwrap();
         assert!(!quiet1.operational, "down");
+        // Duplicates are searched for, a second or two: until then nothing can be sent from an address.
+        let tentative = || {
+            let found = interfaces(&mut Socket::route().unwrap()).unwrap();
+            found.iter().find(|i| i.name == "eth0").unwrap().tentative
+        };
+        let is_over = || {
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while tentative() {
+                assert!(std::time::Instant::now() < deadline, "{}", run("ip addr show dev eth0"));
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        };
+        is_over();
+        run("ip addr add fd00:50::77/64 dev eth0");
+        assert!(tentative());
+        is_over();
         run("ip link set eth0 down");
         let found = interfaces(&mut Socket::route().unwrap()).unwrap();
         assert!(!found.iter().find(|i| i.name == "eth0").unwrap().operational);

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::announce::Wanted;
 use crate::candidates::{Candidate, Eligible, Interfaces};
-use crate::state::{MemberState, Members};
+use crate::state::{Interface, MemberState, Members};
 
 /// The outcome for an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,17 +86,20 @@ pub fn fitness<'a>(
 }
 
 fn interfaces<'a>(eligible: &Eligible, address: IpAddr, member: &'a MemberState) -> Vec<&'a str> {
-    let having = |fits: &dyn Fn(&ipnet::IpNet) -> bool| -> Vec<&'a str> {
-        let all = member.interfaces.iter();
-        all.filter(|interface| interface.networks.iter().any(fits)).map(|i| i.name.as_str()).collect()
+    let having = |fits: &dyn Fn(&Interface) -> bool| -> Vec<&'a str> {
+        member.interfaces.iter().filter(|i| fits(i)).map(|interface| interface.name.as_str()).collect()
+    };
+    let speaks = |interface: &Interface| {
+        interface.networks.iter().any(|network| network.addr().is_ipv4() == address.is_ipv4())
     };
     match &eligible.interfaces {
-        Interfaces::Named(names) => {
-            member.interfaces.iter().map(|i| i.name.as_str()).filter(|name| names.contains(*name)).collect()
-        }
+        Interfaces::Named(names) => having(&|interface| names.contains(&interface.name)),
         Interfaces::ByNetwork => {
-            let on_link = having(&|network| network.contains(&address));
-            if on_link.is_empty() { having(&|network| network.addr() == eligible.address) } else { on_link }
+            let on_link = having(&|i| i.networks.iter().any(|network| network.contains(&address)));
+            // A node that has no address of the family yet has no way for its packets.
+            let of_node =
+                |i: &Interface| i.networks.iter().any(|n| n.addr() == eligible.address) && speaks(i);
+            if on_link.is_empty() { having(&of_node) } else { on_link }
         }
     }
 }

@@ -128,6 +128,23 @@ fn a_node_that_cannot_says_why() {
 }
 
 #[test]
+fn a_node_without_an_address_of_the_family_cannot_have_it() {
+    let six = "fd00:50::f:1";
+    let mut cluster = Cluster::of(1).with(service("lb", &[VIP, six], json!({})));
+    let owner = |cluster: &Cluster, address: &str| {
+        let owned = elect(&candidates(&cluster.services, &cluster.speaker), &cluster.members);
+        owned.into_iter().find(|o| o.address == ip(address)).and_then(|o| o.owner)
+    };
+    // Of no network of the node: the interface with its LAN address would do.
+    let interface = &mut cluster.member("node1").interfaces[0];
+    interface.networks.retain(|network| network.addr().is_ipv4());
+    assert_eq!(owner(&cluster, VIP), Some("node1".to_owned()));
+    assert_eq!(owner(&cluster, six), None);
+    cluster.member("node1").interfaces[0].networks.push("fd00:77::11/64".parse().unwrap());
+    assert_eq!(owner(&cluster, six), Some("node1".to_owned()));
+}
+
+#[test]
 fn what_a_peer_announced_is_taken_over() {
     let addresses = [VIP, "192.168.50.201"];
     let cluster = Cluster::of(1).with(service("lb", &addresses, json!({})));

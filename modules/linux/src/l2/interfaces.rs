@@ -21,6 +21,8 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// Up, with a carrier.
     pub operational: bool,
+    /// It has an address that the kernel still searches duplicates of (RFC 4862), and does not use yet.
+    pub tentative: bool,
     /// Networks that it is on, link-local ones left out: its addresses with their prefix lengths.
     pub networks: Vec<IpNet>,
     /// It is a radio: access points and drivers may keep ARP for other addresses than its own from it.
@@ -35,6 +37,7 @@ pub struct Interface {
 pub fn interfaces(socket: &mut Socket) -> Result<Vec<Interface>, Error> {
     let links = netlink("reading links", rt::links(socket))?;
     let addresses = netlink("reading addresses", rt::addresses(socket, None))?;
+    let tentative = netlink("reading addresses", rt::tentative(socket))?;
     let usable = |link: &LinkInfo| {
         let mine = link.alias == ours::LINK_ALIAS || link.alias.starts_with(ours::POD_ALIAS);
         (link.resolves && link.master.is_none() && !mine).then(|| parse_mac(&link.mac)).flatten()
@@ -45,6 +48,7 @@ pub fn interfaces(socket: &mut Socket) -> Result<Vec<Interface>, Error> {
         name: link.name.clone(),
         mac,
         operational: link.operational,
+        tentative: tentative.contains(&link.index),
         networks: addresses
             .iter()
             .filter(|(index, address)| *index == link.index && !is_link_local(address))

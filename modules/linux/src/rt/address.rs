@@ -1,5 +1,6 @@
 //! Addresses of links (`linux/if_addr.h`).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,6 +11,8 @@ const IFADDRMSG: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
+/// `IFA_F_TENTATIVE`: duplicates are still searched for, and the address cannot be used.
+const TENTATIVE: u32 = 0x40;
 /// `IFA_F_NODAD`: an address that we gave out ourselves needs no search for duplicates.
 const NODAD: u32 = 2;
 
@@ -41,6 +44,18 @@ pub(crate) fn addresses(socket: &mut Socket, index: Option<u32>) -> Result<Vec<(
     let mut header = [0; IFADDRMSG];
     header[4..8].copy_from_slice(&index.unwrap_or(0).to_ne_bytes());
     socket.dump(Message::new(rtm::GETADDR, 0, &header), read)
+}
+
+/// Indices of links with an address that cannot be used yet.
+pub(crate) fn tentative(socket: &mut Socket) -> Result<BTreeSet<u32>, NetlinkError> {
+    let read = |body: &[u8]| {
+        let index = body.get(4..).and_then(ne_u32)?;
+        let flags = Attributes::after(body, IFADDRMSG).find(|(kind, _)| *kind == IFA_FLAGS);
+        let flags = flags.and_then(|(_, value)| ne_u32(value)).unwrap_or_default();
+        (flags & TENTATIVE != 0).then_some(index)
+    };
+    let found: Vec<u32> = socket.dump(Message::new(rtm::GETADDR, 0, &[0; IFADDRMSG]), read)?;
+    Ok(found.into_iter().collect())
 }
 
 /// Gives a link an address. One that it has already stays.

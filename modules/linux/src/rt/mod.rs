@@ -5,7 +5,9 @@ mod link;
 mod neighbour;
 mod route;
 
-pub(crate) use address::{add_address, add_message as add_address_message, addresses, delete_address};
+pub(crate) use address::{
+    add_address, add_message as add_address_message, addresses, delete_address, tentative,
+};
 pub(crate) use link::{
     LinkChange, NewKind, NewLink, create_link, delete_link, link_by_name, links, no_forward_delay,
     port_message, set_alias, set_link, set_message, veth_message,

@@ -381,12 +381,13 @@ impl Speaker {
         self.changed = false;
         self.others.tick(now);
         self.settle(now);
-        let mut members = self.others.eligible();
+        self.owned.clear();
         if self.settled() {
+            let mut members = self.others.eligible();
             members.insert(self.node.clone(), MemberState { holds: Vec::new(), ..self.said() });
+            self.owned = elect(&self.candidates, &members);
+            self.note_owners(now);
         }
-        self.owned = elect(&self.candidates, &members);
-        self.note_owners(now);
         let mut before = self.others.announced();
         before.extend(&self.held);
         let wanted = wanted(&self.owned, &self.node, &before);
@@ -475,12 +476,9 @@ impl Speaker {
         let mut before = std::mem::take(&mut self.owners);
         for owned in &self.owned {
             let fresh = Ownership { owner: None, since: now, moves: 0 };
-            let known = before.remove(&owned.address);
-            let first = known.is_none();
-            let mut record = known.unwrap_or(fresh);
+            let mut record = before.remove(&owned.address).unwrap_or(fresh);
             if record.owner != owned.owner {
-                // Who starts learns of owners, and nothing moves by that.
-                record.moves += u64::from(self.settled() && !first && record.owner.is_some());
+                record.moves += u64::from(record.owner.is_some());
                 record.since = now;
                 let from = std::mem::replace(&mut record.owner, owned.owner.clone());
                 let event = Event::Moved { address: owned.address, from, to: owned.owner.clone() };

@@ -29,6 +29,9 @@ use crate::agent::metrics::Metrics;
 const EVERY: Duration = Duration::from_secs(1);
 /// [`Time`] of the thread's start: others' times reach back before it.
 const START: Time = Duration::from_secs(3600);
+/// How long an interface that has carrier again is not used because the kernel searches duplicates of its addresses: the
+/// node cannot send from them meanwhile, so it would take packets that it cannot pass on.
+const TENTATIVE: Duration = Duration::from_secs(5);
 /// How long the last words of a node that leaves are repeated.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -54,6 +57,10 @@ struct Task<'a> {
     speaker: Option<Speaker>,
     udp: Option<UdpSocket>,
     lan: Lan,
+    /// Interfaces that are in use, by name, with their indices.
+    used: BTreeMap<String, u32>,
+    /// Since when interfaces have carrier that are not in use yet.
+    waiting: BTreeMap<String, Time>,
     netlink: Socket,
     /// The keys' file as it was when it was read: device, inode, seconds and nanoseconds of change.
     keys: Option<(u64, u64, i64, i64)>,
@@ -75,6 +82,8 @@ impl<'a> Task<'a> {
             ready: None,
             speaker: None,
             udp: None,
+            used: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             lan: Lan::new().map_err(|e| format!("no ports: {e}"))?,
             netlink: Socket::route().map_err(|e| format!("netlink: {e}"))?,
             keys: None,
@@ -174,6 +183,7 @@ impl<'a> Task<'a> {
         }
         self.read_keys();
         self.bind();
+        self.look();
         self.news = true;
     }
 
@@ -258,8 +268,18 @@ impl<'a> Task<'a> {
         };
         self.trouble("interfaces", None);
         self.lan.keep(&found);
-        let usable = found.into_iter().filter(|interface| interface.operational);
-        let usable = usable.map(|i| Interface { name: i.name, mac: Mac(i.mac), networks: i.networks });
+        let mut usable: Vec<homelab_linux::l2::Interface> =
+            found.into_iter().filter(|i| i.operational).collect();
+        self.waiting.retain(|name, _| usable.iter().any(|interface| interface.name == *name));
+        usable.retain(|interface| {
+            let name = &interface.name;
+            let since = *self.waiting.entry(name.clone()).or_insert(now);
+            let stays = self.used.get(name) == Some(&interface.index);
+            stays || !interface.tentative || now >= since + TENTATIVE
+        });
+        self.used = usable.iter().map(|interface| (interface.name.clone(), interface.index)).collect();
+        let usable =
+            usable.into_iter().map(|i| Interface { name: i.name, mac: Mac(i.mac), networks: i.networks });
         if let Some(speaker) = &mut self.speaker {
             speaker.interfaces(usable.collect(), now);
         }
