@@ -62,9 +62,7 @@ impl Engine<'_> {
         let end = Instant::now() + HANDOVER;
         loop {
             let after = ask();
-            let heard: Vec<(String, Option<LbNode>)> =
-                after.iter().map(|(name, answer)| (name.clone(), answer.as_ref().ok().cloned())).collect();
-            let known = is_known(&heard, node, on);
+            let known = is_known(&after, node, on);
             if known || self.cancelled() || Instant::now() > end {
                 return Ok(Cordoned { changed, node: own, before, after, known });
             }

@@ -88,14 +88,14 @@ impl LbNodeRow {
 }
 
 impl LbPicture {
-    /// Puts together what nodes say; None for one that could not be asked.
-    pub fn of(answers: &[(String, Option<LbNode>)]) -> LbPicture {
+    /// Puts together what nodes say, or why they could not be asked.
+    pub fn of<E>(answers: &[(String, Result<LbNode, E>)]) -> LbPicture {
         let said = said(answers);
         let addresses: BTreeSet<IpAddr> =
             said.iter().flat_map(|word| word.report.addresses.iter().map(|a| a.address)).collect();
         LbPicture {
             addresses: addresses.into_iter().map(|address| row(address, &said)).collect(),
-            nodes: answers.iter().map(|(name, answer)| node(name, answer.as_ref(), &said)).collect(),
+            nodes: answers.iter().map(|(name, answer)| node(name, answer.as_ref().ok(), &said)).collect(),
         }
     }
 
@@ -123,7 +123,7 @@ impl LbPicture {
 }
 
 /// Whether all agents that say anything know that `node` is cordoned, or is not, and agree about who has what.
-pub(crate) fn is_known(answers: &[(String, Option<LbNode>)], node: &str, cordoned: bool) -> bool {
+pub(crate) fn is_known<E>(answers: &[(String, Result<LbNode, E>)], node: &str, cordoned: bool) -> bool {
     let said = said(answers);
     let knows = |word: &Word<'_>| word.report.member(node).is_none_or(|m| m.cordoned == cordoned);
     let mut owners: BTreeMap<IpAddr, Option<&str>> = BTreeMap::new();
@@ -144,9 +144,9 @@ struct Word<'a> {
     report: &'a LbReport,
 }
 
-fn said(answers: &[(String, Option<LbNode>)]) -> Vec<Word<'_>> {
+fn said<E>(answers: &[(String, Result<LbNode, E>)]) -> Vec<Word<'_>> {
     let words = answers.iter().filter_map(|(node, answer)| {
-        let answer = answer.as_ref()?;
+        let answer = answer.as_ref().ok()?;
         Some(Word { node, now: answer.time_unix_ms, report: answer.report.as_ref()? })
     });
     words.collect()

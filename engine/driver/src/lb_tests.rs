@@ -44,7 +44,7 @@ fn address(node: &str, last: u8, owner: Option<&str>) -> LbAddress {
 }
 
 /// Three nodes; node1 has .200, node2 has .201, nobody has .202.
-fn good() -> Vec<(String, Option<LbNode>)> {
+fn good() -> Vec<(String, Result<LbNode, ()>)> {
     let of = |node: &str| {
         let report = LbReport {
             node: node.into(),
@@ -55,10 +55,10 @@ fn good() -> Vec<(String, Option<LbNode>)> {
         };
         LbNode { time_unix_ms: 100_000, cordoned: None, told: true, agent: true, report: Some(report) }
     };
-    NODES.iter().map(|node| ((*node).to_owned(), Some(of(node)))).collect()
+    NODES.iter().map(|node| ((*node).to_owned(), Ok(of(node)))).collect()
 }
 
-fn report(answers: &mut [(String, Option<LbNode>)], node: usize) -> &mut LbReport {
+fn report(answers: &mut [(String, Result<LbNode, ()>)], node: usize) -> &mut LbReport {
     answers[node].1.as_mut().unwrap().report.as_mut().unwrap()
 }
 
@@ -98,7 +98,7 @@ fn a_conflict_and_a_probe_are_the_owners_to_tell() {
 #[test]
 fn an_owner_that_is_silent_is_known_from_the_others() {
     let mut answers = good();
-    answers[0].1 = None;
+    answers[0].1 = Err(());
     for node in [1, 2] {
         report(&mut answers, node).members[0].standing = LbStanding::Down;
     }
@@ -190,6 +190,6 @@ fn a_cordon_is_known_once_all_say_so_and_agree() {
     report(&mut answers, 2).addresses[1] = address("node3", 201, Some("node1"));
     assert!(!is_known(&answers, "node2", true), "two names");
     // Who says nothing is not waited for.
-    answers[2].1 = None;
+    answers[2].1 = Err(());
     assert!(is_known(&answers, "node2", true));
 }

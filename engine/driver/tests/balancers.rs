@@ -23,14 +23,8 @@ fn applied() -> Laptop {
     laptop
 }
 
-fn picture(answers: &ByNode<LbNode>) -> LbPicture {
-    let answers: Vec<(String, Option<LbNode>)> =
-        answers.iter().map(|(name, answer)| (name.clone(), answer.as_ref().ok().cloned())).collect();
-    LbPicture::of(&answers)
-}
-
 fn owners(answers: &ByNode<LbNode>) -> Vec<Option<String>> {
-    picture(answers).addresses.into_iter().map(|row| row.owner).collect()
+    LbPicture::of(answers).addresses.into_iter().map(|row| row.owner).collect()
 }
 
 #[test]
@@ -45,7 +39,7 @@ fn all_nodes_are_asked_and_a_bad_answer_is_that_nodes_alone() {
     let prepared = laptop.prepare(&home, Goal::Desired);
     let answers = laptop.engine().load_balancers(&prepared);
     assert!(matches!(answers[1].1, Err(NodeError::OutOfTurn)), "{answers:?}");
-    let picture = picture(&answers);
+    let picture = LbPicture::of(&answers);
     let states: Vec<LbWhere> = picture.addresses.iter().map(|row| row.state).collect();
     assert_eq!(states, [LbWhere::Announced, LbWhere::Elsewhere]);
     assert!(!picture.is_good());
