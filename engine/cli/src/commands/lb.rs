@@ -105,12 +105,12 @@ fn watch(
     session: &Session,
     wanted: &Wanted<'_>,
 ) -> Result<u8, CliError> {
+    session.signals.watch();
     let mut prepared = session.prepare(terminal, Goal::Desired)?;
     let names: Vec<String> = prepared.plan.nodes.iter().map(|node| node.name.clone()).collect();
     let away = prepared.plan.nodes.iter().filter(|node| prepared.observed(&node.name).is_none());
     let away = away.filter_map(|n| Some((n.name.clone(), Err(ErrorText::of(n.outcome.as_ref().err()?)))));
     let said: Said = Mutex::new(away.collect());
-    session.signals.watch();
     let hear = |name: &str, answer: Result<LbNode, homelab_driver::NodeError>| {
         let answer = answer.map_err(|error| ErrorText::of(&error));
         said.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), answer);
