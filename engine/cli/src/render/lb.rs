@@ -69,6 +69,8 @@ fn conclusion(nodes: &[LbAnswer], picture: &LbPicture) -> String {
             text.push_str(&format!("; cordoned: {}", cordoned.join(", ")));
         }
         text
+    } else if !silent.is_empty() {
+        "No node that could be asked is told to announce load-balancer addresses".to_owned()
     } else {
         "No node is told to announce load-balancer addresses".to_owned()
     };
