@@ -126,15 +126,26 @@ impl<'a> Places<'a> {
     ) -> Result<Destination, CliError> {
         if let Ok(to) = text.parse::<SocketAddr>() {
             let number = to.port().to_string();
-            let known = self.at(to.ip()).and_then(|service| port_of(service, Some(&number), protocol).ok());
+            let here = self.at(to.ip());
+            let has = |service: &&&Service| service.ports.iter().any(|port| port.port == to.port());
+            let service = here.iter().find(has).or(here.first());
+            let known = service.and_then(|service| port_of(service, Some(&number), protocol).ok());
             let protocol = known.map_or(protocol.unwrap_or_default(), |(_, protocol)| protocol);
             return Ok(Destination { address: to.ip(), protocol, port: to.port() });
         }
         let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
         if let Ok(address) = bare.parse::<IpAddr>() {
-            let Some(service) = self.at(address) else {
-                return Err(CliError::new(format!("{address} is no service's address: to which port?"))
-                    .hint(format!("e.g. {}", SocketAddr::new(address, 80))));
+            let service = match self.at(address)[..] {
+                [service] => service,
+                [] => {
+                    return Err(CliError::new(format!("{address} is no service's address: to which port?"))
+                        .hint(format!("e.g. {}", SocketAddr::new(address, 80))));
+                }
+                ref all => {
+                    let names: Vec<String> = all.iter().map(|service| service.full_name()).collect();
+                    return Err(CliError::new(format!("{address} is shared: to which port?"))
+                        .hint(format!("it is the address of {}", names.join(", "))));
+                }
             };
             let (port, protocol) = port_of(service, None, protocol)?;
             return Ok(Destination { address, protocol, port });
@@ -162,15 +173,15 @@ impl<'a> Places<'a> {
         source.node.clone().or_else(holder).into_iter().collect()
     }
 
-    /// The service that has an address, but for node ports.
-    fn at(&self, address: IpAddr) -> Option<&'a Service> {
+    /// The services that have an address, but for node ports: several where they share it.
+    fn at(&self, address: IpAddr) -> Vec<&'a Service> {
         let has = |service: &&&'a Service| {
             let mut balanced = service.load_balancer.iter().map(|ingress| ingress.ip);
             service.cluster_ips.contains(&address)
                 || service.external_ips.contains(&address)
                 || balanced.any(|ip| ip == address)
         };
-        self.services.values().find(has).copied()
+        self.services.values().filter(has).copied().collect()
     }
 
     fn service(&self, name: &str) -> Result<&'a Service, CliError> {

@@ -6,6 +6,7 @@
 //!
 //! [`manifests()`] reads services from Kubernetes manifests, by the same tree and into the same kind of problems.
 
+mod balancer;
 mod check;
 mod documents;
 mod manifests;
@@ -78,8 +79,8 @@ pub struct Loaded {
 
 /// Reads homelab.yaml: one text, or several of which later ones change earlier ones.
 ///
-/// Blocks of keys are joined; `nodes`, `services` and `loadBalancer.pools` are joined by `name` (services by `namespace`
-/// too); every other value and list is replaced, and an empty value takes away what an earlier file says.
+/// Blocks of keys are joined; `nodes`, `services`, `loadBalancer.pools` and `loadBalancer.l2Advertisements` are joined by
+/// `name` (services by `namespace` too); every other value and list is replaced, and an empty value takes away what an earlier file says.
 ///
 /// # Errors
 /// All problems of all texts (warnings too), in the order of the texts.

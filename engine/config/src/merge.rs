@@ -8,10 +8,10 @@ use crate::yaml::{Entry, Node, Value};
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Lists whose entries are joined by their `name`; services by `namespace` and `name`.
-const BY_NAME: [&str; 3] = ["nodes", "services", "loadBalancer.pools"];
+const BY_NAME: [&str; 4] = ["nodes", "services", "loadBalancer.pools", "loadBalancer.l2Advertisements"];
 
-/// Lays `over` on `base`: blocks of keys are joined, `nodes`, `services` and `loadBalancer.pools` are joined by
-/// `name` (services by `namespace` too), everything else is replaced. An empty value takes away what the earlier file says.
+/// Lays `over` on `base`: blocks of keys are joined, the lists of [`BY_NAME`] are joined by `name` (services by
+/// `namespace` too), everything else is replaced. An empty value takes away what the earlier file says.
 pub(crate) fn merge(base: Node, over: Node) -> Node {
     // An empty file changes nothing.
     if over.value == Value::Null {

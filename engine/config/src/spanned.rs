@@ -4,8 +4,8 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::value::{Error, StrDeserializer};
-use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::value::{BorrowedStrDeserializer, Error};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
 
 use crate::problem::Span;
@@ -82,6 +82,42 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     }
 }
 
+/// A block of keys that the user chooses, with texts: labels, annotations.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Texts(pub(crate) Vec<(Spanned<String>, Spanned<String>)>);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Texts;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a block of keys and texts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Texts, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    texts.push(entry);
+                }
+                Ok(Texts(texts))
+            }
+        }
+        deserializer.deserialize_map(Read)
+    }
+}
+
+impl JsonSchema for Texts {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Texts".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({ "type": "object", "additionalProperties": { "type": ["string", "null"] } })
+    }
+}
+
 impl<'de> Deserializer<'de> for &'de Node {
     type Error = Error;
 
@@ -137,15 +173,61 @@ impl<'de> SeqAccess<'de> for Placed<'de> {
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         self.step += 1;
         match self.step {
-            1 => {
-                let Span { source, start, length } = self.node.span;
-                let place = [source, start, length].into_iter();
-                seed.deserialize(serde::de::value::SeqDeserializer::new(place)).map(Some)
-            }
+            1 => place(self.node.span, seed).map(Some),
             2 => seed.deserialize(self.node).map(Some),
             _ => Ok(None),
         }
     }
+}
+
+/// A key; with its place where that is asked for.
+struct Key<'de>(&'de Entry);
+
+impl<'de> Deserializer<'de> for Key<'de> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_borrowed_str(&self.0.key)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match name {
+            SPANNED => visitor.visit_seq(PlacedKey { entry: self.0, step: 0 }),
+            _ => visitor.visit_newtype_struct(self),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
+        option seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+/// The place of a key, then the key.
+struct PlacedKey<'de> {
+    entry: &'de Entry,
+    step: usize,
+}
+
+impl<'de> SeqAccess<'de> for PlacedKey<'de> {
+    type Error = Error;
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        self.step += 1;
+        match self.step {
+            1 => place(self.entry.key_span, seed).map(Some),
+            2 => seed.deserialize(BorrowedStrDeserializer::new(&self.entry.key)).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn place<'de, T: DeserializeSeed<'de>>(span: Span, seed: T) -> Result<T::Value, Error> {
+    let Span { source, start, length } = span;
+    seed.deserialize(serde::de::value::SeqDeserializer::new([source, start, length].into_iter()))
 }
 
 struct Items<'de>(std::slice::Iter<'de, Node>);
@@ -171,8 +253,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
         match self.rest.find(|e| !matches!(e.value.value, Value::Null | Value::Bad)) {
             Some(entry) => {
                 self.value = Some(&entry.value);
-                let key: StrDeserializer<'_, Error> = entry.key.as_str().into_deserializer();
-                seed.deserialize(key).map(Some)
+                seed.deserialize(Key(entry)).map(Some)
             }
             None => Ok(None),
         }

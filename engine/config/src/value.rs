@@ -40,3 +40,48 @@ pub(crate) fn unusable(address: IpAddr) -> Option<&'static str> {
         _ => None,
     }
 }
+
+/// Whether a text is a DNS label (RFC 1123).
+pub(crate) fn is_label(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=63).contains(&text.len()) && text.chars().all(good) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// DNS labels with dots between (RFC 1123 subdomain).
+pub(crate) fn subdomain(text: &str) -> Parsed<String> {
+    if text.len() <= 253 && text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    let rule = "at most 253 lower-case letters, digits, `-` and `.`, each part beginning and ending with a letter or digit";
+    words("name", format!("{} is no DNS name", quote(text)), rule)
+}
+
+/// The value of a label; zones are such.
+pub(crate) fn label_value(text: &str) -> Parsed<String> {
+    if text.is_empty() || is_qualified_part(text) {
+        return Ok(text.to_owned());
+    }
+    let rule = "at most 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit";
+    words("name", format!("{} cannot be the value of a label", quote(text)), rule)
+}
+
+/// The part of a label's key behind its prefix, and a value that is not empty.
+pub(crate) fn is_qualified_part(text: &str) -> bool {
+    let end = |c: char| c.is_ascii_alphanumeric();
+    (1..=63).contains(&text.len())
+        && text.chars().all(|c| end(c) || matches!(c, '-' | '_' | '.'))
+        && text.starts_with(end)
+        && text.ends_with(end)
+}
+
+/// `name` or `prefix/name`.
+pub(crate) fn qualified(text: &str) -> Parsed<String> {
+    let good = match text.split_once('/') {
+        Some((prefix, name)) => subdomain(prefix).is_ok() && is_qualified_part(name),
+        None => is_qualified_part(text),
+    };
+    if good {
+        return Ok(text.to_owned());
+    }
+    words("name", format!("{} is no qualified name", quote(text)), "for example `example.org/name`")
+}

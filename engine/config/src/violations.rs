@@ -174,12 +174,14 @@ impl<'a> Target<'a> {
             None => return "the file".into(),
             Some("nodes") => "node",
             Some("pools") => "pool",
+            Some("l2Advertisements") => "advertisement",
             Some("services") => "service",
             Some("ports") => "port",
             Some("endpoints") => "endpoint",
             Some(other) => return format!("`{other}`"),
         };
-        name.map_or_else(|| format!("a {what}"), |name| format!("{what} `{name}`"))
+        let article = if what.starts_with(['a', 'e']) { "an" } else { "a" };
+        name.map_or_else(|| format!("{article} {what}"), |name| format!("{what} `{name}`"))
     }
 
     fn key_span(&self) -> Span {
@@ -317,7 +319,7 @@ fn mismatch(target: &Target<'_>, schema: &Json) -> Fault {
             format!("write the number without quotes: {}", t.trim())
         }
         (found, "array") => match (target.path.last().map(String::as_str), found) {
-            (Some("nodes" | "pools" | "services"), _) => {
+            (Some("nodes" | "pools" | "l2Advertisements" | "services"), _) => {
                 "begin each entry with `- `, e.g. `- name: ...`".into()
             }
             (Some("ports"), _) => "write a list, e.g. `[{port: 80}]`".into(),
@@ -388,7 +390,12 @@ fn unknown_keys(node: &mut Node, schema: &Json, faults: &mut Vec<Fault>) {
             }
         }
         Value::Map(entries) => {
-            let Some(known) = schema.get("properties").and_then(Json::as_object) else { return };
+            let Some(known) = schema.get("properties").and_then(Json::as_object) else {
+                if schema.get("additionalProperties").is_some_and(Json::is_object) {
+                    without_value(entries, faults);
+                }
+                return;
+            };
             let mut used: HashSet<String> =
                 entries.iter().filter(|e| known.contains_key(&e.key)).map(|e| e.key.clone()).collect();
             for entry in entries.iter_mut().filter(|e| !known.contains_key(&e.key)) {
@@ -414,6 +421,15 @@ fn unknown_keys(node: &mut Node, schema: &Json, faults: &mut Vec<Fault>) {
     }
 }
 
+/// Warns of keys of the user's own that have no value: elsewhere that is the same as leaving the key out.
+fn without_value(entries: &[Entry], faults: &mut Vec<Fault>) {
+    for entry in entries.iter().filter(|e| e.value.value == Value::Null) {
+        let message = format!("`{}` has no value and is left out", short(&entry.key));
+        let fault = Fault::new("no-value", entry.key_span, message).warning();
+        faults.push(fault.help("write `\"\"` for an empty one"));
+    }
+}
+
 fn unknown_key(
     entry: &Entry,
     near: Option<&str>,
@@ -431,6 +447,9 @@ fn unknown_key(
         return fault
             .help("a selector chooses pods of Kubernetes by their labels; list what answers in `endpoints`");
     }
+    if let Some(why) = of_metallb(&entry.key) {
+        return fault.help(why);
+    }
     let mut elsewhere = Vec::new();
     homes(strict(), &entry.key, &mut String::new(), &mut elsewhere);
     let keys = format!("known keys here: {}", list(&known.keys().collect::<Vec<_>>(), "and"));
@@ -438,6 +457,21 @@ fn unknown_key(
         [home] if home.is_empty() => format!("it belongs to the top level of the file; {keys}"),
         [_] | [_, _] => format!("it belongs to {}; {keys}", list(&elsewhere, "or")),
         _ => keys,
+    })
+}
+
+/// Why a key of MetalLB's resources is none here.
+fn of_metallb(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "namespaceSelectors" => {
+            "there are no labels of namespaces here; list their names in `namespaces`, or choose services by \
+             `serviceSelectors`"
+        }
+        "ipAddressPoolSelectors" => "pools have no labels here; list their names in `ipAddressPools`",
+        "l2" => {
+            "it became `l2Advertisements`: a list of blocks with `name`, `nodeSelectors` and `interfaces`"
+        }
+        _ => return None,
     })
 }
 

@@ -2,18 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test inputs are files; time is measured")]
 
+mod write;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use homelab_config::{Diagnostics, Loaded, Severity, Source, load};
 use homelab_model::service::{Affinity, Endpoint, Ingress, IpMode, Policy, Port, Protocol, Service, Type};
 use homelab_model::{
-    AgentSettings, Cluster, ContainerEndpoint, Declared, Family, L2Settings, LoadBalancer, Mtu, Network,
-    Node, Pool, PoolRange, SshSettings, Vxlan,
+    AgentSettings, Cluster, ContainerEndpoint, Declared, Family, L2Advertisement, Labels, LoadBalancer, Mtu,
+    Network, Node, Operator, Pool, PoolRange, PreferredNode, Request, Requirement, Selector,
+    ServiceAllocation, SshSettings, Vxlan,
 };
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use write::write;
 
 /// Longest time for one text, in a debug build on a busy machine.
 const SLOW: Duration = Duration::from_secs(10);
@@ -125,102 +128,6 @@ fn large_texts_end_quickly() {
     }
 }
 
-/// What the file says in JSON, with every key written out.
-fn write(cluster: &Cluster) -> Value {
-    let ssh = |s: &SshSettings| json!({"host": s.host, "user": s.user, "port": s.port, "identity": s.identity, "jump": s.jump, "become": s.r#become});
-    let node = |n: &Node| {
-        let addresses: Vec<_> = [Some(n.address), n.address6].into_iter().flatten().collect();
-        json!({
-            "name": n.name, "address": addresses, "role": n.role, "interface": n.interface, "zone": n.zone,
-            "podCIDR": (!n.pod_cidrs.is_empty()).then_some(&n.pod_cidrs), "ssh": ssh(&n.ssh),
-        })
-    };
-    let vxlan = &cluster.network.vxlan;
-    let mtu = match vxlan.mtu {
-        Mtu::Auto => json!("auto"),
-        Mtu::Bytes(bytes) => json!(bytes),
-    };
-    let pool = |p: &Pool| {
-        let ranges: Vec<_> = p.addresses.iter().map(|r| format!("{}-{}", r.first, r.last)).collect();
-        json!({"name": p.name, "addresses": ranges, "autoAssign": p.auto_assign, "avoidBuggyIPs": p.avoid_buggy_ips})
-    };
-    json!({
-        "name": cluster.name,
-        "nodes": cluster.nodes.iter().map(node).collect::<Vec<_>>(),
-        "network": {
-            "podCIDR": cluster.network.pod_cidrs,
-            "nodePrefix": cluster.network.node_prefixes,
-            "serviceCIDR": cluster.network.service_cidrs,
-            "nodePortRange": format!("{}-{}", cluster.network.node_port_range.0, cluster.network.node_port_range.1),
-            "nodePortAddresses": cluster.network.node_port_addresses,
-            "masqueradeAll": cluster.network.masquerade_all,
-            "vxlan": {
-                "vni": vxlan.vni, "port": vxlan.port, "mtu": mtu, "device": vxlan.device,
-                "checksumOffload": vxlan.checksum_offload.map_or(json!("auto"), Value::Bool),
-            },
-        },
-        "loadBalancer": {
-            "pools": cluster.load_balancer.pools.iter().map(pool).collect::<Vec<_>>(),
-            "l2": {"interfaces": cluster.load_balancer.l2.interfaces, "nodes": cluster.load_balancer.l2.nodes},
-        },
-        "services": cluster.services.iter().map(write_service).collect::<Vec<_>>(),
-        "manifests": cluster.manifests,
-        "agent": {"address": cluster.agent.address, "port": cluster.agent.port},
-    })
-}
-
-fn write_service(declared: &Declared) -> Value {
-    let service = &declared.service;
-    let local = |policy: Policy| if policy == Policy::Local { "Local" } else { "Cluster" };
-    let endpoint = |e: &Endpoint| {
-        json!({
-            "address": e.address, "node": e.node, "zone": e.zone, "ready": e.ready, "serving": e.serving,
-            "terminating": e.terminating,
-        })
-    };
-    let container = |c: &ContainerEndpoint| {
-        let mut block = endpoint(&c.endpoint);
-        block["address"] = Value::Null;
-        block["container"] = json!(c.container);
-        block["interface"] = json!(c.interface);
-        block
-    };
-    let target = |port: &Port| {
-        let endpoint = service.endpoints.first().or(declared.containers.first().map(|c| &c.endpoint));
-        endpoint.map(|e| e.ports[&port.name])
-    };
-    let port = |p: &Port| {
-        json!({
-            "name": (!p.name.is_empty()).then_some(&p.name), "protocol": p.protocol, "port": p.port, "targetPort": target(p), "nodePort": p.node_port,
-        })
-    };
-    let balanced = service.r#type == Type::LoadBalancer;
-    let affine = service.session_affinity == Affinity::ClientIp;
-    let timeout = json!({"clientIP": {"timeoutSeconds": service.session_affinity_timeout_seconds}});
-    json!({
-        "name": service.name,
-        "namespace": service.namespace,
-        "type": service.r#type,
-        "clusterIPs": (!service.cluster_ips.is_empty()).then_some(&service.cluster_ips),
-        "ipFamilies": declared.families,
-        "ipFamilyPolicy": if declared.families.len() == 2 { "RequireDualStack" } else { "SingleStack" },
-        "ports": service.ports.iter().map(port).collect::<Vec<_>>(),
-        "endpoints":
-            service.endpoints.iter().map(endpoint).chain(declared.containers.iter().map(container)).collect::<Vec<_>>(),
-        "externalIPs": service.external_ips,
-        "loadBalancerIP": service.load_balancer.first().map(|i| i.ip),
-        "loadBalancerSourceRanges": service.load_balancer_source_ranges,
-        "externalTrafficPolicy":
-            (service.r#type != Type::ClusterIp).then_some(local(service.external_traffic_policy)),
-        "internalTrafficPolicy": local(service.internal_traffic_policy),
-        "sessionAffinity": service.session_affinity,
-        "sessionAffinityConfig": affine.then_some(timeout),
-        "healthCheckNodePort": service.health_check_node_port,
-        "allocateLoadBalancerNodePorts": balanced.then_some(declared.node_ports),
-        "trafficDistribution": service.traffic_distribution,
-    })
-}
-
 /// The service number `n` of a cluster whose nodes are node1 and on, each in the zone `zoneN` if `zones`.
 fn service(n: u8, dual: bool, zones: bool, bits: u32) -> Declared {
     let bit = |at: u32| bits >> at & 1 == 1;
@@ -232,6 +139,7 @@ fn service(n: u8, dual: bool, zones: bool, bits: u32) -> Declared {
         families.rotate_left(usize::from(bit(2)));
         families.truncate(1 + usize::from(bit(3)));
     }
+    let both = families.len() == 2;
     let mut cluster_ips: Vec<std::net::IpAddr> = families
         .iter()
         .map(|family| match family {
@@ -290,7 +198,7 @@ fn service(n: u8, dual: bool, zones: bool, bits: u32) -> Declared {
     let service = Service {
         namespace: if bit(12) { "default".into() } else { format!("space{n}") },
         name: format!("svc{n}"),
-        labels: homelab_model::Labels::new(),
+        labels: labels(bit(21)),
         r#type,
         cluster_ips,
         external_ips: if bit(13) {
@@ -331,6 +239,46 @@ fn service(n: u8, dual: bool, zones: bool, bits: u32) -> Declared {
             Type::LoadBalancer => bit(19),
         },
         containers: if bit(20) { vec![container("web"), container("api")] } else { vec![] },
+        request: if balanced {
+            Request {
+                pool: bit(22).then(|| "lan".to_owned()),
+                sharing_key: bit(23).then(|| "key".to_owned()),
+                require_dual_stack: both && bit(24),
+                ..Request::default()
+            }
+        } else {
+            Request { require_dual_stack: both && bit(24), ..Request::default() }
+        },
+    }
+}
+
+/// One label, or none.
+fn labels(some: bool) -> Labels {
+    some.then(|| ("example.org/rack_1".to_owned(), "A.b".to_owned())).into_iter().collect()
+}
+
+fn selector(operator: Operator) -> Selector {
+    let values = match operator {
+        Operator::In | Operator::NotIn => vec!["a".into(), String::new()],
+        Operator::Exists | Operator::DoesNotExist => vec![],
+    };
+    Selector {
+        match_labels: labels(true),
+        match_expressions: vec![Requirement { key: "disk".into(), operator, values }],
+    }
+}
+
+fn advertisement(n: u8) -> L2Advertisement {
+    L2Advertisement {
+        name: format!("adv{n}"),
+        ip_address_pools: vec!["lan".into()],
+        node_selectors: vec![selector(Operator::In), selector(Operator::Exists)],
+        preferred_node_selectors: vec![PreferredNode {
+            weight: 1 + n,
+            preference: selector(Operator::NotIn),
+        }],
+        service_selectors: vec![selector(Operator::DoesNotExist)],
+        interfaces: vec!["eth0".into()],
     }
 }
 
@@ -365,7 +313,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
     let more = (any::<bool>(), any::<bool>(), any::<u16>(), services);
     let nodes = prop::collection::vec(node, 1..12);
     (label(), any::<bool>(), vxlan, nodes, prop::collection::vec(pool, 0..4), more).prop_map(
-        |(name, dual, (vni, port, mtu, checksum_offload), nodes, pools, more)| {
+        |(name, dual, (vni, vxlan_port, mtu, checksum_offload), nodes, pools, more)| {
             let (zones, masquerade_all, agent_port, services) = more;
             let nodes: Vec<Node> = nodes
                 .into_iter()
@@ -379,6 +327,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                     interface,
                     role,
                     zone: zones.then(|| format!("zone{n}")),
+                    labels: labels(n.is_multiple_of(2)),
                 })
                 .collect();
             let mut network = Network {
@@ -390,7 +339,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 masquerade_all,
                 vxlan: Vxlan {
                     vni,
-                    port,
+                    port: vxlan_port,
                     mtu: mtu.map_or(Mtu::Auto, Mtu::Bytes),
                     device: format!("homelab.{vni}").chars().take(15).collect(),
                     checksum_offload,
@@ -412,6 +361,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                     .collect(),
                 auto_assign: true,
                 avoid_buggy_ips: false,
+                service_allocation: None,
             };
             let pools =
                 pools.into_iter().zip(60_u8..).map(|((first, count, auto_assign, avoid_buggy_ips), n)| {
@@ -423,10 +373,20 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                         }],
                         auto_assign,
                         avoid_buggy_ips,
+                        service_allocation: auto_assign.then(|| ServiceAllocation {
+                            priority: u32::from(count),
+                            namespaces: vec!["default".into()],
+                            service_selectors: vec![selector(Operator::Exists)],
+                        }),
                     }
                 });
-            let l2 = L2Settings { interfaces: vec![], nodes: vec![nodes[0].name.clone()] };
-            let load_balancer = LoadBalancer { pools: pools.chain([lan]).collect(), l2 };
+            let mut l2_advertisements: Vec<_> = (0..3).map(advertisement).collect();
+            l2_advertisements.push(L2Advertisement { name: "all".into(), ..L2Advertisement::default() });
+            let load_balancer = LoadBalancer {
+                pools: pools.chain([lan]).collect(),
+                l2_advertisements,
+                port: if vxlan_port == 7946 { 7947 } else { 7946 },
+            };
             let services =
                 services.into_iter().zip(1_u8..).map(|(bits, n)| service(n, dual, zones, bits)).collect();
             let manifests = vec!["web.yaml".to_owned(), "../more".to_owned()];
@@ -481,7 +441,8 @@ fn the_published_schema_accepts_the_good_files() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "yaml") {
             let text = std::fs::read_to_string(&path).unwrap();
-            let value: Value = serde_saphyr::from_str_with_options(&text, strict.clone()).unwrap();
+            let value: serde_json::Value =
+                serde_saphyr::from_str_with_options(&text, strict.clone()).unwrap();
             let errors: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
             assert!(errors.is_empty(), "{}: {errors:?}", path.display());
         }

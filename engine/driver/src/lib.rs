@@ -31,6 +31,7 @@ mod rivals;
 mod rollout;
 mod rotate;
 mod services;
+mod speaker;
 mod transact;
 mod transport;
 

@@ -14,6 +14,7 @@ use crate::plan::our_links;
 use crate::recall::{Departed, recall};
 use crate::rivals::rivals_warning;
 use crate::services::{node_port_addresses, services};
+use crate::speaker::{speaker, unannounced};
 
 /// MTU of Ethernet: assumed where no node could be asked.
 const ETHERNET: u32 = 1500;
@@ -43,6 +44,10 @@ pub fn resolve(
     let mut result = Resolution { departed, ..Resolution::default() };
     let mtu = tunnel_mtu(cluster, seen, &mut result.warnings);
     let services = services(cluster, &ranges, seen, &mut result.warnings);
+    let speaker = speaker(cluster);
+    if let Some(speaker) = &speaker {
+        unannounced(speaker, &services, &mut result.warnings);
+    }
     moved_ranges(&memory, &ranges, &mut result.warnings);
     for node in &cluster.nodes {
         let Some(observed) = seen.get(&node.name) else { continue };
@@ -74,6 +79,7 @@ pub fn resolve(
         let mut spec = node_spec(cluster, node, &ranges, mtu, offload, facts, digest);
         spec.router_advertisements = router_advertisements(cluster, node, observed);
         spec.proxy.node_port_addresses = node_port_addresses(cluster, node, facts);
+        spec.speaker.clone_from(&speaker);
         spec.services.clone_from(&services);
         result.specs.insert(node.name.clone(), spec);
         if !problems.is_empty() {

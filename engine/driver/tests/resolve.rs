@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 
 use fixtures::{cluster, net};
 use homelab_driver::{Resolution, resolve};
+use homelab_model::service::{Service, Type};
 use homelab_model::{
-    AddressFact, Cluster, Declared, Facts, ForwardDrop, LinkFact, Module, NodeObject, Observed, Rival,
-    RouteFact, Spec, Sysctl,
+    AddressFact, Cluster, Declared, Facts, ForwardDrop, L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME,
+    LABEL_ZONE, Labels, LinkFact, Module, NodeObject, Observed, Pool, PoolRange, Request, Rival, RouteFact,
+    Selector, Spec, Sysctl,
 };
 
 const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
@@ -91,9 +93,12 @@ fn with_service(mut cluster: Cluster) -> Cluster {
     cluster.network.service_cidrs = vec![net("10.96.0.0/16")];
     let mut service = fixtures::service("web", 80);
     service.cluster_ips = vec!["10.96.0.10".parse().expect("an address")];
-    let declared = Declared { service, families: vec![], node_ports: false, containers: vec![] };
-    cluster.services = vec![declared];
+    cluster.services = vec![declared(service)];
     cluster
+}
+
+fn declared(service: Service) -> Declared {
+    Declared { service, families: vec![], node_ports: false, containers: vec![], request: Request::default() }
 }
 
 #[test]
@@ -164,4 +169,126 @@ fn links_that_would_lose_their_router_keep_taking_advertisements() {
         observed.objects.push(NodeObject { module: Module::Vtep, spec });
     }
     assert_eq!(of(&observed, &dual_stack()), before);
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn pool(name: &str, address: &str) -> Pool {
+    let ip = address.parse().expect("an address");
+    Pool {
+        name: name.to_owned(),
+        addresses: vec![PoolRange { first: ip, last: ip }],
+        auto_assign: true,
+        avoid_buggy_ips: false,
+        service_allocation: None,
+    }
+}
+
+fn advertisement(name: &str, pools: &[&str], rack: Option<&str>) -> L2Advertisement {
+    let selector = |rack| Selector { match_labels: labels(&[("rack", rack)]), ..Selector::default() };
+    L2Advertisement {
+        name: name.to_owned(),
+        ip_address_pools: pools.iter().map(|p| (*p).to_owned()).collect(),
+        node_selectors: rack.map(selector).into_iter().collect(),
+        ..L2Advertisement::default()
+    }
+}
+
+/// Two pools with an address each; a LoadBalancer service `web`.
+fn balanced() -> Cluster {
+    let mut cluster = cluster(&[TWO[1], TWO[0]]);
+    cluster.nodes[1].zone = Some("attic".into());
+    cluster.nodes[1].labels = labels(&[("rack", "a")]);
+    cluster.load_balancer.pools = vec![pool("second", "192.168.50.201"), pool("first", "192.168.50.200")];
+    cluster.load_balancer.l2_advertisements = vec![advertisement("lan", &[], None)];
+    let mut web = fixtures::service("web", 80);
+    web.r#type = Type::LoadBalancer;
+    web.cluster_ips.truncate(1);
+    cluster.services = vec![declared(web)];
+    cluster
+}
+
+#[test]
+fn speakers_are_told_of_nodes_pools_and_advertisements_in_one_order() {
+    let none = resolved(&cluster(&TWO), &observed());
+    assert_eq!(none.specs["node1"].speaker, None);
+    let mut cluster = balanced();
+    cluster.load_balancer.port = 7999;
+    let found = resolved(&cluster, &observed());
+    assert_eq!(found.warnings, [""; 0]);
+    let spec = found.specs["node1"].speaker.clone().expect("a speaker");
+    assert_eq!(spec.port, 7999);
+    let names: Vec<&str> = spec.nodes.iter().map(|n| n.name.as_str()).collect();
+    assert_eq!(names, ["node1", "node2"]);
+    let all = [(LABEL_HOSTNAME, "node1"), (LABEL_ZONE, "attic"), ("rack", "a")];
+    assert_eq!(spec.nodes[0].labels, labels(&all));
+    assert_eq!(spec.nodes[1].labels, labels(&[(LABEL_HOSTNAME, "node2")]));
+    assert_eq!(spec.pools.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["first", "second"]);
+    assert_eq!(spec.advertisements, cluster.load_balancer.l2_advertisements);
+    cluster.nodes.reverse();
+    cluster.load_balancer.pools.reverse();
+    assert_eq!(resolved(&cluster, &observed()).specs["node1"].speaker, Some(spec));
+}
+
+/// metallb#2274, #2676: the exclude label silences control planes without a word.
+#[test]
+fn a_node_with_the_exclude_label_is_named_once() {
+    let mut cluster = balanced();
+    cluster.nodes[1].labels = labels(&[(LABEL_EXCLUDE, "")]);
+    let told = |cluster: &Cluster| resolved(cluster, &observed()).warnings;
+    let node1 = "node1 announces no load-balancer addresses: it has the label node.kubernetes.io/exclude-from-external-load-balancers";
+    assert_eq!(told(&cluster), [node1]);
+    cluster.nodes[0].labels = labels(&[(LABEL_EXCLUDE, "false")]);
+    assert_eq!(
+        told(&cluster),
+        [
+            node1.to_owned(),
+            node1.replace("node1", "node2"),
+            "service default/web: nobody announces its load-balancer address 192.168.50.201: all nodes that could have the \
+             label node.kubernetes.io/exclude-from-external-load-balancers"
+                .to_owned(),
+        ]
+    );
+    cluster.load_balancer.pools.clear();
+    assert!(!told(&cluster).iter().any(|w| w.contains("announces")), "nothing to announce, nothing to tell");
+}
+
+/// metallb l2tests "Service Selector" and "Pool and Service Selectors together", as far as a plan can tell: any of the
+/// selectors, and both pool and service.
+#[test]
+fn an_address_that_nobody_announces_is_told() {
+    let told = |advertisements: &[L2Advertisement], team: &str| {
+        let mut cluster = balanced();
+        cluster.load_balancer.l2_advertisements = advertisements.to_vec();
+        cluster.services[0].service.labels = labels(&[("app", team)]);
+        resolved(&cluster, &observed()).warnings
+    };
+    let app = |app| Selector { match_labels: labels(&[("app", app)]), ..Selector::default() };
+    let mut selecting = advertisement("apps", &["second"], None);
+    selecting.service_selectors = vec![app("nginx"), app("apache")];
+    let silent = "service default/web: nobody announces its load-balancer address 192.168.50.201: ";
+    let nobody = format!("{silent}no advertisement is for pool second and this service");
+    for (advertisements, team, expected) in [
+        (vec![selecting.clone()], "nginx", vec![]),
+        (vec![selecting.clone()], "apache", vec![]),
+        (vec![selecting.clone()], "other", vec![nobody.clone()]),
+        (vec![selecting.clone(), advertisement("all", &["second"], None)], "other", vec![]),
+        (vec![advertisement("first", &["first"], None)], "nginx", vec![nobody.clone()]),
+        (
+            vec![L2Advertisement { ip_address_pools: vec!["first".into()], ..selecting }],
+            "nginx",
+            vec![nobody.clone()],
+        ),
+        (vec![], "nginx", vec![nobody]),
+        (vec![advertisement("a", &[], Some("a"))], "nginx", vec![]),
+        (
+            vec![advertisement("b", &[], Some("b")), advertisement("c", &[], Some("c"))],
+            "nginx",
+            vec![format!("{silent}no node fits the `nodeSelectors` of the advertisements for pool second")],
+        ),
+    ] {
+        assert_eq!(told(&advertisements, team), expected);
+    }
 }

@@ -4,6 +4,7 @@
 //! Free ones are taken from behind the band that is meant for fixed ones (KEP-3070, KEP-3668), and from inside it only
 //! when nothing else is left.
 
+mod balance;
 mod claims;
 mod space;
 
@@ -12,10 +13,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::service::{Ingress, IpMode, Policy, Port, Service, Type};
+use crate::service::{Policy, Port, Service, Type};
 use crate::{ContainerEndpoint, Declared, Family, Pool};
 use claims::Claims;
-use space::{Addresses, NodePorts, pooled};
+use space::{Addresses, NodePorts};
 
 /// Where addresses and ports come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,7 @@ pub struct Refusal {
 
 /// Chooses what the services leave open.
 ///
+/// Load-balancer addresses are given by MetalLB's rules; a service that gets none is served without.
 /// `memory` is the services of the last apply by full name; what it holds counts only while it still fits the ranges.
 /// The order of `declared` means nothing, except that of two services with one name the first is taken (the other is in
 /// `refused`). Where two fix
@@ -74,7 +76,7 @@ pub fn assign(
             }
         }
     }
-    let run = loop {
+    let mut run = loop {
         let run = Run::new(&wanted, memory, ranges);
         if run.exhausted.is_empty() {
             break run;
@@ -85,6 +87,7 @@ pub fn assign(
             assigned.refused.push(refusal);
         }
     };
+    balance::balance(&mut run.drafts, memory, &ranges.pools, &run.claims, &mut run.warnings);
     assigned.refused.extend(run.refused);
     assigned.refused.sort();
     assigned.warnings = run.warnings;
@@ -127,15 +130,6 @@ impl Draft<'_> {
         self.families.iter().copied().filter(|family| !has(*family)).collect()
     }
 
-    /// Families that it wants a load-balancer address of; what the source fixes is all that it gets.
-    fn open_ingress(&self) -> Vec<Family> {
-        if self.service.r#type != Type::LoadBalancer || !self.declared.service.load_balancer.is_empty() {
-            return Vec::new();
-        }
-        let has = |family| self.service.load_balancer.iter().any(|i| Family::of(i.ip) == family);
-        self.families.iter().copied().filter(|family| !has(*family)).collect()
-    }
-
     /// Whether a health check port is to be found.
     fn open_health(&self) -> bool {
         let service = &self.service;
@@ -146,10 +140,6 @@ impl Draft<'_> {
 
     fn open_port(&self, port: &Port) -> bool {
         self.declared.node_ports && port.node_port.is_none()
-    }
-
-    fn add_ingress(&mut self, ip: IpAddr) {
-        self.service.load_balancer.push(Ingress { ip, ip_mode: IpMode::Vip });
     }
 }
 
@@ -205,7 +195,7 @@ impl<'a> Run<'a> {
                     run.drafts.insert(name, draft);
                 }
                 Err(reason) => {
-                    run.claims.release(&name, &draft.service);
+                    run.claims.release(&draft.service);
                     run.addresses.iter_mut().for_each(Addresses::rewind);
                     run.node_ports.rewind();
                     run.exhausted.push(Refusal { service: name, reason });
@@ -226,16 +216,6 @@ impl<'a> Run<'a> {
         for ip in &service.cluster_ips {
             self.cluster_ip_fits(*ip, &families)?;
         }
-        for ip in service.load_balancer.iter().map(|i| i.ip) {
-            if !families.contains(&Family::of(ip)) {
-                return Err(format!("its load-balancer address {ip} is of a family that it does not have"));
-            }
-            if !pooled(&self.ranges.pools, ip) {
-                return Err(format!(
-                    "its load-balancer address {ip} is in no pool; add one that holds it to `loadBalancer.pools`"
-                ));
-            }
-        }
         let (first, last) = self.ranges.node_ports;
         let ports = service.ports.iter().filter_map(|p| p.node_port).chain(service.health_check_node_port);
         for number in ports {
@@ -249,6 +229,7 @@ impl<'a> Run<'a> {
         let mut service = service.clone();
         let place = |ip: &IpAddr| families.iter().position(|f| *f == Family::of(*ip));
         service.cluster_ips.sort_by_key(place);
+        service.load_balancer.clear();
         Ok(Draft { declared, families, service })
     }
 
@@ -326,26 +307,10 @@ impl<'a> Run<'a> {
                 Err(other) => self.yields(name, &format!("the health check port {number}"), &other),
             }
         }
-        for family in draft.open_ingress() {
-            let Some(ip) = before
-                .load_balancer
-                .iter()
-                .map(|i| i.ip)
-                .find(|ip| Family::of(*ip) == family && pooled(&self.ranges.pools, *ip))
-            else {
-                continue;
-            };
-            match self.claims.ingress(ip, name) {
-                Ok(()) => draft.add_ingress(ip),
-                Err(other) => self.yields(name, &format!("the load-balancer address {ip}"), &other),
-            }
-        }
     }
 
     fn yields(&mut self, name: &str, what: &str, other: &str) {
-        if name != other {
-            self.warnings.push(format!("service {name} gives {what} to {other} and gets another"));
-        }
+        self.warnings.extend(yields(name, what, other));
     }
 
     /// Finds what is still open: all of it or nothing.
@@ -398,41 +363,13 @@ impl<'a> Run<'a> {
             .sort_by_key(|ip| draft.families.iter().position(|family| *family == Family::of(*ip)));
         self.claims.chosen(name, &service);
         draft.service = service;
-        self.load_balancer(name, draft);
         Ok(())
     }
+}
 
-    /// A service without a load-balancer address still has its other ones, as in Kubernetes.
-    fn load_balancer(&mut self, name: &str, draft: &mut Draft<'a>) {
-        let open = draft.open_ingress();
-        let mut missed = Vec::new();
-        for family in &open {
-            match space::next_of_pools(&self.ranges.pools, *family, &self.claims) {
-                Some(ip) if self.claims.ingress(ip, name).is_ok() => draft.add_ingress(ip),
-                _ => missed.push(*family),
-            }
-        }
-        let of_family =
-            |family: Family| self.ranges.pools.iter().any(|pool| space::auto(pool, family).next().is_some());
-        // A second family is welcome, not needed, where the cluster has no pool of it.
-        missed.retain(|family| of_family(*family) || draft.service.load_balancer.is_empty());
-        for family in missed {
-            let (why, what) = if of_family(family) {
-                ("every one of the pools is taken", "add addresses to a pool in `loadBalancer.pools`")
-            } else {
-                (
-                    "no pool gives one",
-                    "add a pool with `autoAssign` to `loadBalancer.pools`, or set `loadBalancerIP`",
-                )
-            };
-            self.warnings
-                .push(format!("service {name} has no {family} load-balancer address: {why}; {what}"));
-        }
-        draft
-            .service
-            .load_balancer
-            .sort_by_key(|i| draft.families.iter().position(|family| *family == Family::of(i.ip)));
-    }
+/// Says who gives what to whom.
+fn yields(name: &str, what: &str, other: &str) -> Option<String> {
+    (name != other).then(|| format!("service {name} gives {what} to {other} and gets another"))
 }
 
 /// Whether a service had all that it fixes already.
@@ -440,7 +377,6 @@ fn settled(service: &Service, before: Option<&Service>) -> bool {
     before.is_some_and(|before| {
         service.cluster_ips.iter().all(|ip| before.cluster_ips.contains(ip))
             && service.external_ips.iter().all(|ip| before.external_ips.contains(ip))
-            && service.load_balancer.iter().all(|i| before.load_balancer.iter().any(|b| b.ip == i.ip))
             && service.ports.iter().all(|p| p.node_port.is_none() || had(p, before) == p.node_port)
             && service.health_check_node_port.is_none_or(|n| before.health_check_node_port == Some(n))
     })

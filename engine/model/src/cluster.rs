@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::Declared;
+use crate::lb::{LABEL_HOSTNAME, LABEL_ZONE};
+use crate::service::Service;
+use crate::{Declared, Family, L2Advertisement, Labels, Selector, SpeakerSpec};
 
 /// A whole cluster network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,6 +50,19 @@ pub struct Node {
     pub role: Option<String>,
     /// Zone that it is in (`topology.kubernetes.io/zone`).
     pub zone: Option<String>,
+    /// Labels of the file; see [`Node::effective_labels`].
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+impl Node {
+    /// The labels that selectors see: those of the file, and those that Kubernetes gives every node.
+    pub fn effective_labels(&self) -> Labels {
+        let mut labels = self.labels.clone();
+        labels.insert(LABEL_HOSTNAME.to_owned(), self.name.clone());
+        labels.extend(self.zone.clone().map(|zone| (LABEL_ZONE.to_owned(), zone)));
+        labels
+    }
 }
 
 /// How to reach a node. What is None is left to the user's `~/.ssh/config` and then to SSH's defaults.
@@ -115,13 +130,21 @@ pub enum Mtu {
 }
 
 /// Load-balancer settings.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancer {
     /// Pools in the order of the file.
     pub pools: Vec<Pool>,
-    /// L2 announcements.
-    pub l2: L2Settings,
+    /// Where addresses of the pools are announced.
+    pub l2_advertisements: Vec<L2Advertisement>,
+    /// UDP port on which the speakers of the nodes talk with each other.
+    pub port: u16,
+}
+
+impl Default for LoadBalancer {
+    fn default() -> Self {
+        LoadBalancer { pools: Vec::new(), l2_advertisements: Vec::new(), port: SpeakerSpec::PORT }
+    }
 }
 
 /// A pool of addresses.
@@ -136,6 +159,59 @@ pub struct Pool {
     pub auto_assign: bool,
     /// Leaves out .0 and .255 of IPv4 ranges.
     pub avoid_buggy_ips: bool,
+    /// Services that it is for; None: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_allocation: Option<ServiceAllocation>,
+}
+
+/// Services that a pool is for, and its rank among the pools (MetalLB's `serviceAllocation`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAllocation {
+    /// The lowest number is asked first; 0 is no number, and comes last.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: u32,
+    /// Namespaces that it is for; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// Services that it is for: those that any of the selectors matches; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_selectors: Vec<Selector>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl Pool {
+    /// Whether it can give this address.
+    pub fn holds(&self, ip: IpAddr) -> bool {
+        let inside = |range: &PoolRange| {
+            Family::of(range.first) == Family::of(ip) && range.first <= ip && ip <= range.last
+        };
+        !(self.avoid_buggy_ips && is_buggy(ip)) && self.addresses.iter().any(inside)
+    }
+
+    /// Whether it is for certain services only. They then ask it before the pools that are for all.
+    pub fn is_pinned(&self) -> bool {
+        self.service_allocation
+            .as_ref()
+            .is_some_and(|to| !to.namespaces.is_empty() || !to.service_selectors.is_empty())
+    }
+
+    /// Whether it is for this service.
+    pub fn is_for(&self, service: &Service) -> bool {
+        self.service_allocation.as_ref().is_none_or(|to| {
+            (to.namespaces.is_empty() || to.namespaces.contains(&service.namespace))
+                && (to.service_selectors.is_empty()
+                    || to.service_selectors.iter().any(|selector| selector.matches(&service.labels)))
+        })
+    }
+}
+
+/// Addresses that some old routers take for those of a network or of a broadcast.
+pub(crate) fn is_buggy(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(v4) if matches!(v4.octets()[3], 0 | 255))
 }
 
 /// Addresses from `first` to `last`, both included, of one family.
@@ -146,16 +222,6 @@ pub struct PoolRange {
     pub first: IpAddr,
     /// Last address.
     pub last: IpAddr,
-}
-
-/// L2 announcements.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct L2Settings {
-    /// Interfaces to announce on; empty: the LAN interface of each node.
-    pub interfaces: Vec<String>,
-    /// Names of nodes that may announce; empty: all.
-    pub nodes: Vec<String>,
 }
 
 /// Where the agent of every node answers `/healthz`, `/livez` and `/metrics`.

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::service::Service;
+use crate::Labels;
+use crate::service::{Ingress, Service};
 
 /// A service of homelab.yaml or of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,6 +23,37 @@ pub struct Declared {
     pub node_ports: bool,
     /// Containers whose addresses are endpoints.
     pub containers: Vec<ContainerEndpoint>,
+    /// What it asks of the pools beside addresses.
+    #[serde(skip_serializing_if = "Request::is_empty")]
+    pub request: Request,
+}
+
+/// What a service asks of the load-balancer pools beside the addresses that it fixes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// Pool that its addresses are to be of (`metallb.io/address-pool`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Services with the same key may share an address (`metallb.io/allow-shared-ip`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing_key: Option<String>,
+    /// `spec.selector`: with `externalTrafficPolicy: Local` only services with the same one share an address.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub selector: Labels,
+    /// `ipFamilyPolicy: RequireDualStack`: addresses of both families, or none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub require_dual_stack: bool,
+    /// Addresses that its status has: remembered, where the nodes remember none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub given: Vec<Ingress>,
+}
+
+impl Request {
+    /// Whether it asks for nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Request::default()
+    }
 }
 
 /// An address family.

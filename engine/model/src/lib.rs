@@ -25,9 +25,10 @@ mod transaction;
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
 pub use assign::{Assigned, Ranges, Refusal, assign};
 pub use cluster::{
-    AgentSettings, Cluster, L2Settings, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, SshSettings, Vxlan,
+    AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, ServiceAllocation,
+    SshSettings, Vxlan,
 };
-pub use declared::{ContainerEndpoint, Declared, Family};
+pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use homelab_model::service::{Endpoint, Policy, Port, Protocol, Service, Type};
 use homelab_model::{Assigned, ContainerEndpoint, Declared, Family, Ranges, Refusal};
-use services::{assign, ingress, ip, memory, pool, port, service};
+use services::{assign, endpoint, ingress, ip, memory, pool, port, service};
 
 fn ranges() -> Ranges {
     Ranges {
@@ -161,8 +161,6 @@ fn what_cannot_be_had_is_refused_with_its_reason() {
             d.service.cluster_ips = vec![ip("fd00::1")];
         }),
         with("port", &|d| d.service.ports[0].node_port = Some(8080)),
-        with("pool", &|d| d.service.load_balancer = vec![ingress("192.168.50.1")]),
-        with("six", &|d| d.service.load_balancer = vec![ingress("fd00::1")]),
         with("itself", &|d| {
             d.service.external_traffic_policy = Policy::Local;
             d.service.ports[0].node_port = Some(30001);
@@ -180,72 +178,11 @@ fn what_cannot_be_had_is_refused_with_its_reason() {
         ("family", "no IPv6 service range"),
         ("other", "fd00::1 is IPv6"),
         ("port", "8080 is outside 30000-32767"),
-        ("pool", "192.168.50.1 is in no pool"),
-        ("six", "of a family that it does not have"),
         ("itself", "30001 belongs to another port of its own"),
         ("two", "two addresses of one family"),
     ] {
         assert!(reason(&assigned, name).contains(part), "{name}: {}", reason(&assigned, name));
     }
-}
-
-#[test]
-fn an_address_on_the_lan_is_shared_only_where_both_fix_it_and_ports_differ() {
-    let fixing = |name: &str, number: u16| {
-        let mut one = service(name, Type::LoadBalancer);
-        one.service.load_balancer = vec![ingress("192.168.50.200")];
-        one.service.ports = vec![port(number)];
-        one
-    };
-    let mut external = service("ext", Type::ClusterIp);
-    external.service.external_ips = vec![ip("192.168.50.201")];
-    let all = [fixing("a", 80), fixing("b", 81), fixing("c", 80), service("d", Type::LoadBalancer), external];
-    let assigned = fresh(&all);
-    assert_eq!(find(&assigned, "b").load_balancer, find(&assigned, "a").load_balancer);
-    assert_eq!(
-        reason(&assigned, "c"),
-        "its TCP port 80 of 192.168.50.200 belongs to service default/a; services share an address only with \
-         different ports"
-    );
-    assert_eq!(find(&assigned, "d").load_balancer, [ingress("192.168.50.202")]);
-}
-
-#[test]
-fn pools_give_in_order_and_a_service_without_an_address_stays() {
-    let mut buggy = pool("b", &[("192.168.60.254", "192.168.61.1"), ("fd00:50::1", "fd00:50::1")]);
-    buggy.avoid_buggy_ips = true;
-    let mut closed = pool("c", &[("192.168.70.1", "192.168.70.9")]);
-    closed.auto_assign = false;
-    let ranges =
-        Ranges { pools: vec![closed, pool("a", &[("192.168.50.200", "192.168.50.200")]), buggy], ..ranges() };
-    let mut all: Vec<Declared> = ["a", "b", "c", "d"].map(|n| service(n, Type::LoadBalancer)).into();
-    for one in &mut all {
-        one.families = vec![Family::IPv4, Family::IPv6];
-    }
-    let mut fixed = service("e", Type::LoadBalancer);
-    fixed.service.load_balancer = vec![ingress("192.168.70.5")];
-    all.push(fixed);
-    let assigned = assign(&all, &BTreeMap::new(), &ranges);
-    let got = |name| -> Vec<String> {
-        find(&assigned, name).load_balancer.iter().map(|i| i.ip.to_string()).collect()
-    };
-    assert_eq!(got("a"), ["192.168.50.200", "fd00:50::1"]);
-    assert_eq!(got("b"), ["192.168.60.254"]);
-    assert_eq!(got("c"), ["192.168.61.1"]);
-    assert_eq!(got("d"), [""; 0]);
-    assert_eq!(got("e"), ["192.168.70.5"]);
-    assert_eq!(find(&assigned, "d").cluster_ips.len(), 2);
-    assert_eq!(assigned.refused, []);
-    assert_eq!(assigned.warnings.len(), 4, "{:?}", assigned.warnings);
-    assert_eq!(
-        assigned.warnings[0],
-        "service default/b has no IPv6 load-balancer address: every one of the pools is taken; add addresses to a pool \
-         in `loadBalancer.pools`"
-    );
-    let none = Ranges { pools: vec![], ..ranges };
-    let assigned = assign(&[service("a", Type::LoadBalancer)], &BTreeMap::new(), &none);
-    assert_eq!(assigned.services.len(), 1);
-    assert!(assigned.warnings[0].contains("no pool gives one"), "{:?}", assigned.warnings);
 }
 
 #[test]
@@ -328,15 +265,11 @@ fn a_name_that_stands_twice_is_taken_once() {
 #[test]
 fn containers_become_endpoints() {
     let endpoint = Endpoint {
-        address: ip("0.0.0.0"),
         node: Some("node1".into()),
         zone: Some("attic".into()),
-        ready: true,
-        serving: true,
-        terminating: false,
         for_zones: vec!["attic".into()],
-        for_nodes: vec![],
         ports: BTreeMap::from([("p80".to_owned(), 8080)]),
+        ..endpoint("0.0.0.0")
     };
     let container = |name: &str| ContainerEndpoint {
         node: "node1".into(),

@@ -7,9 +7,9 @@ mod services;
 use std::collections::{BTreeMap, BTreeSet};
 
 use homelab_model::service::{Policy, Port, Protocol, Service, Type};
-use homelab_model::{Declared, Family, Ranges};
+use homelab_model::{Assigned, Declared, Family, Labels, Pool, Ranges, Selector, ServiceAllocation};
 use proptest::prelude::*;
-use services::{assign, ingress, ip, memory, pool, service};
+use services::{assign, endpoint, ingress, ip, memory, pool, service};
 
 /// Small ranges, so that everything runs out now and then.
 fn tight() -> Ranges {
@@ -19,8 +19,53 @@ fn tight() -> Ranges {
         pools: vec![
             pool("default", &[("192.168.50.200", "192.168.50.204")]),
             pool("six", &[("fd00:50::1", "fd00:50::2")]),
+            pool("dual", &[("192.168.50.205", "192.168.50.206"), ("fd00:50::5", "fd00:50::6")]),
+            Pool { auto_assign: false, ..pool("manual", &[("192.168.50.207", "192.168.50.207")]) },
+            Pool {
+                service_allocation: Some(ServiceAllocation {
+                    priority: 5,
+                    namespaces: vec!["default".into()],
+                    service_selectors: vec![Selector { match_labels: team(), ..Selector::default() }],
+                }),
+                ..pool("team", &[("192.168.50.208", "192.168.50.208"), ("fd00:50::8", "fd00:50::8")])
+            },
         ],
     }
+}
+
+fn team() -> Labels {
+    Labels::from([("team".to_owned(), "a".to_owned())])
+}
+
+/// What a service asks of the pools.
+#[derive(Debug, Clone)]
+struct Asked {
+    fixed: Option<u8>,
+    pool: Option<&'static str>,
+    key: Option<&'static str>,
+    team: bool,
+    both: bool,
+    endpoint: Option<bool>,
+}
+
+fn any_asked() -> impl Strategy<Value = Asked> {
+    let of = |all: &[&'static str]| prop::option::weighted(0.3, prop::sample::select(all.to_vec()));
+    let pools = ["default", "dual", "manual", "team", "none"];
+    (
+        prop::option::weighted(0.2, 0..12_u8),
+        of(&pools),
+        prop::option::weighted(0.5, prop::sample::select(vec!["k", "l"])),
+        any::<(bool, bool)>(),
+        any::<Option<bool>>(),
+    )
+        .prop_map(|(fixed, pool, key, (team, both), endpoint)| Asked {
+            fixed,
+            pool,
+            key,
+            team,
+            both,
+            endpoint,
+        })
 }
 
 fn any_service() -> impl Strategy<Value = Declared> {
@@ -35,8 +80,8 @@ fn any_service() -> impl Strategy<Value = Declared> {
         vec![Family::IPv6, Family::IPv4],
     ]);
     let ports = prop::collection::btree_map((0..4_u8, 0..3_usize), fixed(34), 1..4);
-    (name, r#type, families, fixed(34), ports, fixed(7), fixed(34), any::<(bool, bool)>()).prop_map(
-        |(name, r#type, families, cluster, ports, balancer, health, (local, allocate))| {
+    (name, r#type, families, fixed(34), ports, any_asked(), fixed(34), any::<(bool, bool)>()).prop_map(
+        |(name, r#type, families, cluster, ports, asked, health, (local, allocate))| {
             let mut one = service(&name, r#type);
             let outside = r#type != Type::ClusterIp;
             let balanced = r#type == Type::LoadBalancer;
@@ -54,10 +99,17 @@ fn any_service() -> impl Strategy<Value = Declared> {
                 })
                 .collect();
             if balanced {
-                own.load_balancer = balancer
+                own.load_balancer = asked
+                    .fixed
                     .map(|n| ingress(&format!("192.168.50.{}", 199 + u16::from(n))))
                     .into_iter()
                     .collect();
+                own.labels = if asked.team { team() } else { Labels::new() };
+                let address = |first| endpoint(if first { "10.244.0.5" } else { "10.244.1.5" });
+                own.endpoints = asked.endpoint.map(address).into_iter().collect();
+                one.request.pool = asked.pool.map(str::to_owned);
+                one.request.sharing_key = asked.key.map(str::to_owned);
+                one.request.require_dual_stack = asked.both && one.families.len() == 2;
                 if local {
                     own.external_traffic_policy = Policy::Local;
                     own.health_check_node_port = health.map(|n| 30000 + u16::from(n));
@@ -106,10 +158,53 @@ fn complete(declared: &Declared, service: &Service) -> Result<(), TestCaseError>
     let checked = service.r#type == Type::LoadBalancer && service.external_traffic_policy == Policy::Local;
     prop_assert_eq!(service.health_check_node_port.is_some(), checked);
     prop_assert!(service.r#type == Type::LoadBalancer || service.load_balancer.is_empty());
-    if !declared.service.load_balancer.is_empty() {
-        prop_assert_eq!(&service.load_balancer, &declared.service.load_balancer);
+    balanced(declared, service)
+}
+
+/// Addresses are those that are fixed or none; of one pool that is for the service; one of each family.
+fn balanced(declared: &Declared, service: &Service) -> Result<(), TestCaseError> {
+    let given = &service.load_balancer;
+    if given.is_empty() {
+        return Ok(());
     }
+    let pools = tight().pools;
+    let Some(pool) = pools.iter().find(|pool| given.iter().all(|i| pool.holds(i.ip))) else {
+        return Err(TestCaseError::fail(format!("{given:?} are of several pools")));
+    };
+    prop_assert!(pool.is_for(service), "{:?} of {}", given, pool.name);
+    prop_assert!(declared.request.pool.as_ref().is_none_or(|asked| *asked == pool.name));
+    let families: BTreeSet<Family> = given.iter().map(|i| Family::of(i.ip)).collect();
+    prop_assert_eq!(families.len(), given.len());
+    prop_assert!(service.cluster_ips.len() == 2 || families.contains(&Family::of(service.cluster_ips[0])));
+    prop_assert!(!declared.request.require_dual_stack || given.len() == 2);
+    let fixed = &declared.service.load_balancer;
+    prop_assert!(fixed.iter().all(|i| given.contains(i)));
     Ok(())
+}
+
+/// MetalLB's rule: the same key and different ports, and what answers is any node, or the same.
+fn may_share(a: (&Declared, &Service), b: (&Declared, &Service)) -> bool {
+    let ports =
+        |s: &Service| -> BTreeSet<(Protocol, u16)> { s.ports.iter().map(|p| (p.protocol, p.port)).collect() };
+    let backend = |s: &Service| -> Option<BTreeSet<String>> {
+        (s.external_traffic_policy == Policy::Local)
+            .then(|| s.endpoints.iter().map(|e| e.address.to_string()).collect())
+    };
+    a.0.request.sharing_key.is_some()
+        && a.0.request.sharing_key == b.0.request.sharing_key
+        && ports(a.1).is_disjoint(&ports(b.1))
+        && backend(a.1) == backend(b.1)
+}
+
+fn find<'a>(declared: &'a [Declared], service: &Service) -> &'a Declared {
+    declared.iter().find(|d| d.service.full_name() == service.full_name()).unwrap()
+}
+
+/// Whether somebody holds an address with whom a service may not share it.
+fn denied(address: &str, one: (&Declared, &Service), declared: &[Declared], assigned: &Assigned) -> bool {
+    let holds = |s: &&Service| s.load_balancer.iter().any(|i| i.ip == ip(address));
+    let mut holders = assigned.services.iter().filter(|s| s.full_name() != one.1.full_name()).filter(holds);
+    holders.any(|holder| !may_share(one, (find(declared, holder), holder)))
 }
 
 proptest! {
@@ -140,6 +235,86 @@ proptest! {
     }
 
     #[test]
+    fn an_address_is_shared_only_by_the_rules(first in any_services(), second in any_services()) {
+        let before = assign(&first, &BTreeMap::new(), &tight());
+        let after = assign(&second, &memory(&before), &tight());
+        for (declared, assigned) in [(&first, &before), (&second, &after)] {
+            for service in &assigned.services {
+                let from = find(declared, service);
+                for one in &service.load_balancer {
+                    let address = one.ip.to_string();
+                    prop_assert!(!denied(&address, (from, service), declared, assigned), "{address}");
+                }
+            }
+        }
+    }
+
+    /// Whoever has no address was told so, and asked for one that others have, or found every one taken.
+    #[test]
+    fn only_those_go_without_for_whom_there_is_none(first in any_services(), second in any_services()) {
+        let before = assign(&first, &BTreeMap::new(), &tight());
+        let after = assign(&second, &memory(&before), &tight());
+        for service in after.services.iter().filter(|s| s.r#type == Type::LoadBalancer) {
+            if !service.load_balancer.is_empty() {
+                continue;
+            }
+            let from = find(&second, service);
+            let told = format!("service {} has no ", service.full_name());
+            prop_assert!(after.warnings.iter().any(|w| w.starts_with(&told)), "{}", told);
+            prop_assert!(!service.cluster_ips.is_empty());
+            let asked = from.request.pool.as_deref();
+            let usable = |pool: &&Pool| {
+                pool.is_for(service) && asked.map_or(pool.auto_assign, |asked| pool.name == asked)
+            };
+            for pool in tight().pools.iter().filter(usable) {
+                let free = |family: Family| (0..=9).any(|n| {
+                    let address = match family {
+                        Family::IPv4 => format!("192.168.50.{}", 200 + n),
+                        Family::IPv6 => format!("fd00:50::{n}"),
+                    };
+                    pool.holds(ip(&address)) && !denied(&address, (from, service), &second, &after)
+                });
+                let mut families = service.cluster_ips.iter().map(|ip| Family::of(*ip));
+                let some = match (from.service.load_balancer.as_slice(), from.request.require_dual_stack) {
+                    ([], true) => families.all(free),
+                    ([], false) => families.any(free),
+                    (_, true) => false,
+                    ([fixed, ..], false) => {
+                        families.any(|f| f == Family::of(fixed.ip))
+                            && pool.holds(fixed.ip)
+                            && !denied(&fixed.ip.to_string(), (from, service), &second, &after)
+                    }
+                };
+                prop_assert!(!some, "{} could have one of {}: {:?}", service.full_name(), pool.name, after);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_fixed_beats_what_is_remembered(all in any_services(), new in any_service()) {
+        let before = assign(&all, &BTreeMap::new(), &tight());
+        let mut new = new;
+        new.service.name = "z".into();
+        new.service.r#type = Type::LoadBalancer;
+        new.service.load_balancer = vec![ingress("192.168.50.202")];
+        new.service.cluster_ips.clear();
+        new.families.clear();
+        new.node_ports = false;
+        new.service.health_check_node_port = None;
+        new.service.external_traffic_policy = Policy::Cluster;
+        new.request = Default::default();
+        new.service.ports.iter_mut().for_each(|p| p.node_port = None);
+        let fixed = |d: &Declared| d.service.load_balancer.contains(&ingress("192.168.50.202"));
+        let mut more = all;
+        more.iter_mut().filter(|d| fixed(d)).for_each(|d| d.service.load_balancer.clear());
+        more.push(new);
+        let after = assign(&more, &memory(&before), &tight());
+        if let Some(z) = after.services.iter().find(|s| s.name == "z") {
+            prop_assert_eq!(&z.load_balancer, &[ingress("192.168.50.202")]);
+        }
+    }
+
+    #[test]
     fn the_order_means_nothing(first in any_services(), (second, other) in any_services().prop_flat_map(|all| {
         (Just(all.clone()), Just(all).prop_shuffle())
     })) {
@@ -147,12 +322,16 @@ proptest! {
         prop_assert_eq!(assign(&second, &memory, &tight()), assign(&other, &memory, &tight()));
     }
 
+    /// An apply leaves nothing to do, whatever was there before.
     #[test]
-    fn what_is_remembered_stays(all in any_services()) {
-        let before = assign(&all, &BTreeMap::new(), &tight());
-        let after = assign(&all, &memory(&before), &tight());
-        prop_assert_eq!(&after.services, &before.services);
-        prop_assert_eq!(after.refused.len(), before.refused.len());
+    fn what_is_remembered_stays(first in any_services(), all in any_services()) {
+        let before = assign(&first, &BTreeMap::new(), &tight());
+        for memory_before in [BTreeMap::new(), memory(&before)] {
+            let once = assign(&all, &memory_before, &tight());
+            let twice = assign(&all, &memory(&once), &tight());
+            prop_assert_eq!(&twice.services, &once.services);
+            prop_assert_eq!(twice.refused.len(), once.refused.len());
+        }
     }
 
     #[test]
@@ -161,9 +340,13 @@ proptest! {
         let mut rest = all;
         let gone = rest.remove(which.index(rest.len())).service.full_name();
         let after = assign(&rest, &memory(&before), &tight());
-        // One that was refused because of it may come to its right, and what it fixes is then told to who yields.
-        let had = |name: &str| before.services.iter().any(|s| s.full_name() == name);
-        let promoted = after.services.iter().any(|s| !had(&s.full_name()));
+        // One that did not get what it fixes because of it may come to its right, which is then told to who yields.
+        let had = |s: &Service| before.services.iter().find(|b| b.full_name() == s.full_name());
+        let gains = |s: &Service| {
+            let fixes = !find(&rest, s).service.load_balancer.is_empty();
+            had(s).is_none_or(|had| fixes && had.load_balancer != s.load_balancer)
+        };
+        let promoted = after.services.iter().any(gains);
         for service in before.services.iter().filter(|s| s.full_name() != gone) {
             let now = after.services.iter().find(|s| s.full_name() == service.full_name());
             let mut now = now.cloned();

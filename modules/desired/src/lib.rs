@@ -5,6 +5,8 @@
 use homelab_model::{Binary, Content, File, Module, NodeObject, NodeSpec, Scope, Spec, Symlink, Unit, ours};
 use minijinja::{Environment, context};
 
+/// Which nodes may announce which address: the laptop warns of those that nobody may.
+pub use homelab_speaker::candidates::{Candidate, candidates};
 /// What the laptop needs of the tunnel to make a [`NodeSpec`].
 pub use homelab_vtep::{mac as vtep_mac, overhead as vtep_overhead};
 

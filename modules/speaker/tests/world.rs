@@ -1,6 +1,8 @@
 //! Whole clusters on a simulated LAN: who has an address, what a client notices when that changes, and that it always ends
 //! with one. Times are simulated: the same on any machine.
 
+#![allow(clippy::print_stdout, reason = "figures")]
+
 #[path = "world/mod.rs"]
 mod world;
 

@@ -112,6 +112,7 @@ fn kind(schema: &Value) -> String {
         _ => String::new(),
     };
     match (name, example) {
+        ("object", _) if schema["additionalProperties"].is_object() => "block of keys of your own".to_owned(),
         ("object", _) => "block".to_owned(),
         ("array", _) => match kind(&schema["items"]) {
             items if items == "block" => "list of blocks".to_owned(),
@@ -146,6 +147,7 @@ mod tests {
             "properties": {
                 "list": { "type": ["array", "null"], "items": {
                     "type": "object", "properties": { "port": { "type": "integer", "minimum": 1, "maximum": 9 } } } },
+                "labels": { "type": ["object", "null"], "additionalProperties": { "type": "string" } },
                 "name": { "type": "string", "examples": ["home"], "description": "Its\nname." },
                 "mode": { "anyOf": [{ "enum": ["auto", true] }, { "type": "null" }], "default": "auto" },
             }
@@ -155,6 +157,7 @@ mod tests {
         assert_eq!(
             rows,
             [
+                "| `labels` | block of keys of your own |  |  |",
                 "| `list` | list of blocks |  |  |",
                 "| `list[].port` | 1 to 9 |  |  |",
                 "| `mode` | `auto`, `true` | `auto` |  |",

@@ -32,7 +32,8 @@ impl Home {
         let service = |namespace: &str, name: &str, ip: &str, ports: serde_json::Value| {
             serde_json::from_value(json!({
                 "namespace": namespace, "name": name, "clusterIPs": [ip], "ports": ports,
-                "externalIPs": if name == "web" { json!(["192.168.60.11"]) } else { json!([]) },
+                "externalIPs": if ip == "10.96.0.1" { json!(["192.168.60.11"]) } else { json!([]) },
+                "loadBalancer": if name == "twice" { json!([{"ip": "192.168.50.200"}]) } else { json!([]) },
             }))
             .unwrap()
         };
@@ -42,7 +43,7 @@ impl Home {
             service("other", "web", "10.96.0.2", json!([{"port": 81}])),
             service("kube-system", "dns", "10.96.0.10", dns),
             service("a", "twice", "10.96.0.3", json!([{"port": 1}])),
-            service("b", "twice", "10.96.0.4", json!([{"port": 1}])),
+            service("b", "twice", "10.96.0.4", json!([{"port": 2, "protocol": "UDP"}])),
             service("a", "six", "fd00:96::1", json!([{"port": 1}])),
         ];
         Home { cluster, observed, services }
@@ -117,12 +118,16 @@ fn a_destination_is_an_address_or_a_service() {
         ("dns:udp", None, "10.96.0.10 udp 53"),
         ("dns", udp, "10.96.0.10 udp 53"),
         ("10.96.0.10", udp, "10.96.0.10 udp 53"),
+        ("192.168.50.200:1", None, "192.168.50.200 tcp 1"),
+        ("192.168.50.200:2", None, "192.168.50.200 udp 2"),
+        ("192.168.50.200:3", None, "192.168.50.200 tcp 3"),
     ] {
         assert_eq!(to(text, protocol).as_deref(), Ok(result), "{text}");
     }
     for (text, words) in [
         ("1.1.1.1", "1.1.1.1:80"),
         ("fd00::1", "[fd00::1]:80"),
+        ("192.168.50.200", "shared: to which port?; it is the address of a/twice, b/twice"),
         ("dns", "53/udp (udp), 53/tcp (tcp)"),
         ("web:https", "no port \"https\""),
         ("nobody", "the services are a/six"),

@@ -1,6 +1,8 @@
 //! Meaning: what a schema cannot say.
 
+mod advertisements;
 mod agent;
+mod labels;
 mod network;
 mod node_ports;
 mod nodes;
@@ -26,7 +28,7 @@ pub(crate) fn cluster(file: &File, faults: &mut Vec<Fault>) -> Option<Cluster> {
     let network = network::network(file, &nodes, faults);
     let agent = agent::agent(file, &nodes, faults);
     let node_ports = node_ports::node_ports(file, &nodes, agent, faults);
-    let pools = pools::load_balancer(file, &nodes, faults);
+    let pools = pools::load_balancer(file, &network.vxlan, faults);
     let place = services::Place { nodes: &nodes, network: &network, node_ports: &node_ports, pools: &pools };
     let services = services::services(file, place, faults);
     let manifests = agent::manifests(file, faults);

@@ -29,7 +29,7 @@ pub(super) struct Parsed {
     pub(super) pods: Vec<Range>,
     prefixes: Vec<u8>,
     pub(super) services: Vec<Range>,
-    vxlan: Vxlan,
+    pub(super) vxlan: Vxlan,
     complete: bool,
 }
 

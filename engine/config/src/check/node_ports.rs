@@ -1,6 +1,6 @@
 //! Node ports: their range, and the addresses that answer on them.
 
-use homelab_model::{AgentSettings, Network};
+use homelab_model::{AgentSettings, Network, SpeakerSpec};
 use ipnet::IpNet;
 
 use super::{clean, nodes, take, values};
@@ -65,6 +65,7 @@ pub(super) fn node_ports(
             file.agent.as_ref().and_then(|a| a.port.as_ref()).map(|p| p.span),
             "the agent's port",
         ),
+        speakers(file),
         (22, None, "the port of SSH"),
     ];
     for (number, span, what) in taken {
@@ -83,4 +84,13 @@ pub(super) fn node_ports(
         }
     }
     ports
+}
+
+/// The port of the speakers, where there are any.
+fn speakers(file: &File) -> (u16, Option<Span>, &'static str) {
+    let raw = file.load_balancer.as_ref();
+    let port = raw.and_then(|raw| raw.port.as_ref());
+    let some = port.is_some() || raw.is_some_and(|raw| raw.pools.as_ref().is_some_and(|p| !p.is_empty()));
+    let number = port.map_or(SpeakerSpec::PORT, |p| p.value);
+    (if some { number } else { 0 }, port.map(|p| p.span), "the speakers' port")
 }

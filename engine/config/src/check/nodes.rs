@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use homelab_model::{Node, SshSettings};
+use homelab_model::{LABEL_HOSTNAME, LABEL_ZONE, Labels, Node, SshSettings};
 use ipnet::IpNet;
 
-use super::{clean, family, seen_before, take, values};
+use super::{clean, family, labels, seen_before, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::Spanned;
@@ -20,6 +20,7 @@ pub(super) struct Parsed {
     pub(super) interface: Option<Spanned<String>>,
     role: Option<String>,
     pub(super) zone: Option<Spanned<String>>,
+    labels: Labels,
     ssh: SshSettings,
     complete: bool,
 }
@@ -130,8 +131,27 @@ fn node(raw: &raw::Node, defaults: &SshSettings, faults: &mut Vec<Fault>) -> Par
     };
     let role = raw.role.as_ref().map(|r| r.value.clone());
     let zone = raw.zone.as_ref().and_then(|z| take(faults, z, values::zone));
+    given_labels(raw, faults);
+    let labels = labels::labels(raw.labels.as_ref(), faults);
     let complete = clean(faults, before);
-    Parsed { name, addresses, pod_cidrs, interface, role, zone, ssh, complete }
+    Parsed { name, addresses, pod_cidrs, interface, role, zone, labels, ssh, complete }
+}
+
+/// Tells of labels that every node has of itself, where they say something else.
+fn given_labels(raw: &raw::Node, faults: &mut Vec<Fault>) {
+    for (label, field, own) in [(LABEL_HOSTNAME, "name", &raw.name), (LABEL_ZONE, "zone", &raw.zone)] {
+        let written = raw.labels.iter().flat_map(|l| &l.0).find(|(key, _)| key.value == label);
+        let Some((_, value)) = written else { continue };
+        if own.as_ref().is_none_or(|own| own.value != value.value) {
+            let message = format!("the label `{label}` is the node's `{field}`, and says something else");
+            let mut fault = Fault::new("label", value.span, message)
+                .help(format!("take it away, and write `{field}: {}`", crate::value::short(&value.value)));
+            if let Some(own) = own {
+                fault = fault.also(own.span, format!("its {field}"));
+            }
+            faults.push(fault);
+        }
+    }
 }
 
 /// The node of that name; a fault where there is none.
@@ -171,6 +191,7 @@ pub(super) fn finish(nodes: Vec<Parsed>) -> Option<Vec<Node>> {
             interface: n.interface.map(|i| i.value),
             role: n.role,
             zone: n.zone.map(|z| z.value),
+            labels: n.labels,
         })
     };
     nodes.into_iter().map(node).collect()

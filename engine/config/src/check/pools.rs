@@ -1,21 +1,24 @@
-//! Load-balancer pools and their announcement.
+//! Load-balancer pools.
 
 use std::collections::HashMap;
 
-use homelab_model::{L2Settings, LoadBalancer, Pool, PoolRange};
+use homelab_model::{L2Advertisement, LoadBalancer, Pool, PoolRange, ServiceAllocation, SpeakerSpec, Vxlan};
 
-use super::{clean, duplicate, nodes, seen_before, take, values};
+use super::{advertisements, clean, duplicate, labels, seen_before, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::Spanned;
+use crate::value::quote;
+use crate::words::{list, nearest};
 
 /// A pool as far as it can be understood.
 pub(super) struct ParsedPool {
-    name: Option<Spanned<String>>,
+    pub(super) name: Option<Spanned<String>>,
     /// Each range with its text.
     pub(super) ranges: Vec<Spanned<(String, PoolRange)>>,
     auto_assign: bool,
     avoid_buggy_ips: bool,
+    service_allocation: Option<ServiceAllocation>,
 }
 
 impl ParsedPool {
@@ -27,7 +30,8 @@ impl ParsedPool {
 /// All of `loadBalancer`.
 pub(super) struct Pools {
     pub(super) pools: Vec<ParsedPool>,
-    l2: L2Settings,
+    l2_advertisements: Vec<L2Advertisement>,
+    port: u16,
     pub(super) complete: bool,
 }
 
@@ -39,14 +43,33 @@ impl Pools {
                 addresses: p.ranges.into_iter().map(|r| r.value.1).collect(),
                 auto_assign: p.auto_assign,
                 avoid_buggy_ips: p.avoid_buggy_ips,
+                service_allocation: p.service_allocation,
             })
         };
         let pools = self.pools.into_iter().map(pool).collect::<Option<_>>()?;
-        self.complete.then_some(LoadBalancer { pools, l2: self.l2 })
+        let (l2_advertisements, port) = (self.l2_advertisements, self.port);
+        self.complete.then_some(LoadBalancer { pools, l2_advertisements, port })
     }
 }
 
-pub(super) fn load_balancer(file: &File, nodes: &[nodes::Parsed], faults: &mut Vec<Fault>) -> Pools {
+/// The pool of that name; a fault where there is none.
+pub(super) fn known(pools: &[ParsedPool], text: &Spanned<String>, faults: &mut Vec<Fault>) {
+    let names: Vec<&str> = pools.iter().filter_map(|p| p.name.as_ref()).map(|n| n.value.as_str()).collect();
+    // A pool whose own name is wrong may be the one that is meant.
+    if names.contains(&text.value.as_str()) || names.len() < pools.len() {
+        return;
+    }
+    let help = match nearest(&text.value, names.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if names.is_empty() => "add it to `loadBalancer.pools`".to_owned(),
+        None => format!("known pools: {}", list(&names, "and")),
+    };
+    faults.push(
+        Fault::new("unknown-pool", text.span, format!("there is no pool {}", quote(&text.value))).help(help),
+    );
+}
+
+pub(super) fn load_balancer(file: &File, vxlan: &Vxlan, faults: &mut Vec<Fault>) -> Pools {
     let before = faults.len();
     let empty = raw::LoadBalancer::default();
     let raw = file.load_balancer.as_ref().unwrap_or(&empty);
@@ -82,22 +105,38 @@ pub(super) fn load_balancer(file: &File, nodes: &[nodes::Parsed], faults: &mut V
             ranges,
             auto_assign: raw.auto_assign.as_ref().is_none_or(|a| a.value),
             avoid_buggy_ips: raw.avoid_buggy_ips.as_ref().is_some_and(|a| a.value),
+            service_allocation: raw.service_allocation.as_ref().map(|to| allocation(to, faults)),
         });
     }
-    let l2 = raw.l2.as_ref().map(|l2| settings(l2, nodes, faults)).unwrap_or_default();
-    Pools { pools, l2, complete: clean(faults, before) }
-}
-
-fn settings(raw: &raw::L2, nodes: &[nodes::Parsed], faults: &mut Vec<Fault>) -> L2Settings {
-    let mut l2 = L2Settings::default();
-    for text in raw.interfaces.as_deref().unwrap_or_default() {
-        if let Some(name) = take(faults, text, values::interface) {
-            l2.interfaces.push(name.value);
+    let l2_advertisements = advertisements::advertisements(raw, &pools, faults);
+    let port = raw.port.as_ref().map_or(SpeakerSpec::PORT, |port| port.value);
+    if port == vxlan.port && (raw.port.is_some() || !pools.is_empty()) {
+        let tunnel = file.network.as_ref().and_then(|n| n.vxlan.as_ref()?.port.as_ref());
+        let written = raw.port.as_ref().or(tunnel);
+        if let Some(at) = written {
+            let message = format!("the tunnel and the speakers cannot both have UDP port {port}");
+            let mut fault = Fault::new("port", at.span, message)
+                .help("set `loadBalancer.port` or `network.vxlan.port` to another");
+            if let Some(other) = tunnel.filter(|other| other.span != at.span) {
+                fault = fault.also(other.span, "the tunnel's");
+            }
+            faults.push(fault);
         }
     }
-    for text in raw.nodes.as_deref().unwrap_or_default() {
-        nodes::known(nodes, text, faults);
-        l2.nodes.push(text.value.clone());
+    Pools { pools, l2_advertisements, port, complete: clean(faults, before) }
+}
+
+fn allocation(raw: &raw::ServiceAllocation, faults: &mut Vec<Fault>) -> ServiceAllocation {
+    let namespaces = raw.namespaces.iter().flatten();
+    let namespaces = namespaces.filter_map(|n| take(faults, n, |t| values::label(t, "a namespace")));
+    ServiceAllocation {
+        priority: raw.priority.as_ref().map_or(0, |p| p.value),
+        namespaces: namespaces.map(|n| n.value).collect(),
+        service_selectors: labels::selectors(
+            raw.service_selectors.as_ref(),
+            "serviceSelectors",
+            "all services",
+            faults,
+        ),
     }
-    l2
 }

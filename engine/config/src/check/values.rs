@@ -6,7 +6,7 @@ use homelab_model::PoolRange;
 use ipnet::IpNet;
 
 pub(super) use crate::value::{Parsed, unusable};
-use crate::value::{Words, quote, short, words};
+use crate::value::{Words, is_qualified_part, quote, short, words};
 
 /// A DNS label (RFC 1123); `what` with its article.
 pub(super) fn label(text: &str, what: &str) -> Parsed<String> {
@@ -48,9 +48,7 @@ pub(super) fn service_name(text: &str) -> Parsed<String> {
 
 /// A zone: the value of a Kubernetes label.
 pub(super) fn zone(text: &str) -> Parsed<String> {
-    let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if end(text.chars().next()) && end(text.chars().last()) && text.chars().all(good) && text.len() <= 63 {
+    if is_qualified_part(text) {
         return Ok(text.to_owned());
     }
     let rule =

@@ -273,7 +273,10 @@ impl Reading<'_> {
                 values::quote(&class.value)
             );
             let fault = Fault::new("load-balancer-class", class.span, message).warning();
-            self.faults.push(fault.help("take `loadBalancerClass` away to get one of homelab's pools"));
+            self.faults
+                .push(fault.help(
+                    "take `loadBalancerClass` away, or write `homelab`, to get one of homelab's pools",
+                ));
         }
         self.cluster_ips.extend(read.cluster_ips.iter().map(|ip| (ip.value, ip.span)));
         self.node_ports.extend(read.node_ports.iter().map(|(port, of)| ((*of, port.value), port.span)));
@@ -350,7 +353,7 @@ impl Reading<'_> {
             let title = format!("Service {}", declared.service.full_name());
             let key = (declared.service.namespace.clone(), declared.service.name.clone());
             let Some(groups) = groups.remove(&key) else {
-                if read.selector && !refused.contains(&key) {
+                if !declared.request.selector.is_empty() && !refused.contains(&key) {
                     let message = format!("{title} has a selector, and no EndpointSlice here names it: it has no endpoints");
                     let fault = Fault::new("no-endpoints", read.name, message).warning();
                     faults.push(fault.help(

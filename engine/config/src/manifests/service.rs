@@ -6,9 +6,10 @@ use std::hash::Hash;
 use std::net::IpAddr;
 
 use homelab_model::service::{Affinity, Ingress, IpMode, Policy, Port, Protocol, Service, Type};
-use homelab_model::{Declared, Family};
+use homelab_model::{Declared, Family, Labels, Request};
 use ipnet::IpNet;
 
+use crate::balancer::{ADDRESSES, CLASS, POOL, SHARING, annotation};
 use crate::problem::Span;
 use crate::yaml::{Node, Value};
 
@@ -32,8 +33,6 @@ pub(super) struct Read {
     pub(super) declared: Declared,
     /// Where its name is.
     pub(super) name: Span,
-    /// Whether it has a selector.
-    pub(super) selector: bool,
     /// Where its ports are.
     pub(super) ports: Vec<Span>,
     /// Its class, which is another controller's.
@@ -113,9 +112,9 @@ pub(super) fn service(
     let external_ips = unique(r.texts(spec, "externalIPs", values::address));
     let (session_affinity, session_affinity_timeout_seconds) = affinity(spec, r);
     let load_balancer_source_ranges = source_ranges(spec, meta, of_type, r);
-    let load_balancer = match of_type {
-        Some(Type::LoadBalancer) => addresses(object, spec, r),
-        _ => Vec::new(),
+    let (load_balancer, given) = match of_type {
+        Some(Type::LoadBalancer) => addresses(object, spec, meta, r),
+        _ => (Vec::new(), Vec::new()),
     };
     let allocate = only_load_balancer(spec, "allocateLoadBalancerNodePorts", of_type, r);
     let node_ports_wanted = match of_type {
@@ -128,7 +127,8 @@ pub(super) fn service(
     let class = only_load_balancer(spec, "loadBalancerClass", of_type, r)
         .then(|| r.text(spec, "loadBalancerClass"))
         .flatten()
-        .and_then(|text| r.parse(text, values::qualified));
+        .and_then(|text| r.parse(text, values::qualified))
+        .filter(|class| class.value != CLASS);
     let external_traffic_policy = external_policy(spec, of_type, !external_ips.is_empty(), r);
     let internal_traffic_policy = r
         .text(spec, "internalTrafficPolicy")
@@ -143,11 +143,22 @@ pub(super) fn service(
     }
     // Kubernetes' controllers have applied it to the conditions of the endpoints already.
     r.flag(spec, "publishNotReadyAddresses");
-    let selector = selector(spec, r);
+    let mut request = Request {
+        selector: texts(spec, "selector", r),
+        require_dual_stack: families.len() == 2
+            && r.word(spec, "ipFamilyPolicy").is_some_and(|p| p.value == "RequireDualStack"),
+        ..Request::default()
+    };
+    if of_type == Some(Type::LoadBalancer) && class.is_none() {
+        request.pool = note(meta, POOL, r).map(|text| text.value.to_owned());
+        request.sharing_key = note(meta, SHARING, r).map(|text| text.value.to_owned());
+        request.given = given;
+    }
+    let labels = labels(meta, r);
     let mut service = Service {
         namespace: meta.namespace.clone(),
         name: meta.name.value.clone(),
-        labels: homelab_model::Labels::new(),
+        labels,
         r#type: of_type.unwrap_or_default(),
         cluster_ips: cluster_ips.iter().map(|ip| ip.value).collect(),
         external_ips,
@@ -163,26 +174,22 @@ pub(super) fn service(
         endpoints: Vec::new(),
     };
     if class.is_some() {
-        without_load_balancer(&mut service, node_ports_wanted);
+        crate::balancer::without(&mut service, node_ports_wanted);
     }
     Outcome::Read(Box::new(Read {
-        declared: Declared { service, families, node_ports: node_ports_wanted, containers: Vec::new() },
+        declared: Declared {
+            service,
+            families,
+            node_ports: node_ports_wanted,
+            containers: Vec::new(),
+            request,
+        },
         name: meta.name.span,
-        selector,
         ports: port_spans,
         class,
         cluster_ips,
         node_ports,
     }))
-}
-
-/// A service whose addresses are another controller's: what is left without them.
-fn without_load_balancer(service: &mut Service, node_ports: bool) {
-    let ports = node_ports || service.ports.iter().any(|p| p.node_port.is_some());
-    service.r#type = if ports { Type::NodePort } else { Type::ClusterIp };
-    service.load_balancer.clear();
-    service.load_balancer_source_ranges.clear();
-    service.health_check_node_port = None;
 }
 
 fn ports(
@@ -328,9 +335,27 @@ fn source_ranges(spec: &Node, meta: &Meta<'_>, of_type: Option<Type>, r: &mut Re
     unique(ranges)
 }
 
-/// `spec.loadBalancerIP` is what is wanted, the status what some controller gave: it counts only while it is the same.
-fn addresses(object: &Node, spec: &Node, r: &mut Reader) -> Vec<Ingress> {
-    let wanted = r.word(spec, "loadBalancerIP").and_then(|text| r.parse(text, values::address));
+/// The text of an annotation of MetalLB, unless it is empty.
+fn note<'a>(meta: &Meta<'a>, name: &str, r: &mut Reader) -> Option<At<&'a str>> {
+    annotation(name, |key| r.note(meta.metadata, "annotations", key)).filter(|text| !text.value.is_empty())
+}
+
+/// The addresses that are wanted (`spec.loadBalancerIP`, or MetalLB's annotation), and those that some controller gave.
+fn addresses(object: &Node, spec: &Node, meta: &Meta<'_>, r: &mut Reader) -> (Vec<Ingress>, Vec<Ingress>) {
+    let single = r.word(spec, "loadBalancerIP").and_then(|text| r.parse(text, values::address));
+    let listed = note(meta, ADDRESSES, r)
+        .and_then(|text| r.parse(text, |t| crate::balancer::addresses(t, values::address)));
+    let mut wanted: Vec<IpAddr> = listed.iter().flat_map(|list| list.value.iter().copied()).collect();
+    if let Some(single) = single {
+        if let Some(list) = listed.filter(|list| list.value.iter().any(|ip| *ip != single.value)) {
+            let why =
+                format!("`loadBalancerIP` is {}, but the annotation asks for other addresses", single.value);
+            let fault = r.refuse("load-balancer-ip", single.span, why);
+            fault.help = "keep one of them".into();
+            fault.more.push((list.span, "the annotation".into()));
+        }
+        wanted = vec![single.value];
+    }
     let status = r.map(object, "status").and_then(|status| r.map(status, "loadBalancer"));
     let (mut seen, mut given) = (HashSet::new(), Vec::new());
     for item in status.map(|s| r.maps(s, "ingress")).unwrap_or_default() {
@@ -346,12 +371,9 @@ fn addresses(object: &Node, spec: &Node, r: &mut Reader) -> Vec<Ingress> {
             given.push(Ingress { ip: ip.value, ip_mode: mode.map_or(IpMode::Vip, |m| m.value) });
         }
     }
-    match wanted {
-        Some(At { value: ip, .. }) if !seen.contains(&ip) => {
-            vec![Ingress { ip, ip_mode: IpMode::Vip }]
-        }
-        _ => given,
-    }
+    let mode = |ip| given.iter().find(|i| i.ip == ip).map_or(IpMode::Vip, |i| i.ip_mode);
+    let wanted: Vec<Ingress> = wanted.into_iter().map(|ip| Ingress { ip, ip_mode: mode(ip) }).collect();
+    (wanted, given)
 }
 
 /// Whether a field may be read: it is refused for every other type.
@@ -383,13 +405,30 @@ fn health_check(spec: &Node, of_type: Option<Type>, policy: Policy, r: &mut Read
     Some(port)
 }
 
-fn selector(spec: &Node, r: &mut Reader) -> bool {
-    let Some(node) = r.map(spec, "selector") else { return false };
-    let Value::Map(entries) = &node.value else { return false };
-    for entry in entries.iter().filter(|e| e.value.value != Value::Null) {
-        r.is_text(&entry.key, &entry.value);
+/// A block of keys and texts; what is empty is an empty text, as in Kubernetes.
+fn texts(parent: &Node, key: &str, r: &mut Reader) -> Labels {
+    let Some(Node { value: Value::Map(entries), .. }) = r.map(parent, key) else { return Labels::new() };
+    let mut texts = Labels::new();
+    for entry in entries {
+        let text = match entry.value.value {
+            Value::Null => Some(String::new()),
+            _ => r.is_text(&entry.key, &entry.value).map(|text| text.value.to_owned()),
+        };
+        texts.extend(text.map(|text| (entry.key.clone(), text)));
     }
-    !entries.is_empty()
+    texts
+}
+
+/// Its labels, by Kubernetes' syntax.
+fn labels(meta: &Meta<'_>, r: &mut Reader) -> Labels {
+    let labels = texts(meta.metadata, "labels", r);
+    for (key, value) in &labels {
+        let entry = meta.metadata.get("labels").and_then(|l| l.value.get(key));
+        let Some(entry) = entry else { continue };
+        r.parse(At { value: key.as_str(), span: entry.key_span }, values::qualified);
+        r.parse(At { value: value.as_str(), span: entry.value.span }, values::label_value);
+    }
+    labels
 }
 
 /// The values, each once, in order.

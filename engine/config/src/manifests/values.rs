@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-pub(super) use crate::value::{Parsed, quote, short};
-use crate::value::{unusable, words};
+pub(super) use crate::value::{Parsed, label_value, qualified, quote, short, subdomain};
+use crate::value::{is_label, unusable, words};
 
 /// An address that a packet can go to.
 pub(super) fn address(text: &str) -> Parsed<IpAddr> {
@@ -45,11 +45,6 @@ pub(super) fn cidr(text: &str) -> Parsed<IpNet> {
     net.map_or_else(|| words("cidr", why(), help), |net| Ok(net.trunc()))
 }
 
-fn is_label(text: &str) -> bool {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&text.len()) && text.chars().all(good) && !text.starts_with('-') && !text.ends_with('-')
-}
-
 /// A DNS label (RFC 1123).
 pub(super) fn label(text: &str) -> Parsed<String> {
     if is_label(text) {
@@ -57,44 +52,6 @@ pub(super) fn label(text: &str) -> Parsed<String> {
     }
     let rule = "at most 63 lower-case letters, digits and `-`, beginning and ending with a letter or digit";
     words("name", format!("{} is no DNS label", quote(text)), rule)
-}
-
-/// DNS labels with dots between (RFC 1123 subdomain).
-pub(super) fn subdomain(text: &str) -> Parsed<String> {
-    if text.len() <= 253 && text.split('.').all(is_label) {
-        return Ok(text.to_owned());
-    }
-    let rule = "at most 253 lower-case letters, digits, `-` and `.`, each part beginning and ending with a letter or digit";
-    words("name", format!("{} is no DNS name", quote(text)), rule)
-}
-
-/// The value of a label; zones are such.
-pub(super) fn label_value(text: &str) -> Parsed<String> {
-    if text.is_empty() || is_qualified_part(text) {
-        return Ok(text.to_owned());
-    }
-    let rule = "at most 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit";
-    words("name", format!("{} cannot be the value of a label", quote(text)), rule)
-}
-
-fn is_qualified_part(text: &str) -> bool {
-    let end = |c: char| c.is_ascii_alphanumeric();
-    (1..=63).contains(&text.len())
-        && text.chars().all(|c| end(c) || matches!(c, '-' | '_' | '.'))
-        && text.starts_with(end)
-        && text.ends_with(end)
-}
-
-/// `name` or `prefix/name`.
-pub(super) fn qualified(text: &str) -> Parsed<String> {
-    let good = match text.split_once('/') {
-        Some((prefix, name)) => subdomain(prefix).is_ok() && is_qualified_part(name),
-        None => is_qualified_part(text),
-    };
-    if good {
-        return Ok(text.to_owned());
-    }
-    words("name", format!("{} is no qualified name", quote(text)), "for example `example.org/name`")
 }
 
 /// The name of a container's port (IANA service name).

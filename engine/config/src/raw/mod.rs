@@ -1,11 +1,13 @@
 //! The file as it is written. The JSON Schema is made from these types, and their comments are its descriptions.
 
+mod balancer;
 mod service;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
-use crate::spanned::{OneOrMany, Spanned};
+use crate::spanned::{OneOrMany, Spanned, Texts};
+pub(crate) use balancer::{L2Advertisement, LoadBalancer, Selector, ServiceAllocation};
 pub(crate) use service::{Endpoint, EndpointBlock, Service};
 
 /// A text with a pattern and an example for the schema; `check` gives the exact words.
@@ -50,6 +52,10 @@ text! {
     Interface, "^[^\\s/:]{1,15}$", ["eth0"];
     /// Anything with a character in it.
     Filled, "\\S", [];
+    /// Key of a label.
+    LabelKey, "^([-a-z0-9.]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", ["kubernetes.io/hostname"];
+    /// Value of a label.
+    LabelValue, "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$", ["node1"];
     /// Jump hosts.
     Jump, "^[^\\s,]+(,[^\\s,]+)*$", ["admin@router.home:22"];
 }
@@ -194,6 +200,8 @@ pub(crate) struct Node {
     /// Zone that the node is in, for `trafficDistribution` (`topology.kubernetes.io/zone`).
     #[schemars(with = "Option<Zone>")]
     pub(crate) zone: Option<Spanned<String>>,
+    /// Labels, for selectors; `kubernetes.io/hostname` and `topology.kubernetes.io/zone` are there already.
+    pub(crate) labels: Option<Texts>,
     /// Part of `network.podCIDR` that is this node's, one per address family. Default: the next free one, kept once given.
     #[serde(rename = "podCIDR")]
     #[schemars(with = "Option<OneOrTwo<Cidr>>")]
@@ -267,49 +275,4 @@ pub(crate) struct Vxlan {
     /// Whether the network card computes checksums of what the tunnel sends. `auto`: unless it is known to be faulty.
     #[schemars(extend("enum" = ["auto", true, false], "default" = "auto"))]
     pub(crate) checksum_offload: Option<Spanned<serde_json::Value>>,
-}
-
-/// Addresses on the LAN for services.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(deny_unknown_fields)]
-pub(crate) struct LoadBalancer {
-    /// Pools of addresses.
-    #[schemars(with = "Option<Vec<Pool>>", length(max = 100))]
-    pub(crate) pools: Option<Vec<Spanned<Pool>>>,
-    /// Announcement on the LAN (ARP, NDP).
-    pub(crate) l2: Option<L2>,
-}
-
-/// A pool of addresses.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(deny_unknown_fields)]
-pub(crate) struct Pool {
-    /// Name of the pool.
-    #[schemars(required, with = "Label", extend("examples" = ["default"]))]
-    pub(crate) name: Option<Spanned<String>>,
-    /// Addresses, CIDRs and `first-last` ranges. Leave them out of your router's DHCP range.
-    #[schemars(required, with = "Vec<PoolEntry>", length(min = 1, max = 100))]
-    pub(crate) addresses: Option<Vec<Spanned<String>>>,
-    /// Whether services that ask for no address get one of this pool.
-    #[schemars(extend("default" = true))]
-    pub(crate) auto_assign: Option<Spanned<bool>>,
-    /// Leaves out IPv4 addresses that end in .0 and .255.
-    #[serde(rename = "avoidBuggyIPs")]
-    #[schemars(extend("default" = false))]
-    pub(crate) avoid_buggy_ips: Option<Spanned<bool>>,
-}
-
-/// Announcement on the LAN (ARP, NDP).
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(deny_unknown_fields)]
-pub(crate) struct L2 {
-    /// Interfaces to announce on. Default: each node's LAN interface.
-    #[schemars(with = "Option<Vec<Interface>>", length(max = 100))]
-    pub(crate) interfaces: Option<Vec<Spanned<String>>>,
-    /// Names of the nodes that may announce. Default: all.
-    #[schemars(with = "Option<Vec<Label>>", length(max = 1000))]
-    pub(crate) nodes: Option<Vec<Spanned<String>>>,
 }

@@ -7,8 +7,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 
-use super::{Cidr, Container, Interface, Ip, Label, ServiceName, Zone};
-use crate::spanned::Spanned;
+use super::{Cidr, Container, Interface, Ip, Label, LabelKey, ServiceName, Zone};
+use crate::spanned::{Spanned, Texts};
 
 /// An address family.
 struct IpFamily;
@@ -36,6 +36,11 @@ pub(crate) struct Service {
     /// Namespace; a name stands once in each.
     #[schemars(with = "Option<Label>", extend("default" = "default"))]
     pub(crate) namespace: Option<Spanned<String>>,
+    /// Labels, for the selectors of pools and advertisements.
+    pub(crate) labels: Option<Texts>,
+    /// MetalLB's `metallb.io/loadBalancerIPs`, `metallb.io/address-pool` and `metallb.io/allow-shared-ip` count; others
+    /// are ignored.
+    pub(crate) annotations: Option<Texts>,
     /// Who reaches it: pods and nodes (ClusterIP), also by a port of every node (NodePort), also by an address on the
     /// LAN (LoadBalancer).
     #[schemars(extend("enum" = ["ClusterIP", "NodePort", "LoadBalancer"], "default" = "ClusterIP"))]
@@ -68,6 +73,9 @@ pub(crate) struct Service {
     #[serde(rename = "loadBalancerIP")]
     #[schemars(with = "Option<Ip>", extend("examples" = ["192.168.50.200"]))]
     pub(crate) load_balancer_ip: Option<Spanned<String>>,
+    /// Who gives a LoadBalancer service its address. Any other is not homelab: then it gets none here.
+    #[schemars(with = "Option<LabelKey>", extend("examples" = ["homelab"], "default" = "homelab"))]
+    pub(crate) load_balancer_class: Option<Spanned<String>>,
     /// Clients that may use the load-balancer address. Default: all.
     #[schemars(with = "Option<Vec<Cidr>>", length(max = 100))]
     pub(crate) load_balancer_source_ranges: Option<Vec<Spanned<String>>>,

@@ -43,6 +43,7 @@ pub(crate) fn cluster(nodes: &[(&str, &str)]) -> Cluster {
                 interface: None,
                 role: None,
                 zone: None,
+                labels: Default::default(),
             })
             .collect(),
         network: Network {

@@ -11,10 +11,8 @@ pub(super) struct Claims {
     cluster_ips: BTreeMap<IpAddr, String>,
     /// Node ports and health check ports.
     node_ports: BTreeMap<(u16, Protocol), String>,
-    /// Load-balancer and external addresses with their ports.
+    /// External addresses with their ports.
     listeners: BTreeMap<(IpAddr, Protocol, u16), String>,
-    /// Load-balancer and external addresses; those that several fix have several holders.
-    lan: BTreeMap<IpAddr, Vec<String>>,
 }
 
 /// Takes a key, unless another holds it.
@@ -56,33 +54,24 @@ impl Claims {
                 ));
             }
         }
-        let lan: Vec<IpAddr> =
-            service.load_balancer.iter().map(|i| i.ip).chain(service.external_ips.iter().copied()).collect();
-        for ip in &lan {
-            for port in &service.ports {
-                if let Some(other) = self.listeners.get(&(*ip, port.protocol, port.port)) {
-                    return Err(format!(
-                        "its {} port {} of {ip} belongs to {}; services share an address only with different ports",
-                        port.protocol.as_str().to_uppercase(),
-                        port.port,
-                        who(other)
-                    ));
-                }
+        let listeners = service
+            .external_ips
+            .iter()
+            .flat_map(|ip| service.ports.iter().map(|port| (*ip, port.protocol, port.port)));
+        for listener in listeners.clone() {
+            if let Some(other) = self.listeners.get(&listener) {
+                let (ip, protocol, port) = listener;
+                return Err(format!(
+                    "its {} port {port} of {ip} belongs to {}; services share an address only with different ports",
+                    protocol.as_str().to_uppercase(),
+                    who(other)
+                ));
             }
         }
         self.cluster_ips.extend(service.cluster_ips.iter().map(|ip| (*ip, name.to_owned())));
         self.node_ports.extend(numbers.into_iter().map(|key| (key, name.to_owned())));
-        for ip in lan {
-            self.listen(ip, name, service);
-        }
+        self.listeners.extend(listeners.map(|listener| (listener, name.to_owned())));
         Ok(())
-    }
-
-    fn listen(&mut self, ip: IpAddr, name: &str, service: &Service) {
-        self.lan.entry(ip).or_default().push(name.to_owned());
-        for port in &service.ports {
-            self.listeners.insert((ip, port.protocol, port.port), name.to_owned());
-        }
     }
 
     /// Takes a cluster address; the error is who holds it.
@@ -100,17 +89,6 @@ impl Claims {
         self.node_port(number, Protocol::Tcp, name)
     }
 
-    /// Takes a load-balancer address for itself alone; the error is who holds it.
-    pub(super) fn ingress(&mut self, ip: IpAddr, name: &str) -> Result<(), String> {
-        match self.lan.get(&ip).and_then(|holders| holders.first()) {
-            Some(other) => Err(other.clone()),
-            None => {
-                self.lan.insert(ip, vec![name.to_owned()]);
-                Ok(())
-            }
-        }
-    }
-
     /// Takes what was found free: cluster addresses and node ports.
     pub(super) fn chosen(&mut self, name: &str, service: &Service) {
         self.cluster_ips.extend(service.cluster_ips.iter().map(|ip| (*ip, name.to_owned())));
@@ -125,7 +103,7 @@ impl Claims {
     }
 
     /// Gives back all that a service holds.
-    pub(super) fn release(&mut self, name: &str, service: &Service) {
+    pub(super) fn release(&mut self, service: &Service) {
         for ip in &service.cluster_ips {
             self.cluster_ips.remove(ip);
         }
@@ -137,15 +115,9 @@ impl Claims {
         if let Some(number) = service.health_check_node_port {
             self.node_ports.remove(&(number, Protocol::Tcp));
         }
-        for ip in service.load_balancer.iter().map(|i| i.ip).chain(service.external_ips.iter().copied()) {
-            if let Some(holders) = self.lan.get_mut(&ip) {
-                holders.retain(|holder| holder != name);
-                if holders.is_empty() {
-                    self.lan.remove(&ip);
-                }
-            }
+        for ip in &service.external_ips {
             for port in &service.ports {
-                self.listeners.remove(&(ip, port.protocol, port.port));
+                self.listeners.remove(&(*ip, port.protocol, port.port));
             }
         }
     }
@@ -167,8 +139,14 @@ impl Claims {
         self.node_ports.range(all).all(|((_, other), holder)| *other != protocol && holder == name)
     }
 
-    /// Whether nobody holds an address on the LAN.
-    pub(super) fn lan_is_free(&self, ip: IpAddr) -> bool {
-        !self.lan.contains_key(&ip)
+    /// Who has this as an external address, on this port.
+    pub(super) fn listener(&self, ip: IpAddr, protocol: Protocol, port: u16) -> Option<&str> {
+        self.listeners.get(&(ip, protocol, port)).map(String::as_str)
+    }
+
+    /// Whether this is an external address of any service.
+    pub(super) fn is_external(&self, ip: IpAddr) -> bool {
+        let all = (ip, Protocol::Tcp, 0)..=(ip, Protocol::Sctp, u16::MAX);
+        self.listeners.range(all).next().is_some()
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::claims::Claims;
-use crate::{Family, Pool, PoolRange};
+use crate::Family;
 
 /// A service range: from behind its static band on, then the band. Never its first and last address.
 pub(super) struct Addresses {
@@ -66,7 +66,7 @@ impl Addresses {
 }
 
 /// The address `offset` after another.
-fn at(base: IpAddr, offset: u128) -> Option<IpAddr> {
+pub(super) fn at(base: IpAddr, offset: u128) -> Option<IpAddr> {
     match base {
         IpAddr::V4(base) => {
             let offset = u32::try_from(offset).ok()?;
@@ -114,38 +114,4 @@ impl NodePorts {
             .filter_map(number)
             .find(|number| !own.contains(number) && claims.number_is_free(*number))
     }
-}
-
-/// Whether a pool holds an address.
-pub(super) fn pooled(pools: &[Pool], ip: IpAddr) -> bool {
-    pools
-        .iter()
-        .flat_map(|pool| &pool.addresses)
-        .any(|range| Family::of(range.first) == Family::of(ip) && range.first <= ip && ip <= range.last)
-}
-
-/// The ranges of a pool that gives addresses away by itself.
-pub(super) fn auto(pool: &Pool, family: Family) -> impl Iterator<Item = &PoolRange> {
-    pool.addresses.iter().filter(move |range| pool.auto_assign && Family::of(range.first) == family)
-}
-
-/// The first free address of the pools that give them away.
-pub(super) fn next_of_pools(pools: &[Pool], family: Family, claims: &Claims) -> Option<IpAddr> {
-    for pool in pools {
-        for range in auto(pool, family) {
-            let mut ip = Some(range.first);
-            while let Some(candidate) = ip.filter(|ip| *ip <= range.last) {
-                if !(pool.avoid_buggy_ips && buggy(candidate)) && claims.lan_is_free(candidate) {
-                    return Some(candidate);
-                }
-                ip = at(candidate, 1);
-            }
-        }
-    }
-    None
-}
-
-/// Addresses that some old routers take for those of a network or of a broadcast.
-fn buggy(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V4(v4) if matches!(v4.octets()[3], 0 | 255))
 }

@@ -1,9 +1,11 @@
 //! Services and pools for the tests of `assign`.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use homelab_model::service::{Ingress, IpMode, Policy, Port, Protocol, Service, Type};
+use homelab_model::service::{Endpoint, Ingress, IpMode, Policy, Port, Protocol, Service, Type};
 use homelab_model::{Assigned, Declared, Pool, PoolRange, Ranges};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
@@ -17,6 +19,7 @@ pub(crate) fn pool(name: &str, ranges: &[(&str, &str)]) -> Pool {
         addresses: ranges.iter().map(range).collect(),
         auto_assign: true,
         avoid_buggy_ips: false,
+        service_allocation: None,
     }
 }
 
@@ -43,7 +46,27 @@ pub(crate) fn service(name: &str, r#type: Type) -> Declared {
         ports: vec![port(80)],
         endpoints: vec![],
     };
-    Declared { service, families: vec![], node_ports: r#type != Type::ClusterIp, containers: vec![] }
+    Declared {
+        service,
+        families: vec![],
+        node_ports: r#type != Type::ClusterIp,
+        containers: vec![],
+        request: Default::default(),
+    }
+}
+
+pub(crate) fn endpoint(address: &str) -> Endpoint {
+    Endpoint {
+        address: ip(address),
+        node: None,
+        zone: None,
+        ready: true,
+        serving: true,
+        terminating: false,
+        for_zones: vec![],
+        for_nodes: vec![],
+        ports: BTreeMap::new(),
+    }
 }
 
 pub(crate) fn ingress(address: &str) -> Ingress {

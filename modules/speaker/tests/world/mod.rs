@@ -110,6 +110,7 @@ impl World {
                 addresses: vec![pool],
                 auto_assign: true,
                 avoid_buggy_ips: false,
+                service_allocation: None,
             }],
             advertisements: vec![L2Advertisement { name: "all".into(), ..L2Advertisement::default() }],
         };

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use homelab_model::Family;
 use homelab_model::service::Type;
-use homelab_model::{Family, PoolRange};
 use ipnet::IpNet;
 
 use super::{Place, Taken, type_name, unused};
@@ -178,53 +178,6 @@ pub(super) fn families(
     });
     families.truncate(if both { 2 } else { 1 });
     families
-}
-
-/// `loadBalancerIP`.
-pub(super) fn load_balancer_ip(
-    raw: &raw::Service,
-    r#type: Type,
-    place: Place<'_>,
-    families: &[Family],
-    faults: &mut Vec<Fault>,
-) -> Option<Spanned<IpAddr>> {
-    let text = raw.load_balancer_ip.as_ref()?;
-    if r#type != Type::LoadBalancer {
-        let message = format!("a {} service has no load-balancer address", type_name(r#type));
-        faults.push(
-            Fault::new("service-type", text.span, message)
-                .help("write `type: LoadBalancer`, or take `loadBalancerIP` away"),
-        );
-        return None;
-    }
-    let address = take(faults, text, values::address)?;
-    let pools = place.pools;
-    let inside = |r: &PoolRange| {
-        r.first.is_ipv4() == address.value.is_ipv4() && r.first <= address.value && address.value <= r.last
-    };
-    let held = pools.pools.iter().any(|p| p.ranges.iter().any(|r| inside(&r.value.1)));
-    let family = Family::of(address.value);
-    // A pool that is wrong itself may be the one that is meant.
-    if !held && pools.complete {
-        let help = if pools.pools.is_empty() {
-            "add a pool that holds it to `loadBalancer.pools`".to_owned()
-        } else {
-            let all: Vec<&str> =
-                pools.pools.iter().flat_map(|p| p.ranges.iter().map(|r| r.value.0.as_str())).collect();
-            format!("the pools hold {}", crate::words::list(&all, "and"))
-        };
-        faults.push(
-            Fault::new("load-balancer-ip", address.span, format!("{} is in no pool", address.value))
-                .help(help),
-        );
-    } else if !families.is_empty() && !families.contains(&family) {
-        let message = format!("{} is {family}, but the service has no {family} address", address.value);
-        faults.push(
-            Fault::new("load-balancer-ip", address.span, message)
-                .help(format!("choose an {} address, or add {family} to `ipFamilies`", families[0])),
-        );
-    }
-    Some(address)
 }
 
 /// `externalIPs`.

@@ -1,6 +1,7 @@
 //! Services: what Kubernetes' own validation says of them, and what needs the rest of the file.
 
 mod addresses;
+mod balancer;
 mod endpoints;
 mod policies;
 mod ports;
@@ -9,11 +10,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use homelab_model::service::{Ingress, IpMode, Protocol, Service, Type};
-use homelab_model::{Declared, Family};
+use homelab_model::{Declared, Family, Request};
 
 use super::node_ports::NodePorts;
 use super::pools::Pools;
-use super::{clean, network, nodes, seen_before, take, values};
+use super::{clean, labels, network, nodes, seen_before, take, values};
 use crate::merge::DEFAULT_NAMESPACE;
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
@@ -33,6 +34,8 @@ pub(super) struct Place<'a> {
 struct Taken {
     names: HashMap<(String, String), Span>,
     cluster_ips: HashMap<IpAddr, Span>,
+    /// Load-balancer addresses with the sharing key.
+    balanced: HashMap<IpAddr, (Option<String>, Span)>,
     listeners: HashMap<(IpAddr, Protocol, u16), Span>,
     node_ports: HashMap<(Protocol, u16), Span>,
 }
@@ -70,28 +73,31 @@ fn service(
     let fixed = addresses::cluster_ips(raw, place, taken, faults);
     let families = addresses::families(raw, &fixed, place, faults);
     let external_ips = addresses::external_ips(raw, place, &families, faults);
-    let load_balancer_ip = addresses::load_balancer_ip(raw, r#type, place, &families, faults);
+    let labels = labels::labels(raw.labels.as_ref(), faults);
+    let mut request = balancer::request(raw, r#type, place, faults);
+    let wanted = balancer::addresses(raw, r#type, place, &families, faults);
+    balancer::shared(&wanted, &request, taken, faults);
     let load_balancer_source_ranges = addresses::source_ranges(raw, r#type, &families, faults);
     let listen: BTreeSet<IpAddr> =
-        external_ips.iter().copied().chain(load_balancer_ip.as_ref().map(|a| a.value)).collect();
+        external_ips.iter().copied().chain(wanted.iter().map(|a| a.value)).collect();
     let (ports, targets) = ports::ports(raw, r#type, &listen, place.node_ports, taken, faults);
     let policies = policies::policies(raw, r#type, faults);
     let health_check_node_port =
         policies::health_check(raw, r#type, policies.external, place.node_ports, taken, faults);
     let allocate = policies::allocate_node_ports(raw, r#type, faults);
     let (endpoints, containers) = endpoints::endpoints(raw, place, &families, &targets, faults);
+    let ours = balancer::is_ours(raw, r#type, faults);
     clean(faults, before).then_some(())?;
-    let service = Service {
+    request.require_dual_stack =
+        families.len() == 2 && raw.ip_family_policy.as_ref().is_some_and(|p| p.value == "RequireDualStack");
+    let mut service = Service {
         namespace: namespace?,
         name: name?.value,
-        labels: homelab_model::Labels::new(),
+        labels,
         r#type,
         cluster_ips: fixed.into_iter().map(|ip| ip.value).collect(),
         external_ips,
-        load_balancer: load_balancer_ip
-            .map(|ip| Ingress { ip: ip.value, ip_mode: IpMode::Vip })
-            .into_iter()
-            .collect(),
+        load_balancer: wanted.into_iter().map(|ip| Ingress { ip: ip.value, ip_mode: IpMode::Vip }).collect(),
         load_balancer_source_ranges,
         external_traffic_policy: policies.external,
         internal_traffic_policy: policies.internal,
@@ -102,7 +108,11 @@ fn service(
         ports,
         endpoints,
     };
-    Some(Declared { service, families, node_ports: allocate, containers })
+    if !ours {
+        crate::balancer::without(&mut service, allocate);
+        request = Request::default();
+    }
+    Some(Declared { service, families, node_ports: allocate, containers, request })
 }
 
 fn same_name(name: &Spanned<String>, namespace: &str, first: Span) -> Fault {

@@ -1,0 +1,65 @@
+//! What the speakers are told, and what nobody will announce.
+
+use homelab_desired::{Candidate, candidates};
+use homelab_model::service::Service;
+use homelab_model::{Cluster, LABEL_EXCLUDE, LbUnfit, SpeakerNode, SpeakerSpec};
+
+/// What every node's speaker is told; None without pools. The order of the file is no difference.
+pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
+    let balancer = &cluster.load_balancer;
+    if balancer.pools.is_empty() {
+        return None;
+    }
+    let node = |node: &homelab_model::Node| SpeakerNode {
+        name: node.name.clone(),
+        address: node.address,
+        labels: node.effective_labels(),
+    };
+    let mut spec = SpeakerSpec {
+        port: balancer.port,
+        nodes: cluster.nodes.iter().map(node).collect(),
+        pools: balancer.pools.clone(),
+        advertisements: balancer.l2_advertisements.clone(),
+    };
+    spec.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    spec.pools.sort_by(|a, b| a.name.cmp(&b.name));
+    spec.advertisements.sort_by(|a, b| a.name.cmp(&b.name));
+    Some(spec)
+}
+
+/// Says which nodes announce nothing, and which addresses nobody announces.
+pub(crate) fn unannounced(spec: &SpeakerSpec, services: &[Service], warnings: &mut Vec<String>) {
+    for node in spec.nodes.iter().filter(|node| node.labels.contains_key(LABEL_EXCLUDE)) {
+        warnings.push(format!(
+            "{} announces no load-balancer addresses: it has the label {LABEL_EXCLUDE}",
+            node.name
+        ));
+    }
+    for candidate in candidates(services, spec) {
+        let Some(why) = silence(&candidate) else { continue };
+        for service in &candidate.services {
+            warnings.push(format!(
+                "service {service}: nobody announces its load-balancer address {}: {why}",
+                candidate.address
+            ));
+        }
+    }
+}
+
+/// Why no node may announce an address, if none may. An address in no pool is somebody else's.
+fn silence(candidate: &Candidate) -> Option<String> {
+    let pool = candidate.pool.as_ref().filter(|_| candidate.placement.nodes.is_empty())?;
+    let because = |why| candidate.placement.excluded.iter().any(|(_, reason)| *reason == why);
+    // The last hurdle that a node failed at: the others did not come so far.
+    Some(if because(LbUnfit::NoCommonInterface) {
+        "services that share it are to be announced on different interfaces".to_owned()
+    } else if because(LbUnfit::NoLocalEndpoint) {
+        "no node that could has an endpoint, which `externalTrafficPolicy: Local` asks for".to_owned()
+    } else if because(LbUnfit::ExcludeLabel) {
+        format!("all nodes that could have the label {LABEL_EXCLUDE}")
+    } else if because(LbUnfit::NotSelected) {
+        format!("no node fits the `nodeSelectors` of the advertisements for pool {pool}")
+    } else {
+        format!("no advertisement is for pool {pool} and this service")
+    })
+}
