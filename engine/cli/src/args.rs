@@ -153,6 +153,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         rollout: Rollout,
     },
+    /// Let other nodes have a node's load-balancer addresses; its pods stay
+    #[command(after_help = EXIT_CODES)]
+    Cordon {
+        /// The node
+        node: String,
+    },
+    /// Let a node have load-balancer addresses again
+    #[command(after_help = EXIT_CODES)]
+    Uncordon {
+        /// The node
+        node: String,
+    },
     /// Show how the nodes are
     Status {
         /// What else to show.
@@ -191,6 +203,15 @@ pub(crate) enum StatusOf {
     Services {
         /// Only this one: NAME or NAMESPACE/NAME
         name: Option<String>,
+    },
+    /// Show the load-balancer addresses: who has them, since when, and what is in the way
+    Lb {
+        /// Only this address, or those of this service: NAME or NAMESPACE/NAME
+        #[arg(value_name = "ADDRESS|SERVICE")]
+        of: Option<String>,
+        /// Go on and show every change, until Ctrl-C
+        #[arg(long)]
+        watch: bool,
     },
 }
 
@@ -294,6 +315,20 @@ mod tests {
             Cli::try_parse_from(["homelab", "status"]).unwrap().command,
             Command::Status { of: None }
         ));
+    }
+
+    #[test]
+    fn addresses_are_asked_for_by_address_or_service() {
+        let of = |words: &[&str]| {
+            let cli = Cli::try_parse_from(["homelab", "status", "lb"].iter().chain(words)).unwrap();
+            let Command::Status { of: Some(StatusOf::Lb { of, watch }) } = cli.command else {
+                panic!("{words:?}");
+            };
+            (of, watch)
+        };
+        assert_eq!(of(&[]), (None, false));
+        assert_eq!(of(&["--watch", "192.168.50.200"]), (Some("192.168.50.200".into()), true));
+        assert!(Cli::try_parse_from(["homelab", "cordon"]).is_err());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Commands from their words to their exit code, with the nodes of the driver's tests.
 
+mod balancers;
+
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

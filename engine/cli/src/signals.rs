@@ -16,6 +16,8 @@ enum Answer {
     Stop,
     /// The process ends.
     Leave,
+    /// The user has seen enough: the process ends, and well.
+    Enough,
 }
 
 /// Hears the signals of this process.
@@ -24,6 +26,7 @@ pub(crate) struct Signals {
     /// Set at the first signal: the engine stops.
     pub(crate) cancel: Arc<AtomicBool>,
     changing: Arc<AtomicBool>,
+    watching: Arc<AtomicBool>,
     first: Arc<AtomicI32>,
 }
 
@@ -46,6 +49,7 @@ impl Signals {
                             "stopping: the nodes at work are finished or rolled back first; \
                              a second signal leaves at once",
                         ),
+                        Answer::Enough => std::process::exit(0),
                         Answer::Leave => {
                             if signals.is_changing() {
                                 voice.say(
@@ -75,6 +79,11 @@ impl Signals {
         result
     }
 
+    /// From now on the command only shows what it sees: Ctrl-C is how it is meant to end.
+    pub(crate) fn watch(&self) {
+        self.watching.store(true, Ordering::SeqCst);
+    }
+
     /// Waits until nodes are being changed, then hears a signal as if it came from outside.
     #[cfg(test)]
     pub(crate) fn feign(&self, number: i32) {
@@ -89,6 +98,9 @@ impl Signals {
     }
 
     fn hear(&self, number: i32) -> Answer {
+        if self.watching.load(Ordering::SeqCst) && number == SignalKind::interrupt().as_raw_value() {
+            return Answer::Enough;
+        }
         if !self.is_changing() || self.cancel.swap(true, Ordering::SeqCst) {
             return Answer::Leave;
         }
@@ -126,6 +138,13 @@ mod tests {
         let status = "Name:\thomelab\nSigBlk:\t0000000000000003\nSigIgn:\t0000000000001001\n";
         assert!(in_mask(status, 1) && in_mask(status, 13));
         assert!(!in_mask(status, 2) && !in_mask(status, 15) && !in_mask("", 1) && !in_mask(status, 0));
+    }
+
+    #[test]
+    fn ctrl_c_ends_a_watch_well() {
+        let signals = Signals::default();
+        signals.watch();
+        assert_eq!((signals.hear(2), signals.hear(15)), (Answer::Enough, Answer::Leave));
     }
 
     #[test]

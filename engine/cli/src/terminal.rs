@@ -8,7 +8,7 @@ use homelab_ssh::Prompt;
 use indicatif::MultiProgress;
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
-use crate::args::{Color, Global};
+use crate::args::{Color, Format, Global};
 use crate::error::CliError;
 use crate::render::page::{Page, bold, clean, line, red};
 use crate::render::{Paint, Shown, count};
@@ -23,6 +23,8 @@ pub(crate) struct Terminal {
     pub(crate) interactive: bool,
     /// Whether progress can be drawn.
     pub(crate) draws: bool,
+    /// Whether what stands on stdout can be drawn over.
+    pub(crate) redraws: bool,
     /// Neither progress nor warnings.
     pub(crate) quiet: bool,
     /// Progress bars; questions are asked with them out of the way.
@@ -48,6 +50,7 @@ impl Terminal {
             stderr_paint: Paint(colored(stderr)),
             interactive: std::io::stdin().is_terminal() && stderr,
             draws: stderr && !global.quiet,
+            redraws: std::io::stdout().is_terminal() && global.format == Format::Human,
             quiet: global.quiet,
             bars: MultiProgress::new(),
             github: std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true"),
@@ -63,6 +66,7 @@ impl Terminal {
             stderr_paint: Paint(false),
             interactive: false,
             draws: false,
+            redraws: false,
             github: false,
             stdout: Mutex::new(stdout),
             ..Terminal::new(global)

@@ -268,6 +268,30 @@ fn a_signal_before_any_change_ends_the_command_at_once() {
 }
 
 #[test]
+fn a_watch_ends_well_with_ctrl_c() {
+    use std::io::BufRead;
+    let here = directory(GOOD);
+    for format in ["human", "json", "markdown"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_homelab"))
+            .current_dir(here.path())
+            .args(["--node-binaries", ".", "--quiet", "--format", format, "status", "lb", "--watch"])
+            .env_remove("HOMELAB_FILE")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let said =
+            lines.by_ref().map(Result::unwrap).find(|line| line.contains("cannot connect to 127.0.0.1:9"));
+        assert!(said.is_some_and(|line| !line.contains('\u{1b}')), "{format}");
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{format}");
+    }
+}
+
+#[test]
 fn a_signal_that_the_caller_ignores_is_not_heard() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -24,7 +24,7 @@ impl Engine<'_> {
         })
     }
 
-    fn ask_each<T: Send>(
+    pub(crate) fn ask_each<T: Send>(
         &self,
         prepared: &Prepared,
         nodes: &[String],

@@ -211,6 +211,10 @@ impl Engine<'_> {
         for (name, live) in live.iter() {
             if is_chosen(chosen, name) {
                 plan.warnings.extend(history::warnings(name, &live.observed.history, self.options.now));
+                let stays = matches!(aim, Aim::Goal(Goal::Desired | Goal::Previous));
+                if let (Some(by), true) = (&live.observed.facts.cordoned, stays) {
+                    plan.warnings.push(history::cordoned(name, by, self.options.now));
+                }
             }
         }
         plan.warnings.extend(resolution.warnings);

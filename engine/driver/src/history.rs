@@ -1,6 +1,6 @@
 //! What the nodes' transactions mean for a plan. Pure.
 
-use homelab_model::{History, NodePlan, Observed, OpenTransaction, Phase, plan_node};
+use homelab_model::{History, Holder, NodePlan, Observed, OpenTransaction, Phase, plan_node};
 
 use crate::keys;
 use crate::plan::owned;
@@ -39,6 +39,15 @@ pub(crate) fn warnings(name: &str, history: &History, now: u64) -> Vec<String> {
     warnings
 }
 
+/// A node has no load-balancer addresses because somebody said so.
+pub(crate) fn cordoned(name: &str, by: &Holder, now: u64) -> String {
+    let ago = span(now.saturating_sub(by.since));
+    format!(
+        "{name} is cordoned (by {}, {ago} ago): it has no load-balancer addresses until homelab uncordon {name}",
+        by.who
+    )
+}
+
 /// What was done about a change that a dead laptop left.
 pub(crate) fn taken_back(name: &str, open: &OpenTransaction, left: &[String]) -> String {
     let mut text = format!("{name}: a change by {} that nobody confirmed was taken back", open.by.who);
@@ -75,7 +84,7 @@ pub(crate) fn drift(name: &str, observed: &Observed, ring: Option<&str>) -> Opti
 
 #[cfg(test)]
 mod tests {
-    use homelab_model::{Holder, Reverted};
+    use homelab_model::Reverted;
 
     use super::*;
 
@@ -115,6 +124,11 @@ mod tests {
             [
                 "node2: me@laptop tries out a change; the node takes it back in 10 minutes unless it is confirmed"
             ]
+        );
+        assert_eq!(
+            cordoned("node2", &me(), 1180),
+            "node2 is cordoned (by me@laptop, 3 minutes ago): it has no load-balancer addresses until homelab \
+             uncordon node2"
         );
         // Clocks differ.
         assert_eq!(span(0u64.saturating_sub(9)), "0 s");

@@ -5,6 +5,7 @@
 //! the same sessions. Every node undoes its changes by itself unless it hears over a fresh session that all is well.
 
 mod ask;
+mod balancers;
 mod binaries;
 mod connection;
 mod engine;
@@ -12,6 +13,7 @@ mod error;
 mod farewell;
 mod history;
 mod keys;
+mod lb;
 mod lock;
 mod observer;
 mod offload;
@@ -33,6 +35,7 @@ mod speaker;
 mod transact;
 mod transport;
 
+pub use balancers::Cordoned;
 pub use binaries::{BinariesError, BinaryEntry, MANIFEST, MANIFEST_FORMAT, Manifest, NodeBinaries};
 pub use connection::{Places, script};
 pub use engine::{Engine, Goal, Prepared};
@@ -40,6 +43,7 @@ pub use homelab_protocol::{Failure, Fault};
 
 pub use error::{ApplyError, NodeError, PlanError, RotateError};
 pub use keys::NEW_KEYS;
+pub use lb::{LbNodeRow, LbPicture, LbRow};
 pub use lock::LockOutcome;
 pub use observer::{Event, Observer, Silent};
 pub use offload::offload_fault;

@@ -4,6 +4,32 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Holder;
+
+/// What a node answers when it is asked about load-balancer addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LbNode {
+    /// The node's clock, milliseconds since 1970: ages of what its agent says are told by it.
+    pub time_unix_ms: u64,
+    /// Who cordoned it, if it is cordoned. Without an agent this holds from its next start.
+    pub cordoned: Option<Holder>,
+    /// Its configuration tells it to announce addresses.
+    pub told: bool,
+    /// Its agent runs.
+    pub agent: bool,
+    /// What its running agent says; None: nothing, or nothing yet.
+    pub report: Option<LbReport>,
+}
+
+impl LbNode {
+    /// Whether the agent shows that the node is cordoned, or that it is not. None if it says nothing about it.
+    pub fn shows_cordoned(&self) -> Option<bool> {
+        let report = self.report.as_ref()?;
+        report.member(&report.node).map(|own| own.cordoned)
+    }
+}
+
 /// How one node sees load-balancer addresses. Times are milliseconds since 1970 by its clock.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +44,13 @@ pub struct LbReport {
     pub members: Vec<LbMember>,
     /// All addresses, sorted.
     pub addresses: Vec<LbAddress>,
+}
+
+impl LbReport {
+    /// The node of this name, as the reporting one sees it.
+    pub fn member(&self, name: &str) -> Option<&LbMember> {
+        self.members.iter().find(|member| member.name == name)
+    }
 }
 
 /// A node of the cluster, as another one sees it.

@@ -34,7 +34,9 @@ pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
     Selector, SpeakerNode, SpeakerSpec,
 };
-pub use lb_report::{LbAddress, LbInterface, LbMember, LbReport, LbStanding, LbState, LbUnfit, LbWhere};
+pub use lb_report::{
+    LbAddress, LbInterface, LbMember, LbNode, LbReport, LbStanding, LbState, LbUnfit, LbWhere,
+};
 pub use mac::stable_mac;
 pub use node::{
     Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,

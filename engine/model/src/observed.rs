@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::node::{Key, Link, Module, NodeObject, Spec};
 use crate::spec::NodeSpec;
-use crate::transaction::History;
+use crate::transaction::{History, Holder};
 use crate::{Cluster, ours};
 
 /// Where to look on a node for objects that cannot be found by a mark of ours: paths, sysctls, units.
@@ -76,6 +76,9 @@ pub struct Facts {
     pub attachments: Vec<AttachmentFact>,
     /// The agent's own report, if it runs.
     pub agent: Option<AgentFact>,
+    /// Who cordoned the node, if it is cordoned.
+    #[serde(default)]
+    pub cordoned: Option<Holder>,
     /// Chains of foreign firewalls that drop what pods send to and get from elsewhere.
     #[serde(default)]
     pub forward_drops: Vec<ForwardDrop>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use homelab_model::{
-    Change, Holder, NodeObject, Observed, Previous, Scope, ServiceReport, TracePacket, TraceReport,
+    Change, Holder, LbNode, NodeObject, Observed, Previous, Scope, ServiceReport, TracePacket, TraceReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +76,16 @@ pub enum Request {
     Services,
     /// What this node does with a packet. Changes nothing, and sends nothing.
     Trace(TracePacket),
+    /// What this node's agent says of load-balancer addresses. Changes nothing.
+    LoadBalancers,
+    /// The node is to have no load-balancer addresses, or may have some again. May be said twice. It is a word to the
+    /// agent and no part of what the cluster file says: no transaction, no lock.
+    Cordon {
+        /// Cordoned, or not.
+        on: bool,
+        /// Who says so.
+        by: Holder,
+    },
     /// End of the session.
     Bye,
 }
@@ -169,6 +179,15 @@ pub enum Response {
     },
     /// Answer to [`Request::Trace`].
     Traced(Box<TraceReport>),
+    /// Answer to [`Request::LoadBalancers`].
+    LoadBalancers(Box<LbNode>),
+    /// Answer to [`Request::Cordon`], once the agent shows it, or if none runs.
+    Cordoned {
+        /// Whether it was otherwise before.
+        changed: bool,
+        /// The node afterwards.
+        node: Box<LbNode>,
+    },
     /// A request failed.
     Failed(Failure),
 }
@@ -275,7 +294,8 @@ pub struct Failure {
 mod tests {
     use homelab_model::service::{Policy, Protocol};
     use homelab_model::{
-        Confirmed, EndpointReport, FrontendKind, FrontendReport, FrontendState, TraceEndpoint, TraceOutcome,
+        Confirmed, EndpointReport, FrontendKind, FrontendReport, FrontendState, LbAddress, LbInterface,
+        LbMember, LbReport, LbStanding, LbState, LbUnfit, TraceEndpoint, TraceOutcome,
     };
 
     use super::*;
@@ -315,6 +335,60 @@ mod tests {
         }
     }
 
+    fn load_balancers() -> LbNode {
+        let member = LbMember {
+            name: "node1".into(),
+            standing: LbStanding::Itself,
+            since_unix_ms: None,
+            ready: true,
+            cordoned: true,
+            interfaces: vec![("eth0".into(), "02:00:00:00:00:01".into())],
+        };
+        let interface = LbInterface {
+            name: "eth0".into(),
+            mac: Some("02:00:00:00:00:01".into()),
+            state: LbState::Conflict,
+            since_unix_ms: 5,
+            answered: 1,
+            announcements: 2,
+            claims: 3,
+        };
+        let address = LbAddress {
+            address: "fd00::200".parse().unwrap(),
+            services: vec!["default/web".into()],
+            pool: None,
+            owner: Some("node1".into()),
+            since_unix_ms: Some(5),
+            moves: 1,
+            conflict: Some("02:00:00:00:00:99".into()),
+            interfaces: vec![interface],
+            unfit: vec![("node2".into(), LbUnfit::NoLocalEndpoint)],
+        };
+        let report = LbReport {
+            node: "node1".into(),
+            time_unix_ms: 6,
+            settled: true,
+            members: vec![member],
+            addresses: vec![address],
+        };
+        let cordoned = Some(Holder { who: "me@laptop".into(), pid: 7, command: "cordon".into(), since: 9 });
+        LbNode { time_unix_ms: 7, cordoned, told: true, agent: true, report: Some(report) }
+    }
+
+    #[test]
+    fn a_node_shows_whether_it_is_cordoned() {
+        assert_eq!(load_balancers().shows_cordoned(), Some(true));
+        assert_eq!(LbNode::default().shows_cordoned(), None);
+    }
+
+    #[test]
+    fn requests_about_load_balancers_survive_the_wire() {
+        for request in [Request::LoadBalancers, Request::Cordon { on: true, by: Holder::default() }] {
+            let text = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request, "{text}");
+        }
+    }
+
     #[test]
     fn every_response_survives_the_wire() {
         let holder = Holder { who: "me@laptop".into(), pid: 7, command: "apply".into(), since: 9 };
@@ -346,6 +420,9 @@ mod tests {
             Response::Secret(Secret { summary: "s".into(), text: "t".into() }),
             Response::Services { services: vec![service()] },
             Response::Traced(Box::new(traced())),
+            Response::LoadBalancers(Box::default()),
+            Response::LoadBalancers(Box::new(load_balancers())),
+            Response::Cordoned { changed: true, node: Box::new(load_balancers()) },
             Response::Failed(failure),
         ];
         for response in all {

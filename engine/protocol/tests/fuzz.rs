@@ -52,6 +52,8 @@ fn frames() -> Vec<Vec<u8>> {
         Request::Rollback { id: "0a".into(), reason: "a test".into() },
         Request::Probe { targets: vec!["10.244.1.0".parse().unwrap()] },
         Request::Services,
+        Request::LoadBalancers,
+        Request::Cordon { on: true, by: Holder::default() },
         Request::Trace(TracePacket {
             source: "10.244.1.5".parse().unwrap(),
             destination: "10.96.0.1".parse().unwrap(),

@@ -74,6 +74,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
         pods: u32::try_from(snapshot.links.iter().filter(|l| l.alias.starts_with(ours::POD_ALIAS)).count())
             .unwrap_or(u32::MAX),
         agent: unit::agent_report(root),
+        cordoned: crate::cordon::cordoned(root),
         rival_proxies: rivals::rivals(root, snapshot, foreign.rivals),
         forward_drops: foreign.forward_drops,
         checksum_errors: fs::read_to_string(root.proc("net/snmp")).map(|t| checksum_errors(&t)).unwrap_or(0),

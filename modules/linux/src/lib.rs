@@ -7,6 +7,7 @@ mod apply;
 mod asides;
 mod clock;
 pub mod conntrack;
+mod cordon;
 mod error;
 mod facts;
 pub mod fault;
@@ -34,6 +35,7 @@ mod wait;
 
 pub use asides::read_secret;
 pub use clock::{boot_id, boottime_ms, unix_seconds};
+pub use cordon::{agent_runs, cordoned, lb_report, set_cordoned, tell_agent};
 pub use error::{ApplyError, Error};
 pub use files::{digest_of_self, file_digest};
 pub use lock::{

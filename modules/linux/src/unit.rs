@@ -274,6 +274,13 @@ fn reads_again(root: &Root, after: &Unit) -> bool {
     }
 }
 
+/// Tells a running agent to read its configuration again.
+pub(crate) fn reload_agent(root: &Root) -> Result<(), Error> {
+    must_run(root, ours::UNIT)?;
+    let error = |message| Error::Unit { name: ours::UNIT.to_owned(), message };
+    systemctl(&["reload", "--", ours::UNIT]).map_err(error)
+}
+
 /// Stops and disables a unit.
 pub(crate) fn delete(root: &Root, unit: &Unit, jobs: Jobs) -> Result<(), Error> {
     if !systemd_runs(root) {

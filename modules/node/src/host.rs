@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use homelab_model::{Change, Holder, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport};
+use homelab_model::{
+    Change, Holder, LbNode, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport,
+};
 use homelab_protocol::Secret;
 
 /// Something held until it is dropped or the process ends.
@@ -125,6 +127,12 @@ pub(crate) trait Host {
 
     /// What the kernel holds of each service against what this node was told.
     fn services(&mut self) -> Result<Vec<ServiceReport>, String>;
+    /// Whether the node is cordoned, and what its agent says of load-balancer addresses.
+    fn load_balancers(&mut self) -> Result<LbNode, String>;
+    /// Cordons the node in somebody's name, or lifts that. The agent is not told.
+    fn set_cordoned(&mut self, by: Option<&Holder>) -> Result<(), String>;
+    /// Tells the running agent to read whether the node is cordoned.
+    fn tell_agent(&mut self) -> Result<(), String>;
     /// What this node does with a packet; both addresses are of one family.
     fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String>;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use homelab_linux::transaction::{self as store, Shelf};
 use homelab_linux::{Error, Kinds, Node, Root};
 use homelab_model::{
-    Change, Holder, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport, ours,
+    Change, Holder, LbNode, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport, ours,
 };
 use homelab_protocol::Secret;
 use homelab_proxy::report::{self, HeldState};
@@ -251,6 +251,28 @@ impl Host for Machine {
         let strays = held.stray_lines();
         let state = HeldState { elements: &held.elements, strays: &strays, connections: &connections };
         Ok(report::services(self.node.spec().as_ref(), &state))
+    }
+
+    fn load_balancers(&mut self) -> Result<LbNode, String> {
+        let agent = homelab_linux::agent_runs(&self.root);
+        Ok(LbNode {
+            time_unix_ms: homelab_linux::unix_seconds().saturating_mul(1000),
+            cordoned: homelab_linux::cordoned(&self.root),
+            told: self.node.spec().is_some_and(|spec| spec.speaker.is_some()),
+            agent,
+            report: homelab_linux::lb_report(&self.root).filter(|_| agent),
+        })
+    }
+
+    fn set_cordoned(&mut self, by: Option<&Holder>) -> Result<(), String> {
+        if by.is_some() && self.node.spec().is_none() {
+            return Err(crate::serve::untold());
+        }
+        self.apart(|root| homelab_linux::set_cordoned(root, by))
+    }
+
+    fn tell_agent(&mut self) -> Result<(), String> {
+        homelab_linux::tell_agent(&self.root).map_err(text)
     }
 
     fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String> {

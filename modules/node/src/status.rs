@@ -49,7 +49,8 @@ pub(crate) fn main(as_json: bool) -> ExitCode {
             let printed = if as_json {
                 let value = json!({
                     "format_version": 1, "cluster": spec.cluster, "node": spec.node,
-                    "agent": observed.facts.agent, "pods": observed.facts.pods, "differs": differs,
+                    "agent": observed.facts.agent, "cordoned": observed.facts.cordoned,
+                    "pods": observed.facts.pods, "differs": differs,
                     "history": history,
                 });
                 writeln!(io::stdout(), "{value:#}")
@@ -69,6 +70,9 @@ pub(crate) fn main(as_json: bool) -> ExitCode {
                     ),
                     format!("pods     {}", observed.facts.pods),
                 ];
+                let cordoned = observed.facts.cordoned.as_ref();
+                lines
+                    .extend(cordoned.map(|by| format!("cordon   by {}: no load-balancer addresses", by.who)));
                 lines.extend(changes);
                 lines.extend(differs.iter().map(|d| format!("differs  {d}")));
                 lines.extend(errors.iter().map(|e| format!("error    {e}")));

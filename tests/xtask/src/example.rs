@@ -24,7 +24,7 @@ fn workflow() -> Value {
 }
 
 /// Commands that a workflow may call.
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "validate",
     "plan",
     "apply",
@@ -35,6 +35,8 @@ const COMMANDS: [&str; 10] = [
     "rollback",
     "unlock",
     "rotate-key",
+    "cordon",
+    "uncordon",
 ];
 
 /// All scripts of the workflow.

@@ -1,8 +1,10 @@
 //! The commands. Each gives its exit code.
 
 mod apply;
+mod cordon;
 mod drift;
 mod files;
+mod lb;
 mod output;
 mod plan;
 mod rotate;
@@ -69,6 +71,11 @@ pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Res
         Command::Status { of: Some(StatusOf::Services { name }) } => {
             services::run(global, terminal, session, name.as_deref())
         }
+        Command::Status { of: Some(StatusOf::Lb { of, watch }) } => {
+            lb::run(global, terminal, session, of.as_deref(), *watch)
+        }
+        Command::Cordon { node } => cordon::run(global, terminal, session, node, true),
+        Command::Uncordon { node } => cordon::run(global, terminal, session, node, false),
         Command::Trace { source, destination, protocol, node } => {
             let question =
                 trace::Question { source, destination, protocol: *protocol, node: node.as_deref() };

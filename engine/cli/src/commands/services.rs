@@ -2,13 +2,11 @@
 
 use homelab_driver::Goal;
 
-use super::session::Session;
+use super::session::{Session, by_node};
 use super::{DONE, FAILED, output};
 use crate::args::Global;
 use crate::error::CliError;
-use crate::render::{
-    ErrorText, ServicesOfNode, service_rows, services_human, services_json, services_markdown,
-};
+use crate::render::{ServicesOfNode, service_rows, services_human, services_json, services_markdown};
 use crate::terminal::Terminal;
 
 pub(crate) fn run(
@@ -18,17 +16,9 @@ pub(crate) fn run(
     name: Option<&str>,
 ) -> Result<u8, CliError> {
     let prepared = session.prepare(terminal, Goal::Desired)?;
-    let mut answers = session.with(terminal, None, |engine| engine.services(&prepared));
-    let of_node = |node: &homelab_driver::PlannedNode| {
-        let answer = answers.iter().position(|(name, _)| *name == node.name).map(|at| answers.remove(at).1);
-        let answer = match (answer, &node.outcome) {
-            (Some(answer), _) => answer.map_err(|error| ErrorText::of(&error)),
-            (None, Err(error)) => Err(ErrorText::of(error)),
-            (None, Ok(_)) => Ok(Vec::new()),
-        };
-        ServicesOfNode { name: node.name.clone(), answer }
-    };
-    let nodes: Vec<ServicesOfNode> = prepared.plan.nodes.iter().map(of_node).collect();
+    let answers = session.with(terminal, None, |engine| engine.services(&prepared));
+    let answers = by_node(&prepared, answers).into_iter();
+    let nodes: Vec<ServicesOfNode> = answers.map(|(name, answer)| ServicesOfNode { name, answer }).collect();
     prepared.close(session.parallel());
     let all = service_rows(&nodes);
     let rows: Vec<_> =

@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use homelab_driver::{Engine, Goal, NodeBinaries, Options, Prepared, Transport};
+use homelab_driver::{
+    ByNode, Engine, Goal, NodeBinaries, Observer, Options, PlannedNode, Prepared, Silent, Transport,
+};
 use homelab_model::Cluster;
 use homelab_ssh::{NoPrompt, Prompt, SshOptions, SshTransport};
 use tokio::runtime::Runtime;
@@ -12,6 +14,7 @@ use crate::args::{Changing, Command, Global, Rollout};
 use crate::error::CliError;
 use crate::planfile::Basis;
 use crate::random::Random;
+use crate::render::ErrorText;
 use crate::signals::Signals;
 use crate::stream::{Both, Stream};
 use crate::terminal::{AskSecret, Terminal};
@@ -77,10 +80,19 @@ impl Session {
         if let Some(stream) = stream {
             observer = Box::new(Both(observer, stream));
         }
+        self.engine(observer.as_ref(), work)
+    }
+
+    /// Does `work` with an engine that reports nothing.
+    pub(crate) fn silently<R>(&self, work: impl FnOnce(&Engine<'_>) -> R) -> R {
+        self.engine(&Silent, work)
+    }
+
+    fn engine<R>(&self, observer: &dyn Observer, work: impl FnOnce(&Engine<'_>) -> R) -> R {
         let engine = Engine {
             transport: self.transport.as_ref(),
             binaries: &self.binaries,
-            observer: observer.as_ref(),
+            observer,
             cancel: &self.signals.cancel,
             random: &|| self.random.next(),
             options: self.options.clone(),
@@ -168,6 +180,8 @@ impl Manner<'_> {
             Command::RotateKey { rollout, .. } => {
                 Manner { command: "rotate-key", rollout: Some(rollout), hold: None }
             }
+            Command::Cordon { .. } => looking("cordon"),
+            Command::Uncordon { .. } => looking("uncordon"),
             Command::Confirm => looking("confirm"),
             Command::Unlock { .. } => looking("unlock"),
             _ => looking("plan"),
@@ -193,6 +207,23 @@ pub(super) fn options(global: &Global, manner: &Manner<'_>) -> Options {
         options.lock_wait = rollout.lock_timeout;
     }
     options
+}
+
+/// What each planned node answered, or why it could not be asked.
+pub(super) fn by_node<T: Default>(
+    prepared: &Prepared,
+    mut answers: ByNode<T>,
+) -> Vec<(String, Result<T, ErrorText>)> {
+    let of_node = |node: &PlannedNode| {
+        let answer = answers.iter().position(|(name, _)| *name == node.name).map(|at| answers.remove(at).1);
+        let answer = match (answer, &node.outcome) {
+            (Some(answer), _) => answer.map_err(|error| ErrorText::of(&error)),
+            (None, Err(error)) => Err(ErrorText::of(error)),
+            (None, Ok(_)) => Ok(T::default()),
+        };
+        (node.name.clone(), answer)
+    };
+    prepared.plan.nodes.iter().map(of_node).collect()
 }
 
 pub(super) fn chosen(cluster: &Cluster, names: &[String]) -> Result<Vec<String>, CliError> {

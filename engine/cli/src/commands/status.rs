@@ -15,7 +15,9 @@ pub(crate) fn run(global: &Global, terminal: &Terminal, session: &Session) -> Re
         node_status(n, prepared.observed(&n.name), prepared.specs.get(&n.name))
     };
     let nodes: Vec<NodeStatus> = prepared.plan.nodes.iter().map(status).collect();
-    let warnings = &prepared.plan.warnings;
+    let mut warnings = prepared.plan.warnings.clone();
+    warnings.extend(super::lb::warnings(session, terminal, &prepared));
+    let warnings = &warnings;
     let json = status_json(&session.cluster.name, &nodes, warnings);
     let human = |paint| status_human(&nodes, warnings, paint);
     output::deliver(global, terminal, &json, human, || status_markdown(&nodes, warnings))?;

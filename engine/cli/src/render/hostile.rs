@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use homelab_driver::{
-    Departed, Event, Farewell, NodeError, NodeReport, Outcome, Plan, PlannedNode, Report, TransportError,
+    Departed, Event, Farewell, LbPicture, NodeError, NodeReport, Outcome, Plan, PlannedNode, Report,
+    TransportError,
 };
 use homelab_model::service::Protocol;
 use homelab_model::{
-    AgentFact, Confirmed, Content, Facts, File, History, Holder, Module, NodeObject, Observed,
-    OpenTransaction, Phase, Problem, Reverted, ServiceReport, Spec, Summary, TraceOutcome, TracePacket,
-    TraceReport, TraceStep, plan_node,
+    AgentFact, Confirmed, Content, Facts, File, History, Holder, LbStanding, LbUnfit, Module, NodeObject,
+    Observed, OpenTransaction, Phase, Problem, Reverted, ServiceReport, Spec, Summary, TraceOutcome,
+    TracePacket, TraceReport, TraceStep, plan_node,
 };
 use proptest::prelude::*;
 
@@ -195,6 +196,44 @@ fn services(said: &str) -> Vec<ServicesOfNode> {
     ]
 }
 
+fn balancers(said: &str) -> Vec<LbAnswer> {
+    let mut node = crate::fake::says("node1", &[("192.168.50.200", "node1"), ("192.168.50.201", "node9")]);
+    node.cordoned = Some(holder(said));
+    let report = node.report.as_mut().unwrap();
+    for member in &mut report.members {
+        (member.standing, member.since_unix_ms) = (LbStanding::Down, Some(u64::MAX));
+        member.interfaces = vec![(said.into(), said.into())];
+    }
+    for address in &mut report.addresses {
+        (address.services, address.pool) = (vec![said.into()], Some(said.into()));
+        (address.conflict, address.unfit) = (Some(said.into()), vec![(said.into(), LbUnfit::NoInterface)]);
+        address.interfaces.iter_mut().for_each(|i| (i.name, i.mac) = (said.into(), Some(said.into())));
+    }
+    let mut other = node.clone();
+    let report = other.report.as_mut().unwrap();
+    report.node = "node2".into();
+    report.addresses.iter_mut().for_each(|address| address.owner = Some(said.into()));
+    report.addresses[1].owner = None;
+    let silent = Err(ErrorText { message: said.into(), hints: vec![said.into()] });
+    vec![("node1".into(), Ok(node)), ("node2".into(), Ok(other)), ("node3".into(), silent)]
+}
+
+fn cordon(said: &str) -> CordonSaid {
+    let address = "192.168.50.200".parse().unwrap();
+    let name = Some(said.to_owned());
+    CordonSaid {
+        node: said.into(),
+        on: true,
+        changed: true,
+        agent: false,
+        told: false,
+        known: false,
+        moved: vec![Move { address, services: vec![said.into()], from: name.clone(), to: name }],
+        kept: vec![address],
+        silent: vec![(said.into(), ErrorText { message: said.into(), hints: vec![said.into()] })],
+    }
+}
+
 fn traces(said: &str) -> (TraceQuestion, Vec<TracedNode>) {
     let address = "10.96.0.1".parse().unwrap();
     let packet = TracePacket { source: address, destination: address, protocol: Protocol::Tcp, port: 80 };
@@ -234,6 +273,8 @@ fn humans(said: &str, paint: Paint) -> Vec<Shown> {
         list_human(&words, said, paint),
         services_human(&services(said), &service_rows(&services(said)), paint, true),
         trace_human(&traces(said).0, &traces(said).1, paint, true),
+        lb_human(&balancers(said), &LbPicture::of(&balancers(said)), paint),
+        cordon_human(&cordon(said), paint),
     ]
 }
 
@@ -248,6 +289,8 @@ fn comments(said: &str) -> Vec<Shown> {
         list_markdown(&words, said),
         services_markdown(&services(said), &service_rows(&services(said))),
         trace_markdown(&traces(said).0, &traces(said).1),
+        lb_markdown(&balancers(said), &LbPicture::of(&balancers(said))),
+        cordon_markdown(&cordon(said)),
     ]
 }
 
@@ -260,6 +303,8 @@ fn values(said: &str) -> Vec<Shown> {
         Shown::json_line(&drift_json("home", &drifts(said), &[said.to_owned()])),
         Shown::json(&services_json("home", &services(said), &service_rows(&services(said)))),
         Shown::json(&trace_json("home", &traces(said).0, &traces(said).1)),
+        Shown::json(&lb_json("home", &balancers(said), &LbPicture::of(&balancers(said)))),
+        Shown::json(&cordon_json(&cordon(said))),
     ]
 }
 

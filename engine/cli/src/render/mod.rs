@@ -1,6 +1,7 @@
 //! What is printed, as pure functions of what is known.
 
 mod apply;
+mod cordon;
 mod drift;
 mod fields;
 mod history;
@@ -8,6 +9,10 @@ mod history;
 mod hostile;
 mod human;
 mod json;
+mod lb;
+mod lb_notes;
+#[cfg(test)]
+mod lb_tests;
 mod markdown;
 pub(crate) mod page;
 mod served;
@@ -15,6 +20,7 @@ mod served;
 mod service_tests;
 mod services;
 mod status;
+mod table;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -28,13 +34,17 @@ use homelab_model::{Impact, Module, Phase, Summary};
 use page::{Page, Span, bold, red};
 
 pub use apply::{Goodbye, report_human, report_json, report_markdown};
+pub use cordon::{CordonSaid, Move, cordon_human, cordon_json, cordon_markdown, moves};
 pub use drift::{NodeDrift, drift_human, drift_json, drift_markdown, node_drift};
 pub use fields::{Field, Line, Sign, fields, short};
 pub(crate) use history::history_json;
 pub use human::plan_human;
 pub use json::plan_json;
+pub use lb::{LbAnswer, lb_human, lb_json, lb_markdown};
+pub use lb_notes::lb_warnings;
 pub use markdown::{MARKDOWN_LIMIT, plan_markdown};
 pub use page::{Paint, Shown};
+pub(crate) use services::is_called;
 pub use services::{
     ServiceRow, ServicesOfNode, service_rows, services_human, services_json, services_markdown,
 };

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::markdown::{cell, code, prose};
 use super::page::{Page, Paint, Shown, Span, bold, line, yellow};
+use super::table::aligned;
 use super::{ErrorText, count};
 
 /// Most elements that are named where nobody asked for all.
@@ -57,7 +58,7 @@ impl ServiceRow {
 
     /// Whether it has this name, with or without its namespace.
     pub fn is_called(&self, name: &str) -> bool {
-        self.name == name || self.name.split_once('/').is_some_and(|(_, short)| short == name)
+        is_called(&self.name, name)
     }
 
     /// Addresses whose packets do not reach an endpoint on some nodes: how, where, and which nodes these are.
@@ -87,6 +88,11 @@ impl ServiceRow {
 
 fn place(frontend: &FrontendReport) -> String {
     format!("{}/{}", SocketAddr::new(frontend.address, frontend.port), frontend.protocol.as_str())
+}
+
+/// Whether the service `full`, `namespace/name`, goes by this name, with or without its namespace.
+pub(crate) fn is_called(full: &str, name: &str) -> bool {
+    full == name || full.split_once('/').is_some_and(|(_, short)| short == name)
 }
 
 /// What the nodes say, by service.
@@ -278,25 +284,14 @@ fn conclusion(nodes: &[ServicesOfNode], rows: &[ServiceRow]) -> String {
 pub fn services_human(nodes: &[ServicesOfNode], rows: &[ServiceRow], paint: Paint, verbose: bool) -> Shown {
     let mut page = Page::new(paint);
     let table: Vec<Vec<[String; 8]>> = rows.iter().map(cells).collect();
-    let width = |column: usize| {
-        let of_cells = table.iter().flatten().map(|cells| cells[column].chars().count());
-        of_cells.chain([HEADS[column].len()]).max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..HEADS.len()).map(width).collect();
-    let text = |cells: &[String]| {
-        let padded: Vec<String> = cells
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}", width = *width))
-            .collect();
-        padded.join("  ").trim_end().to_owned()
-    };
+    let (head, lines) = aligned(HEADS, table.iter().flatten());
+    let mut lines = lines.into_iter();
     if !rows.is_empty() {
-        line!(page, bold(text(&HEADS.map(str::to_owned))));
+        line!(page, bold(head));
     }
-    for (row, lines) in rows.iter().zip(&table) {
-        for cells in lines {
-            line!(page, text(cells));
+    for (row, own) in rows.iter().zip(&table) {
+        for text in lines.by_ref().take(own.len()) {
+            line!(page, text);
         }
         for (good, note) in notes(row, verbose) {
             let note = format!("  {note}");

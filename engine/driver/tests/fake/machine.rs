@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use homelab_model::{
-    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, History, Holder, Key,
+    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, History, Holder, Key, LbNode,
     LinkFact, LinkKind, NodeObject, NodeSpec, Object, Observed, OpenTransaction, Phase, Previous, Reverted,
     Scope, ServiceReport, Spec, TraceReport, ours,
 };
@@ -130,6 +130,8 @@ pub(crate) struct Machine {
     pub(crate) services: Vec<ServiceReport>,
     /// What it does with packets, by their destination.
     pub(crate) traces: BTreeMap<IpAddr, TraceReport>,
+    /// What it says of load-balancer addresses, and whether it is cordoned.
+    pub(crate) balancers: LbNode,
     /// Interfaces that CNI ADD made.
     pub(crate) attachments: Vec<AttachmentFact>,
 }
@@ -162,6 +164,7 @@ impl Machine {
             confirms: 0,
             services: Vec::new(),
             traces: BTreeMap::new(),
+            balancers: LbNode::default(),
             attachments: Vec::new(),
         }
     }
@@ -292,6 +295,7 @@ impl Machine {
         if open.transaction.farewell {
             self.previous = None;
             self.texts.clear();
+            self.balancers = LbNode::default();
             return Response::Confirmed;
         }
         let Transaction { id, by, .. } = open.transaction;
@@ -410,6 +414,7 @@ impl Machine {
                 addresses: vec![AddressFact { link: "eth0".into(), address: held }],
                 runtimes: self.runtimes.clone(),
                 attachments: self.attachments.clone(),
+                cordoned: self.balancers.cordoned.clone(),
                 ..Facts::default()
             },
             objects,

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports)] // Each test crate uses a part of it.
 
+mod balancers;
 mod lan;
 mod machine;
 mod serve;
@@ -20,6 +21,7 @@ use homelab_model::{
     AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, SshSettings, Vxlan, sha256_hex,
 };
 
+pub(crate) use balancers::says;
 pub(crate) use lan::{Cut, Lan};
 pub(crate) use machine::{Evil, Machine, State, Trick};
 

@@ -229,6 +229,15 @@ impl Serve<'_> {
                 Some(traced) => Response::Traced(Box::new(traced.clone())),
                 None => failed("nobody said what becomes of that packet"),
             },
+            Request::LoadBalancers => Response::LoadBalancers(Box::new(node.balancers.clone())),
+            Request::Cordon { on, by } => {
+                let address = node.address;
+                drop(node);
+                let changed = self.lan.cordon(address, on, &by);
+                let after = machine.lock().unwrap().balancers.clone();
+                self.send(&Response::Cordoned { changed, node: Box::new(after) })?;
+                return Ok(true);
+            }
             Request::Bye => return Ok(false),
         };
         drop(node);

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use homelab_model::{
-    Change, Content, Facts, History, Holder, Key, NodeObject, Observed, Scope, ServiceReport, Spec,
-    TracePacket, TraceReport, ours,
+    Change, Content, Facts, History, Holder, Key, LbMember, LbNode, LbReport, LbStanding, NodeObject,
+    Observed, Scope, ServiceReport, Spec, TracePacket, TraceReport, ours,
 };
 use homelab_protocol::Secret;
 use homelab_proxy::Elements;
@@ -90,7 +90,7 @@ impl Host for Process {
     fn observe(&mut self, _: &Scope) -> Result<Observed, String> {
         let state = self.world.0.borrow();
         Ok(Observed {
-            facts: Facts::default(),
+            facts: Facts { cordoned: state.disk.cordoned.clone(), ..Facts::default() },
             objects: state.objects(),
             spec: state.spec(),
             history: History::default(),
@@ -130,6 +130,7 @@ impl Host for Process {
         state.disk.reverted = None;
         state.disk.journal = None;
         state.disk.reserve = false;
+        state.disk.cordoned = None;
         state.volatile.reverted = None;
         Ok(())
     }
@@ -370,6 +371,52 @@ impl Host for Process {
         let (elements, strays) = (self.held(), BTreeMap::new());
         let state = HeldState { elements: &elements, strays: &strays, connections: &[] };
         Ok(report::services(spec.as_ref(), &state))
+    }
+
+    fn load_balancers(&mut self) -> Result<LbNode, String> {
+        let state = self.world.0.borrow();
+        let member = |cordoned| LbMember {
+            name: "node1".into(),
+            standing: LbStanding::Itself,
+            since_unix_ms: None,
+            ready: true,
+            cordoned,
+            interfaces: Vec::new(),
+        };
+        let agent = state.volatile.agent.is_some();
+        let report = state.volatile.speaker.filter(|_| agent).map(|cordoned| LbReport {
+            node: "node1".into(),
+            members: vec![member(cordoned)],
+            ..LbReport::default()
+        });
+        Ok(LbNode {
+            time_unix_ms: state.time,
+            cordoned: state.disk.cordoned.clone(),
+            told: state.volatile.speaker.is_some(),
+            agent,
+            report,
+        })
+    }
+
+    fn set_cordoned(&mut self, by: Option<&Holder>) -> Result<(), String> {
+        let mut state = self.world.0.borrow_mut();
+        if by.is_some() && state.spec().is_none() {
+            return Err(crate::serve::untold());
+        }
+        if by.is_some() && state.disk.full {
+            return Err(FULL.to_owned());
+        }
+        state.disk.cordoned = by.cloned();
+        Ok(())
+    }
+
+    fn tell_agent(&mut self) -> Result<(), String> {
+        let mut state = self.world.0.borrow_mut();
+        if state.volatile.agent.is_none() {
+            return Err("the agent does not run".to_owned());
+        }
+        state.volatile.told_again = true;
+        Ok(())
     }
 
     fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String> {

@@ -64,6 +64,7 @@ pub(crate) struct Disk {
     pub(crate) boot_unit: bool,
     pub(crate) recovery: bool,
     pub(crate) full: bool,
+    pub(crate) cordoned: Option<Holder>,
 }
 
 /// What it does.
@@ -74,6 +75,10 @@ pub(crate) struct Volatile {
     pub(crate) kernel: BTreeMap<Key, NodeObject>,
     /// The agent: digests of its binary and of its configuration.
     pub(crate) agent: Option<(String, String)>,
+    /// What the agent's speaker has read: whether the node is cordoned. None: it has none.
+    pub(crate) speaker: Option<bool>,
+    /// The agent was told to read again.
+    pub(crate) told_again: bool,
     /// Transaction and time of the timer, absolute.
     pub(crate) timer: Option<(String, u64)>,
     pub(crate) apply_locked: bool,
@@ -231,6 +236,9 @@ impl World {
         }
         let Some(digest) = state.config() else { return };
         state.volatile.agent = Some((agent.0, digest));
+        if std::mem::take(&mut state.volatile.told_again) && state.volatile.speaker.is_some() {
+            state.volatile.speaker = Some(state.disk.cordoned.is_some());
+        }
         state.converge();
     }
 

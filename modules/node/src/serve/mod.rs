@@ -1,5 +1,6 @@
 //! The engine's remote end: frames on stdin and stdout, one session per process.
 
+mod cordon;
 mod input;
 
 use std::io::{self, Write};
@@ -146,6 +147,16 @@ impl<H: Host> Session<'_, H> {
             }
             Request::Trace(packet) => {
                 self.host.trace(&packet).map_or_else(error_of, |traced| Response::Traced(Box::new(traced)))
+            }
+            Request::LoadBalancers => self
+                .host
+                .load_balancers()
+                .map_or_else(error_of, |node| Response::LoadBalancers(Box::new(node))),
+            Request::Cordon { on, by } => {
+                cordon::set(self.host, on, &by).map_or_else(error_of, |(changed, node)| Response::Cordoned {
+                    changed,
+                    node: Box::new(node),
+                })
             }
             // Handled where requests are read: they have no response.
             Request::Beat | Request::Bye => error_of("out of turn".to_owned()),

@@ -218,6 +218,51 @@ fn services_and_traces_say_what_the_kernel_holds() {
 }
 
 #[test]
+fn a_node_is_cordoned_once_its_agent_shows_it() {
+    let world = World::new();
+    let cordon = |on| send(Request::Cordon { on, by: holder("cordon") });
+    let ask = |steps: Vec<Step<'_>>| {
+        let heard = talk(&world, [hello()].into_iter().chain(steps).collect());
+        heard.into_iter().skip(1).collect::<Vec<_>>()
+    };
+    // A machine that belongs to no cluster gets no file of ours.
+    assert!(failure(ask(vec![cordon(true)]).first()).message.contains("run homelab apply"));
+    assert!(matches!(&ask(vec![cordon(false)])[..], [Response::Cordoned { changed: false, .. }]));
+    assert_eq!(apply(&world, &begun(&world)), Known::Confirmed);
+    // An agent that announces nothing has nothing to show.
+    let heard = ask(vec![cordon(true), cordon(true), send(Request::LoadBalancers), observe(), cordon(false)]);
+    assert!(
+        matches!(&heard[0], Response::Cordoned { changed: true, node } if node.cordoned == Some(holder("cordon")))
+    );
+    assert!(matches!(&heard[1], Response::Cordoned { changed: false, .. }));
+    assert!(matches!(&heard[2], Response::LoadBalancers(n) if n.cordoned.is_some() && n.agent && !n.told));
+    assert!(matches!(&heard[3], Response::Observed(o) if o.facts.cordoned == Some(holder("cordon"))));
+    assert!(matches!(&heard[4], Response::Cordoned { changed: true, node } if node.cordoned.is_none()));
+    // One that announces shows it before the answer comes.
+    world.0.borrow_mut().volatile.speaker = Some(false);
+    let heard = ask(vec![cordon(true)]);
+    let Response::Cordoned { changed: true, node } = &heard[0] else { panic!("{heard:?}") };
+    assert_eq!((node.shows_cordoned(), node.cordoned.is_some()), (Some(true), true));
+    // The file is gone already, by hand, and the agent has not heard of it.
+    world.0.borrow_mut().disk.cordoned = None;
+    let heard = ask(vec![cordon(false)]);
+    let Response::Cordoned { changed: false, node } = &heard[0] else { panic!("{heard:?}") };
+    assert_eq!(node.shows_cordoned(), Some(false));
+    // An agent that is stuck: the file stays, and the answer says so.
+    world.0.borrow_mut().volatile.agent_locked = true;
+    let heard = ask(vec![cordon(true)]);
+    assert!(failure(heard.first()).message.contains("from its agent's next start"), "{heard:?}");
+    assert!(world.0.borrow().disk.cordoned.is_some());
+    // None runs: nobody is waited for.
+    world.0.borrow_mut().volatile.agent_locked = false;
+    world.0.borrow_mut().volatile.agent = None;
+    let heard = ask(vec![cordon(false)]);
+    assert!(matches!(&heard[0], Response::Cordoned { changed: true, node } if !node.agent), "{heard:?}");
+    world.0.borrow_mut().disk.full = true;
+    assert!(failure(ask(vec![cordon(true)]).first()).message.contains("no space left"));
+}
+
+#[test]
 fn secrets_do_not_get_into_journals() {
     let world = World::new();
     let ring = homelab_model::KeyRing::first([0x5a; 32]);
