@@ -36,7 +36,10 @@ fn unfit(why: LbUnfit, node: &str) -> (String, Option<String>) {
     let (text, hint) = match why {
         LbUnfit::NoAdvertisement => (
             "no advertisement is for its pool and its services",
-            Some("see loadBalancer in the cluster file: which advertisements name the pool".to_owned()),
+            Some(
+                "see loadBalancer.l2Advertisements in the cluster file: which of them are for the pool"
+                    .to_owned(),
+            ),
         ),
         LbUnfit::ExcludeLabel => {
             let text = format!("has the label {LABEL_EXCLUDE}");
