@@ -1,7 +1,9 @@
 //! Load-balancer addresses on a real LAN: who answers for them, what a client notices when that changes, and what happens
 //! when a foreign machine has one.
 //!
-//! `HOMELAB_TEST_RUNS=30` has every kind of failover happen so many times, and prints minimum, median and maximum.
+//! `HOMELAB_TEST_RUNS=30` (`cargo xtask bench failover --runs 30`) has every kind of failover happen so many times.
+
+#![allow(clippy::print_stdout, reason = "figures for a benchmark")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -232,12 +234,14 @@ fn failover(
             assert_eq!(gap.lost, 0, "{what}: {address} while {victim} came back");
         }
     }
+    if runs() > 1 {
+        // For `cargo xtask bench failover`.
+        let values: Vec<String> = all.iter().map(|gap| gap.as_millis().to_string()).collect();
+        println!("FIGURE\t{what}\t{}", values.join(" "));
+    }
     all.sort_unstable();
     let (min, median, max) = (all[0], all[all.len() / 2], all[all.len() - 1]);
-    measured(format_args!(
-        "{what}: no answer for {min:?} / {median:?} / {max:?} (minimum, median, maximum of {})",
-        all.len()
-    ));
+    measured(format_args!("{what}: no answer for {min:?} / {median:?} / {max:?} (of {})", all.len()));
     all
 }
 
@@ -339,7 +343,7 @@ fn shutdown(cluster: &mut Cluster, stage: &mut Stage) {
     cluster.lab.reboot("node3").expect("reboot");
     back_again(cluster, &owners);
     let longest = stage.gaps.since().into_iter().map(|gap| gap.longest).max();
-    measured(format_args!("a node is rebooted: no answer for {longest:?} at most"));
+    measured(format_args!("a node is rebooted: no answer for {:?} at most", longest.unwrap_or_default()));
 }
 
 fn orders(cluster: &mut Cluster, stage: &mut Stage) {

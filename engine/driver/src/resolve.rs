@@ -14,7 +14,7 @@ use crate::plan::our_links;
 use crate::recall::{Departed, recall};
 use crate::rivals::rivals_warning;
 use crate::services::{node_port_addresses, services};
-use crate::speaker::{speaker, unannounced};
+use crate::speaker::{radios, speaker, unannounced};
 
 /// MTU of Ethernet: assumed where no node could be asked.
 const ETHERNET: u32 = 1500;
@@ -57,6 +57,9 @@ pub fn resolve(
         problems.extend(own_problems(cluster, node, observed, seen));
         version_warning(node, facts, &mut result.warnings);
         firewall_warnings(cluster, node, facts, &mut result.warnings);
+        if let Some(speaker) = &speaker {
+            radios(speaker, &node.name, lan_link(node, facts), facts, &mut result.warnings);
+        }
         if !services.is_empty() {
             result.warnings.extend(rivals_warning(cluster, node, facts));
         }

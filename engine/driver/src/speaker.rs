@@ -2,7 +2,7 @@
 
 use homelab_desired::{Candidate, candidates};
 use homelab_model::service::Service;
-use homelab_model::{Cluster, LABEL_EXCLUDE, LbUnfit, SpeakerNode, SpeakerSpec};
+use homelab_model::{Cluster, Facts, LABEL_EXCLUDE, LbUnfit, LinkFact, SpeakerNode, SpeakerSpec};
 
 /// What every node's speaker is told; None without pools. The order of the file is no difference.
 pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
@@ -25,6 +25,28 @@ pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
     spec.pools.sort_by(|a, b| a.name.cmp(&b.name));
     spec.advertisements.sort_by(|a, b| a.name.cmp(&b.name));
     Some(spec)
+}
+
+/// Says which of a node's interfaces are radios, if addresses may be announced there (metallb#253, #284, #454).
+pub(crate) fn radios(
+    spec: &SpeakerSpec,
+    node: &str,
+    lan: Option<&LinkFact>,
+    facts: &Facts,
+    warnings: &mut Vec<String>,
+) {
+    let named = |link: &LinkFact| spec.advertisements.iter().any(|one| one.interfaces.contains(&link.name));
+    let by_network = spec.advertisements.iter().any(|one| one.interfaces.is_empty());
+    for link in facts.links.iter().filter(|link| link.wireless) {
+        if named(link) || (by_network && lan.is_some_and(|lan| lan.name == link.name)) {
+            warnings.push(format!(
+                "{node}: load-balancer addresses may be announced on {}, which is wireless: access points and drivers often \
+                 keep requests for other addresses than the interface's own from it; use a cable, leave the node out by \
+                 `nodeSelectors`, or try `ip link set {0} promisc on`",
+                link.name
+            ));
+        }
+    }
 }
 
 /// Says which nodes announce nothing, and which addresses nobody announces.

@@ -292,3 +292,31 @@ fn an_address_that_nobody_announces_is_told() {
         assert_eq!(told(&advertisements, team), expected);
     }
 }
+
+/// metallb#253, #284, #454: on Wi-Fi an address is announced, and nobody's question arrives.
+#[test]
+fn announcements_by_radio_are_warned_of() {
+    let mut observed = observed();
+    let told = |cluster: &Cluster, observed: &Observed| {
+        let warnings = resolved(cluster, observed).warnings;
+        warnings.into_iter().filter(|warning| warning.contains("wireless")).collect::<Vec<_>>()
+    };
+    let mut cluster = balanced();
+    observed.facts.links.push(LinkFact {
+        name: "wlan0".into(),
+        up: true,
+        wireless: true,
+        ..LinkFact::default()
+    });
+    assert_eq!(told(&cluster, &observed), [""; 0], "the LAN is another interface");
+    cluster.load_balancer.l2_advertisements =
+        vec![L2Advertisement { interfaces: vec!["wlan0".into()], ..advertisement("radio", &[], None) }];
+    assert!(
+        matches!(&told(&cluster, &observed)[..], [one] if one.starts_with("node1: ") && one.contains("on wlan0,"))
+    );
+    cluster.load_balancer.l2_advertisements.clear();
+    observed.facts.links[0].wireless = true;
+    assert_eq!(told(&cluster, &observed), [""; 0], "nothing is announced");
+    cluster.load_balancer.l2_advertisements = vec![advertisement("all", &[], None)];
+    assert!(matches!(&told(&cluster, &observed)[..], [one] if one.contains("on eth0,")));
+}

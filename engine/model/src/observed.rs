@@ -111,6 +111,9 @@ pub struct LinkFact {
     pub kernel_ra: bool,
     /// Driver of hardware links (`/sys/class/net/*/device/driver`), if known.
     pub driver: Option<String>,
+    /// A radio (`/sys/class/net/*/phy80211` or `wireless`).
+    #[serde(default)]
+    pub wireless: bool,
 }
 
 /// An address.

@@ -53,6 +53,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
                 alias: link.alias.clone(),
                 vxlan: link.vxlan.as_ref().map(|v| (v.vni, v.port)),
                 kernel_ra: kernel_ra(root, link),
+                wireless: wireless(&link.name),
                 driver: if link.kind.is_empty() && !link.loopback { driver(&link.name) } else { None },
             })
             .collect(),
@@ -96,6 +97,12 @@ fn kernel_ra(root: &Root, link: &LinkInfo) -> bool {
 }
 
 /// The driver of a hardware link.
+/// Whether a link is a radio.
+pub(crate) fn wireless(link: &str) -> bool {
+    let directory = Path::new("/sys/class/net").join(link);
+    ["phy80211", "wireless"].iter().any(|name| directory.join(name).exists())
+}
+
 fn driver(link: &str) -> Option<String> {
     let target = fs::read_link(Path::new("/sys/class/net").join(link).join("device/driver")).ok()?;
     Some(target.file_name()?.to_string_lossy().into_owned())

@@ -1,7 +1,5 @@
 //! Interfaces on which load-balancer addresses can be announced.
 
-use std::path::Path;
-
 use homelab_model::ours;
 use ipnet::IpNet;
 
@@ -25,8 +23,6 @@ pub struct Interface {
     pub tentative: bool,
     /// Networks that it is on, link-local ones left out: its addresses with their prefix lengths.
     pub networks: Vec<IpNet>,
-    /// It is a radio: access points and drivers may keep ARP for other addresses than its own from it.
-    pub wireless: bool,
 }
 
 /// The interfaces of the caller's network namespace that ARP and neighbour discovery can be spoken on: Ethernet, neither
@@ -54,9 +50,6 @@ pub fn interfaces(socket: &mut Socket) -> Result<Vec<Interface>, Error> {
             .filter(|(index, address)| *index == link.index && !is_link_local(address))
             .map(|(_, address)| *address)
             .collect(),
-        wireless: ["wireless", "phy80211"]
-            .iter()
-            .any(|name| Path::new("/sys/class/net").join(&link.name).join(name).exists()),
     });
     Ok(interfaces.collect())
 }

@@ -3,6 +3,7 @@
 mod cni;
 mod cni_inner;
 mod engine;
+mod failover;
 mod figures;
 mod peers;
 mod proxy;
@@ -20,9 +21,9 @@ use figures::Report;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: engine, rollback, scale, cni, tunnel, proxy, or a part of the last: proxy-load, proxy-change,
-    /// proxy-memory, proxy-kube (the real kube-proxy, from PATH or KUBEBUILDER_ASSETS), proxy-path [default: all but
-    /// scale]
+    /// What to measure: engine, rollback, scale, cni, tunnel, failover, proxy, or a part of the last: proxy-load,
+    /// proxy-change, proxy-memory, proxy-kube (the real kube-proxy, from PATH or KUBEBUILDER_ASSETS), proxy-path
+    /// [default: all but scale and failover]
     what: Vec<String>,
     /// Runs of each thing; the median is quoted
     #[arg(long, default_value_t = 7)]
@@ -39,7 +40,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     if let Some(directory) = &args.inner {
         return cni_inner::run(directory, args.runs);
     }
-    let known = ["engine", "rollback", "scale", "cni", "tunnel", "proxy"];
+    let known = ["engine", "rollback", "scale", "cni", "tunnel", "failover", "proxy"];
     if let Some(unknown) =
         args.what.iter().find(|w| !known.contains(&w.as_str()) && !proxy::PARTS.contains(&w.as_str()))
     {
@@ -47,10 +48,13 @@ pub(crate) fn run(args: Args) -> Outcome {
         return Err(format!("no benchmark {unknown}; there are {}", known.join(", ")).into());
     }
     let asked = |name: &str| args.what.iter().any(|w| w == name);
-    let wanted = |name: &str| asked(name) || (args.what.is_empty() && name != "scale");
+    let wanted = |name: &str| asked(name) || (args.what.is_empty() && !["scale", "failover"].contains(&name));
     let mut report = Report::default();
-    if known.into_iter().any(|name| name != "proxy" && wanted(name)) {
+    if known.into_iter().any(|name| !["failover", "proxy"].contains(&name) && wanted(name)) {
         on_the_lab(&mut report, &wanted, args.runs)?;
+    }
+    if wanted("failover") {
+        failover::run(&mut report, args.runs)?;
     }
     let parts: Vec<&str> = proxy::PARTS.into_iter().filter(|part| asked(part) || wanted("proxy")).collect();
     if !parts.is_empty() {
