@@ -423,6 +423,12 @@ fn conflict(cluster: &mut Cluster, _: &mut Stage) {
     let address: IpAddr = "192.168.50.218".parse().expect("an address");
     let foreign = cluster.sh("router", "ip -o link show lan | sed 's/.*link.ether //; s/ .*//'");
     cluster.sh("router", "ip addr add 192.168.50.218/32 dev lan");
+    // The plan says so before anything is announced, and names no node as the foreign machine.
+    let output = cluster.homelab_ok(&["plan", "--scan-pool"]);
+    let said = output.stdout + &output.stderr;
+    let told = format!("192.168.50.218 of pool default is used by another machine, {foreign}");
+    assert!(said.contains(&told), "{said}");
+    assert_eq!(said.matches("used by another machine").count(), 1, "{said}");
     let mut services: Vec<Value> = (0..4).map(|n| service(&format!("s{n}"))).collect();
     let mut contested = service("contested");
     contested["ipFamilyPolicy"] = json!("SingleStack");

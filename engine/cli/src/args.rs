@@ -110,6 +110,9 @@ pub(crate) enum Command {
         /// Write a plan file, which homelab apply FILE carries out as it stands
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Ask on the LAN whether other machines use addresses of the pools, and warn of those; takes some seconds
+        #[arg(long)]
+        scan_pool: bool,
     },
     /// Make the nodes as the cluster file says
     #[command(after_help = EXIT_CODES)]

@@ -1,9 +1,11 @@
 //! Questions about load-balancer addresses, and nodes that are to have none.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use homelab_model::LbNode;
+use homelab_model::{LbNode, Pool, PoolRange, Scanned};
 use homelab_protocol::{Request, Response};
 
 use crate::connection::Line;
@@ -41,10 +43,81 @@ fn read(response: Response) -> Result<LbNode, Response> {
     }
 }
 
+/// The ranges of pools that can be asked for one by one, and what is said of the others: /64 of IPv6 cannot.
+fn scannable(pools: &[Pool]) -> (Vec<PoolRange>, Vec<String>) {
+    let (mut ranges, mut said, mut left) = (Vec::new(), Vec::new(), Request::SCAN);
+    for pool in pools {
+        for range in &pool.addresses {
+            match left.checked_sub(range.count()) {
+                Some(rest) => {
+                    left = rest;
+                    ranges.push(*range);
+                }
+                None => said.push(format!(
+                    "pool {}: {} to {} is not scanned: a scan asks for {} addresses at most",
+                    pool.name,
+                    range.first,
+                    range.last,
+                    Request::SCAN
+                )),
+            }
+        }
+    }
+    (ranges, said)
+}
+
+/// Which addresses of the pools are in use by machines that are no nodes, by address.
+fn in_use<E: std::fmt::Display>(
+    pools: &[Pool],
+    nodes: &[(String, Result<LbNode, E>)],
+    heard: &[(String, Result<Vec<Scanned>, E>)],
+) -> Vec<String> {
+    let reports = nodes.iter().filter_map(|(_, node)| node.as_ref().ok()?.report.as_ref());
+    let members = reports.flat_map(|report| &report.members).flat_map(|member| &member.interfaces);
+    let ours: BTreeSet<&str> = members.map(|(_, mac)| mac.as_str()).collect();
+    let mut found: BTreeMap<(IpAddr, &str), Vec<String>> = BTreeMap::new();
+    let mut said = Vec::new();
+    for (node, answer) in heard {
+        match answer {
+            Ok(all) => {
+                for one in all.iter().filter(|one| !ours.contains(one.mac.as_str())) {
+                    let askers = found.entry((one.address, &one.mac)).or_default();
+                    askers.push(format!("{node} ({})", one.interface));
+                }
+            }
+            Err(error) => said.push(format!("{node}: the pools were not scanned: {error}")),
+        }
+    }
+    said.extend(found.into_iter().map(|((address, mac), askers)| {
+        let pool = pools.iter().find(|pool| pool.holds(address)).map_or("?", |pool| pool.name.as_str());
+        format!(
+            "{address} of pool {pool} is used by another machine, {mac}, as heard by {}: take it out of the pool (and the pool \
+             out of your router's DHCP range), or give that machine another address",
+            askers.join(" and ")
+        )
+    }));
+    said
+}
+
 impl Engine<'_> {
     /// What each reached node that was chosen says of load-balancer addresses.
     pub fn load_balancers(&self, prepared: &Prepared) -> ByNode<LbNode> {
         self.ask_each(prepared, &prepared.chosen, &Request::LoadBalancers, read)
+    }
+
+    /// Says which addresses of the pools other machines use, as the reached nodes that were chosen hear them.
+    pub fn scan_pools(&self, prepared: &Prepared, pools: &[Pool]) -> Vec<String> {
+        let (ranges, mut said) = scannable(pools);
+        if ranges.is_empty() {
+            return said;
+        }
+        let request = Request::Scan { ranges };
+        let heard = self.ask_each(prepared, &prepared.chosen, &request, |response| match response {
+            Response::Scanned { found } => Ok(found),
+            other => Err(other),
+        });
+        said.extend(in_use(pools, &self.load_balancers(prepared), &heard));
+        said
     }
 
     /// Cordons a node, or lifts that, and waits until the others know.

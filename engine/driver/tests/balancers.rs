@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fake::{Evil, Lan, Laptop, THREE, Trick, cluster, wait_until};
 use homelab_driver::{ByNode, Goal, LbPicture, NodeError};
-use homelab_model::{LbNode, LbWhere};
+use homelab_model::{LbNode, LbWhere, Pool, PoolRange, Scanned};
 use homelab_protocol::{Request, Response};
 
 const OWNERS: [(&str, &str); 2] = [("192.168.50.200", "node1"), ("192.168.50.201", "node2")];
@@ -120,4 +120,45 @@ fn a_watched_node_that_goes_and_comes_back_is_heard_again_and_holds_up_no_other(
         laptop.cancel.store(true, Ordering::Relaxed);
     });
     prepared.close(3);
+}
+
+/// The classic mistake: a pool that the router's DHCP server gives addresses of, too.
+#[test]
+fn addresses_of_pools_that_other_machines_use_are_named() {
+    let laptop = applied();
+    let home = cluster(&THREE);
+    let one = |address: &str, mac: &str| Scanned {
+        address: address.parse().unwrap(),
+        mac: mac.to_owned(),
+        interface: "eth0".to_owned(),
+    };
+    let foreign = one("192.168.50.203", "52:54:00:00:00:99");
+    laptop.lan.with("192.168.50.11", |m| {
+        m.neighbours = vec![foreign.clone(), one("192.168.50.9", "52:54:00:00:00:98")]
+    });
+    laptop.lan.with("192.168.50.12", |m| m.neighbours = vec![foreign]);
+    laptop.lan.with("192.168.50.13", |m| {
+        m.fault.evil = Some(Evil(|r| matches!(r, Request::Scan { .. }).then_some(Trick::HangUp)));
+    });
+    let prepared = laptop.prepare(&home, Goal::Desired);
+    let range =
+        |first: &str, last: &str| PoolRange { first: first.parse().unwrap(), last: last.parse().unwrap() };
+    let addresses =
+        vec![range("192.168.50.200", "192.168.50.220"), range("fd00::", "fd00::ffff:ffff:ffff:ffff")];
+    let pools = [Pool {
+        name: "default".into(),
+        addresses,
+        auto_assign: true,
+        avoid_buggy_ips: false,
+        service_allocation: None,
+    }];
+    let said = laptop.engine().scan_pools(&prepared, &pools);
+    assert!(
+        matches!(&said[..], [large, silent, used]
+            if large.contains("fd00:: to fd00::ffff:ffff:ffff:ffff is not scanned")
+            && silent.starts_with("node3: the pools were not scanned: ")
+            && used.starts_with("192.168.50.203 of pool ")
+            && used.contains("another machine, 52:54:00:00:00:99, as heard by node1 (eth0) and node2 (eth0)")),
+        "{said:#?}"
+    );
 }

@@ -8,6 +8,8 @@ mod balance;
 mod claims;
 mod space;
 
+pub(crate) use space::at;
+
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::net::IpAddr;
 

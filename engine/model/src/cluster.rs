@@ -224,6 +224,27 @@ pub struct PoolRange {
     pub last: IpAddr,
 }
 
+impl PoolRange {
+    /// Number of its addresses; 0 if the last comes before the first or is of another family. `u128::MAX` stands for all of
+    /// IPv6, too.
+    pub fn count(&self) -> u128 {
+        let offset = match (self.first, self.last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                u128::from(u32::from(last)).checked_sub(u32::from(first).into())
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => u128::from(last).checked_sub(first.into()),
+            _ => None,
+        };
+        offset.map_or(0, |offset| offset.saturating_add(1))
+    }
+
+    /// Its addresses in order.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let first = self.first;
+        (0..self.count()).filter_map(move |offset| crate::assign::at(first, offset))
+    }
+}
+
 /// Where the agent of every node answers `/healthz`, `/livez` and `/metrics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

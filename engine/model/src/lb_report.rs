@@ -236,3 +236,15 @@ pub enum LbUnfit {
     /// It has no interface for the address.
     NoInterface,
 }
+
+/// A machine that answers for an address.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Scanned {
+    /// Address.
+    pub address: IpAddr,
+    /// Its MAC address.
+    pub mac: String,
+    /// The interface on which the asking node heard it.
+    pub interface: String,
+}

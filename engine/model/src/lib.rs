@@ -35,7 +35,7 @@ pub use lb::{
     Selector, SpeakerNode, SpeakerSpec,
 };
 pub use lb_report::{
-    LbAddress, LbInterface, LbMember, LbNode, LbReport, LbStanding, LbState, LbUnfit, LbWhere,
+    LbAddress, LbInterface, LbMember, LbNode, LbReport, LbStanding, LbState, LbUnfit, LbWhere, Scanned,
 };
 pub use mac::stable_mac;
 pub use node::{

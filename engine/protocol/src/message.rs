@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use homelab_model::{
-    Change, Holder, LbNode, NodeObject, Observed, Previous, Scope, ServiceReport, TracePacket, TraceReport,
+    Change, Holder, LbNode, NodeObject, Observed, PoolRange, Previous, Scanned, Scope, ServiceReport,
+    TracePacket, TraceReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +79,12 @@ pub enum Request {
     Trace(TracePacket),
     /// What this node's agent says of load-balancer addresses. Changes nothing.
     LoadBalancers,
+    /// Which machines of its LANs answer for these addresses: at most [`Request::SCAN`] of them. Asks by ARP and neighbour
+    /// discovery; takes some seconds.
+    Scan {
+        /// The addresses.
+        ranges: Vec<PoolRange>,
+    },
     /// The node is to have no load-balancer addresses, or may have some again. May be said twice. It is a word to the
     /// agent and no part of what the cluster file says: no transaction, no lock.
     Cordon {
@@ -188,8 +195,18 @@ pub enum Response {
         /// The node afterwards.
         node: Box<LbNode>,
     },
+    /// Answer to [`Request::Scan`], sorted.
+    Scanned {
+        /// Machines that answer.
+        found: Vec<Scanned>,
+    },
     /// A request failed.
     Failed(Failure),
+}
+
+impl Request {
+    /// Most addresses of one [`Request::Scan`].
+    pub const SCAN: u128 = 4096;
 }
 
 /// A message has its name among its fields: what may be absent has to be a field, too.

@@ -53,6 +53,7 @@ fn frames() -> Vec<Vec<u8>> {
         Request::Probe { targets: vec!["10.244.1.0".parse().unwrap()] },
         Request::Services,
         Request::LoadBalancers,
+        Request::Scan { ranges: Vec::new() },
         Request::Cordon { on: true, by: Holder::default() },
         Request::Trace(TracePacket {
             source: "10.244.1.5".parse().unwrap(),

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use homelab_model::{
-    Change, Holder, LbNode, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport,
+    Change, Holder, LbNode, NodeObject, Observed, PoolRange, Scanned, Scope, ServiceReport, TracePacket,
+    TraceReport,
 };
 use homelab_protocol::Secret;
 
@@ -124,6 +125,9 @@ pub(crate) trait Host {
 
     /// Which of these addresses answer through the tunnel.
     fn probe(&mut self, targets: &[IpAddr]) -> Result<Vec<bool>, String>;
+
+    /// Which machines of the LAN answer for these addresses.
+    fn scan(&mut self, ranges: &[PoolRange]) -> Result<Vec<Scanned>, String>;
 
     /// What the kernel holds of each service against what this node was told.
     fn services(&mut self) -> Result<Vec<ServiceReport>, String>;

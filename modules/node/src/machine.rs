@@ -9,7 +9,8 @@ use std::time::Duration;
 use homelab_linux::transaction::{self as store, Shelf};
 use homelab_linux::{Error, Kinds, Node, Root};
 use homelab_model::{
-    Change, Holder, LbNode, NodeObject, Observed, Scope, ServiceReport, TracePacket, TraceReport, ours,
+    Change, Holder, LbNode, NodeObject, Observed, PoolRange, Scanned, Scope, ServiceReport, TracePacket,
+    TraceReport, ours,
 };
 use homelab_protocol::Secret;
 use homelab_proxy::report::{self, HeldState};
@@ -243,6 +244,10 @@ impl Host for Machine {
             None => Vec::new(),
         };
         Ok(homelab_linux::probe(targets, &sources, PROBE))
+    }
+
+    fn scan(&mut self, ranges: &[PoolRange]) -> Result<Vec<Scanned>, String> {
+        crate::scan::scan(ranges)
     }
 
     fn services(&mut self) -> Result<Vec<ServiceReport>, String> {

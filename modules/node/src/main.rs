@@ -10,6 +10,7 @@ mod fake;
 mod host;
 mod machine;
 mod revert;
+mod scan;
 mod serve;
 mod status;
 mod transaction;

@@ -51,8 +51,8 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<u8, CliError> {
 pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Result<u8, CliError> {
     let global = &cli.global;
     match &cli.command {
-        Command::Plan { detailed_exitcode, out } => {
-            plan::run(global, terminal, session, *detailed_exitcode, out.as_deref())
+        Command::Plan { detailed_exitcode, out, scan_pool } => {
+            plan::run(global, terminal, session, *detailed_exitcode, out.as_deref(), *scan_pool)
         }
         Command::Apply { plan_file, changing } => {
             let mut task = task(Goal::Desired, changing);

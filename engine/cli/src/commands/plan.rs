@@ -19,8 +19,14 @@ pub(crate) fn run(
     session: &Session,
     detailed_exitcode: bool,
     out: Option<&Path>,
+    scan_pool: bool,
 ) -> Result<u8, CliError> {
     let mut prepared = session.prepare(terminal, Goal::Desired)?;
+    if scan_pool {
+        let pools = &session.cluster.load_balancer.pools;
+        let used = session.with(terminal, None, |engine| engine.scan_pools(&prepared, pools));
+        prepared.plan.warnings.extend(used);
+    }
     let by_hand = super::drift::by_hand(session, &prepared);
     prepared.plan.warnings.extend(by_hand);
     let plan = &prepared.plan;

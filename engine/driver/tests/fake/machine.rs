@@ -132,6 +132,8 @@ pub(crate) struct Machine {
     pub(crate) traces: BTreeMap<IpAddr, TraceReport>,
     /// What it says of load-balancer addresses, and whether it is cordoned.
     pub(crate) balancers: LbNode,
+    /// Machines of the LAN that answer when it asks.
+    pub(crate) neighbours: Vec<homelab_model::Scanned>,
     /// Interfaces that CNI ADD made.
     pub(crate) attachments: Vec<AttachmentFact>,
 }
@@ -165,6 +167,7 @@ impl Machine {
             services: Vec::new(),
             traces: BTreeMap::new(),
             balancers: LbNode::default(),
+            neighbours: Vec::new(),
             attachments: Vec::new(),
         }
     }

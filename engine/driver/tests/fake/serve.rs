@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use homelab_model::{ours, sha256_hex};
+use homelab_model::{Scanned, ours, sha256_hex};
 use homelab_protocol::{
     Applied, Failure, Fault as Kind, Hello, PROTOCOL, Request, Response, Secret, read_frame, write_frame,
 };
@@ -229,6 +229,11 @@ impl Serve<'_> {
                 Some(traced) => Response::Traced(Box::new(traced.clone())),
                 None => failed("nobody said what becomes of that packet"),
             },
+            Request::Scan { ranges } => {
+                let inside =
+                    |one: &&Scanned| ranges.iter().any(|r| r.first <= one.address && one.address <= r.last);
+                Response::Scanned { found: node.neighbours.iter().filter(inside).cloned().collect() }
+            }
             Request::LoadBalancers => Response::LoadBalancers(Box::new(node.balancers.clone())),
             Request::Cordon { on, by } => {
                 let address = node.address;

@@ -66,7 +66,7 @@ impl Addresses {
 }
 
 /// The address `offset` after another.
-pub(super) fn at(base: IpAddr, offset: u128) -> Option<IpAddr> {
+pub(crate) fn at(base: IpAddr, offset: u128) -> Option<IpAddr> {
     match base {
         IpAddr::V4(base) => {
             let offset = u32::try_from(offset).ok()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use homelab_model::{
     Change, Content, Facts, History, Holder, Key, LbMember, LbNode, LbReport, LbStanding, NodeObject,
-    Observed, Scope, ServiceReport, Spec, TracePacket, TraceReport, ours,
+    Observed, PoolRange, Scanned, Scope, ServiceReport, Spec, TracePacket, TraceReport, ours,
 };
 use homelab_protocol::Secret;
 use homelab_proxy::Elements;
@@ -371,6 +371,11 @@ impl Host for Process {
         let (elements, strays) = (self.held(), BTreeMap::new());
         let state = HeldState { elements: &elements, strays: &strays, connections: &[] };
         Ok(report::services(spec.as_ref(), &state))
+    }
+
+    fn scan(&mut self, ranges: &[PoolRange]) -> Result<Vec<Scanned>, String> {
+        let first = ranges.first().ok_or("no range")?.first;
+        Ok(vec![Scanned { address: first, mac: "02:00:00:00:00:99".into(), interface: "eth0".into() }])
     }
 
     fn load_balancers(&mut self) -> Result<LbNode, String> {

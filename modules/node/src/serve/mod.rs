@@ -152,6 +152,9 @@ impl<H: Host> Session<'_, H> {
                 .host
                 .load_balancers()
                 .map_or_else(error_of, |node| Response::LoadBalancers(Box::new(node))),
+            Request::Scan { ranges } => {
+                self.host.scan(&ranges).map_or_else(error_of, |found| Response::Scanned { found })
+            }
             Request::Cordon { on, by } => {
                 cordon::set(self.host, on, &by).map_or_else(error_of, |(changed, node)| Response::Cordoned {
                     changed,
