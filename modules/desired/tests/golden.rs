@@ -71,8 +71,9 @@ fn only_an_agent_that_announces_addresses_may_send_frames() {
     assert_eq!(
         more,
         [
-            "# A node that answers its peers late is taken for dead.",
+            "# A node that answers its peers late is taken for dead. Nice is for kernels without the cgroup's weight.",
             "Nice=-10",
+            "CPUWeight=1000",
             "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE",
             "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6 AF_PACKET",
         ]

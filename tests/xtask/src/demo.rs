@@ -26,6 +26,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const PORT: u16 = 8080;
 /// Name of the container on every node.
 const POD: &str = "demo";
+/// Address of the service.
+const SERVICE: &str = "192.168.50.200";
 const CONFIG: &str = "examples/homeserver/homelab.yaml";
 
 pub(crate) fn run(args: Args) -> Outcome {
@@ -66,7 +68,7 @@ pub(crate) fn run(args: Args) -> Outcome {
 fn show(lab: &Lab, say: &dyn Fn(&str)) -> Result<bool> {
     let config = tools::root().join(CONFIG).to_string_lossy().into_owned();
     let homelab = |arguments: &[&str]| -> Result<i32> {
-        println!("$ homelab -f {CONFIG} {}", arguments.join(" "));
+        println!("$ homelab -f {CONFIG} {}", arguments.join(" ").replace(&service_file(lab), "web.yaml"));
         let all = [&["-f", config.as_str()], arguments].concat();
         Ok(lab.homelab_command(&all)?.status()?.code().unwrap_or(-1))
     };
@@ -83,9 +85,59 @@ fn show(lab: &Lab, say: &dyn Fn(&str)) -> Result<bool> {
     let pods = start_pods(lab, &nodes)?;
     say("who reaches whom: time of a ping, and a page over TCP");
     let connected = matrix(lab, &nodes, &pods)?;
+    say("a service of these pods, with an address on the LAN");
+    let service = service_file(lab);
+    let text = service_text(&nodes);
+    std::fs::write(&service, &text)?;
+    println!("# web.yaml\n{text}");
+    let with = ["-f", service.as_str()];
+    if homelab(&[&with[..], &["apply", "--yes"]].concat())? != 0 {
+        return Ok(false);
+    }
+    let reached = from_the_lan(lab, nodes.len())?;
+    if homelab(&[&with[..], &["status", "lb"]].concat())? != 0 {
+        return Ok(false);
+    }
     say("nothing is left to change");
-    let empty = homelab(&["plan", "--detailed-exitcode"])? == 0;
-    Ok(connected && empty)
+    let empty = homelab(&[&with[..], &["plan", "--detailed-exitcode"]].concat())? == 0;
+    Ok(connected && reached && empty)
+}
+
+fn service_file(lab: &Lab) -> String {
+    lab.dir().join("web.yaml").to_string_lossy().into_owned()
+}
+
+fn service_text(nodes: &[String]) -> String {
+    let endpoints: String =
+        nodes.iter().map(|node| format!("      - {{node: {node}, container: {POD}}}\n")).collect();
+    format!(
+        "services:\n  - name: web\n    type: LoadBalancer\n    loadBalancerIP: {SERVICE}\n    ports: [{{port: 80, targetPort: \
+         {PORT}}}]\n    endpoints:\n{endpoints}"
+    )
+}
+
+/// The LAN's client fetches the page from the service's address, again and again; true if it came each time once the address
+/// was announced.
+fn from_the_lan(lab: &Lab, pods: usize) -> Result<bool> {
+    let url = format!("http://{SERVICE}/index.html");
+    let fetch =
+        || lab.exec("client", &["curl", "-s", "-f", "-m", "2", &url]).is_ok_and(|output| output.success());
+    let start = Instant::now();
+    while !fetch() {
+        if start.elapsed() > Duration::from_secs(30) {
+            println!("the LAN client does not reach {url}");
+            return Ok(false);
+        }
+    }
+    let first = start.elapsed();
+    // So many that every pod has its turn, all but certainly.
+    let tries = 10 * pods;
+    let came = (0..tries).filter(|_| fetch()).count();
+    println!(
+        "the LAN client had {url} after {} ms, and {came} times of {tries} afterwards",
+        first.as_millis()
+    );
+    Ok(came == tries)
 }
 
 /// Starts a container on every node and gives the pods' addresses.
