@@ -3,7 +3,7 @@ def gaps():
     answer. For every line of stdin it prints what came of those since the line before; `stop` ends it."""
     import selectors
 
-    step, patience, ports = 0.01, 0.4, 128
+    step, patience, ports = 0.01, 0.8, 128
     targets = json.loads(sys.stdin.readline())
     wakes = selectors.DefaultSelector()
     wakes.register(sys.stdin, selectors.EVENT_READ)

@@ -110,7 +110,7 @@ pub(crate) fn with(mut value: Value, more: Value) -> Value {
 pub(crate) fn service(name: &str, pods: &[&str], more: Value) -> Value {
     let plain = json!({
         "name": name,
-        "ipFamilyPolicy": "RequireDualStack",
+        "ipFamilyPolicy": "PreferDualStack",
         "ports": ports(&["TCP", "UDP"], None),
         "endpoints": pods.iter().map(|pod| in_container(pod)).collect::<Vec<_>>(),
     });
