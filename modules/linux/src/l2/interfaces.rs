@@ -32,8 +32,7 @@ pub struct Interface {
 /// Netlink fails.
 pub fn interfaces(socket: &mut Socket) -> Result<Vec<Interface>, Error> {
     let links = netlink("reading links", rt::links(socket))?;
-    let addresses = netlink("reading addresses", rt::addresses(socket, None))?;
-    let tentative = netlink("reading addresses", rt::tentative(socket))?;
+    let addresses = netlink("reading addresses", rt::addresses_with_state(socket))?;
     let usable = |link: &LinkInfo| {
         let mine = link.alias == ours::LINK_ALIAS || link.alias.starts_with(ours::POD_ALIAS);
         (link.resolves && link.master.is_none() && !mine).then(|| parse_mac(&link.mac)).flatten()
@@ -44,11 +43,11 @@ pub fn interfaces(socket: &mut Socket) -> Result<Vec<Interface>, Error> {
         name: link.name.clone(),
         mac,
         operational: link.operational,
-        tentative: tentative.contains(&link.index),
+        tentative: addresses.iter().any(|(index, _, tentative)| *index == link.index && *tentative),
         networks: addresses
             .iter()
-            .filter(|(index, address)| *index == link.index && !is_link_local(address))
-            .map(|(_, address)| *address)
+            .filter(|(index, address, _)| *index == link.index && !is_link_local(address))
+            .map(|(_, address, _)| *address)
             .collect(),
     });
     Ok(interfaces.collect())

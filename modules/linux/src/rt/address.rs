@@ -1,6 +1,5 @@
 //! Addresses of links (`linux/if_addr.h`).
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -46,16 +45,15 @@ pub(crate) fn addresses(socket: &mut Socket, index: Option<u32>) -> Result<Vec<(
     socket.dump(Message::new(rtm::GETADDR, 0, &header), read)
 }
 
-/// Indices of links with an address that cannot be used yet.
-pub(crate) fn tentative(socket: &mut Socket) -> Result<BTreeSet<u32>, NetlinkError> {
+/// All addresses, each with the index of its link and whether it cannot be used yet.
+pub(crate) fn addresses_with_state(socket: &mut Socket) -> Result<Vec<(u32, IpNet, bool)>, NetlinkError> {
     let read = |body: &[u8]| {
-        let index = body.get(4..).and_then(ne_u32)?;
+        let (index, address) = read(body)?;
         let flags = Attributes::after(body, IFADDRMSG).find(|(kind, _)| *kind == IFA_FLAGS);
         let flags = flags.and_then(|(_, value)| ne_u32(value)).unwrap_or_default();
-        (flags & TENTATIVE != 0).then_some(index)
+        Some((index, address, flags & TENTATIVE != 0))
     };
-    let found: Vec<u32> = socket.dump(Message::new(rtm::GETADDR, 0, &[0; IFADDRMSG]), read)?;
-    Ok(found.into_iter().collect())
+    socket.dump(Message::new(rtm::GETADDR, 0, &[0; IFADDRMSG]), read)
 }
 
 /// Gives a link an address. One that it has already stays.

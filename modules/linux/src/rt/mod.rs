@@ -6,7 +6,7 @@ mod neighbour;
 mod route;
 
 pub(crate) use address::{
-    add_address, add_message as add_address_message, addresses, delete_address, tentative,
+    add_address, add_message as add_address_message, addresses, addresses_with_state, delete_address,
 };
 pub(crate) use link::{
     LinkChange, NewKind, NewLink, create_link, delete_link, link_by_name, links, no_forward_delay,

@@ -127,6 +127,8 @@ pub struct Speaker {
     held: BTreeSet<IpAddr>,
     owners: BTreeMap<IpAddr, Ownership>,
     owned: Vec<Owned>,
+    /// Ours among them, by interface. Asked for at every wake-up of the node.
+    hears: BTreeMap<String, Vec<IpAddr>>,
     untold: usize,
     /// Somebody came, went or said something else of itself since the last election.
     changed: bool,
@@ -184,6 +186,7 @@ impl Speaker {
             held: settings.held,
             owners: BTreeMap::new(),
             owned: Vec::new(),
+            hears: BTreeMap::new(),
             untold: 0,
             changed: false,
             out: VecDeque::new(),
@@ -295,14 +298,8 @@ impl Speaker {
     }
 
     /// What each interface has to hear about: the addresses that are this node's.
-    pub fn hears(&self) -> BTreeMap<String, Vec<IpAddr>> {
-        let mut hears: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-        for owned in self.owned.iter().filter(|owned| self.is_ours(owned)) {
-            for interface in &owned.interfaces {
-                hears.entry(interface.clone()).or_default().push(owned.address);
-            }
-        }
-        hears
+    pub fn hears(&self) -> &BTreeMap<String, Vec<IpAddr>> {
+        &self.hears
     }
 
     /// Addresses that this node announces.
@@ -314,8 +311,15 @@ impl Speaker {
         self.phase == Phase::Settled
     }
 
-    fn is_ours(&self, owned: &Owned) -> bool {
-        owned.owner.as_ref() == Some(&self.node)
+    /// What is this node's by the last election, by interface.
+    fn heard(&self) -> BTreeMap<String, Vec<IpAddr>> {
+        let mut heard: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        for owned in self.owned.iter().filter(|owned| owned.owner.as_ref() == Some(&self.node)) {
+            for interface in &owned.interfaces {
+                heard.entry(interface.clone()).or_default().push(owned.address);
+            }
+        }
+        heard
     }
 
     /// When to elect anew, if nothing else happens: the end of a wait.
@@ -388,6 +392,7 @@ impl Speaker {
             self.owned = elect(&self.candidates, &members);
             self.note_owners(now);
         }
+        self.hears = self.heard();
         let mut before = self.others.announced();
         before.extend(&self.held);
         let wanted = wanted(&self.owned, &self.node, &before);

@@ -22,10 +22,11 @@ impl Speaker {
             let at = candidate.address;
             let record = self.owners.get(&at);
             let owner = record.and_then(|record| record.owner.clone());
-            let conflict = owner
-                .as_ref()
-                .and_then(|owner| members.get(owner))
-                .and_then(|state| state.holds.iter().find(|hold| hold.address == at)?.conflict);
+            let conflict = owner.as_ref().and_then(|owner| members.get(owner)).and_then(|state| {
+                // As they were sent, sorted.
+                let place = state.holds.binary_search_by_key(&at, |hold| hold.address).ok()?;
+                state.holds[place].conflict
+            });
             let excluded = candidate.placement.excluded.iter().cloned();
             let unfit =
                 candidate.placement.nodes.iter().filter_map(|eligible| {
@@ -41,7 +42,11 @@ impl Speaker {
                 moves: record.map_or(0, |record| record.moves),
                 owner,
                 conflict: conflict.map(|mac| mac.to_string()),
-                interfaces: statuses.iter().filter(|s| s.address == at).map(|s| self.interface(s)).collect(),
+                interfaces: statuses[statuses.partition_point(|s| s.address < at)..]
+                    .iter()
+                    .take_while(|s| s.address == at)
+                    .map(|s| self.interface(s))
+                    .collect(),
                 unfit,
             }
         };

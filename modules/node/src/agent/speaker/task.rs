@@ -313,7 +313,7 @@ impl<'a> Task<'a> {
     /// Does what the speaker wants done.
     fn carry_out(&mut self) {
         let Some(mut speaker) = self.speaker.take() else { return self.tell() };
-        let errors = self.lan.hear(&speaker.hears());
+        let errors = self.lan.hear(speaker.hears());
         let mut failed: BTreeMap<String, String> =
             errors.into_iter().map(|(interface, error)| (interface, error.to_string())).collect();
         while let Some(output) = speaker.poll() {
@@ -332,8 +332,8 @@ impl<'a> Task<'a> {
                 Output::Event(event) => self.event(&event),
             }
         }
-        for interface in speaker.hears().into_keys() {
-            let message = failed.remove(&interface).map(|error| format!("{interface}: {error}"));
+        for interface in speaker.hears().keys() {
+            let message = failed.remove(interface).map(|error| format!("{interface}: {error}"));
             self.trouble(&format!("announcements on {interface}"), message);
         }
         self.speaker = Some(speaker);
