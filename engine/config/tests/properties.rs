@@ -383,6 +383,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
             let mut l2_advertisements: Vec<_> = (0..3).map(advertisement).collect();
             l2_advertisements.push(L2Advertisement { name: "all".into(), ..L2Advertisement::default() });
             let load_balancer = LoadBalancer {
+                bgp: None,
                 pools: pools.chain([lan]).collect(),
                 l2_advertisements,
                 port: if vxlan_port == 7946 { 7947 } else { 7946 },

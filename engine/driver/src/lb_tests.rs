@@ -47,6 +47,7 @@ fn address(node: &str, last: u8, owner: Option<&str>) -> LbAddress {
 fn good() -> Vec<(String, Result<LbNode, ()>)> {
     let of = |node: &str| {
         let report = LbReport {
+            bgp: None,
             node: node.into(),
             time_unix_ms: 90_000,
             settled: true,

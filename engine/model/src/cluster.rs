@@ -1,5 +1,6 @@
 //! The cluster as the user describes it, after defaults. `homelab-config` makes it from `homelab.yaml`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lb::{LABEL_HOSTNAME, LABEL_ZONE};
 use crate::service::Service;
-use crate::{Declared, Family, L2Advertisement, Labels, Selector, SpeakerSpec};
+use crate::{BgpSpec, Declared, Family, L2Advertisement, Labels, Selector, SpeakerSpec};
 
 /// A whole cluster network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -139,11 +140,26 @@ pub struct LoadBalancer {
     pub l2_advertisements: Vec<L2Advertisement>,
     /// UDP port on which the speakers of the nodes talk with each other.
     pub port: u16,
+    /// Routers that are told of the addresses; None: no BGP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bgp: Option<BgpSettings>,
+}
+
+/// What the file says of BGP.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpSettings {
+    /// What all agents are told.
+    #[serde(flatten)]
+    pub spec: BgpSpec,
+    /// Files with the passwords of peers, by the peers' names: as the file says them, relative to it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub password_files: BTreeMap<String, String>,
 }
 
 impl Default for LoadBalancer {
     fn default() -> Self {
-        LoadBalancer { pools: Vec::new(), l2_advertisements: Vec::new(), port: SpeakerSpec::PORT }
+        LoadBalancer { pools: Vec::new(), l2_advertisements: Vec::new(), port: SpeakerSpec::PORT, bgp: None }
     }
 }
 

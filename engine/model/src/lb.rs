@@ -122,6 +122,9 @@ pub struct SpeakerSpec {
     pub pools: Vec<Pool>,
     /// Where their addresses are announced.
     pub advertisements: Vec<L2Advertisement>,
+    /// Which routers are told of them; None: no BGP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bgp: Option<crate::BgpSpec>,
 }
 
 impl SpeakerSpec {

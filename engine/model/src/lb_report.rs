@@ -44,6 +44,9 @@ pub struct LbReport {
     pub members: Vec<LbMember>,
     /// All addresses, sorted.
     pub addresses: Vec<LbAddress>,
+    /// Sessions with routers; None: no BGP on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bgp: Option<crate::LbBgp>,
 }
 
 impl LbReport {

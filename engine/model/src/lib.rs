@@ -6,6 +6,7 @@
 
 mod alloc;
 mod assign;
+mod bgp;
 mod cluster;
 mod declared;
 mod keys;
@@ -24,9 +25,10 @@ mod transaction;
 
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
 pub use assign::{Assigned, Ranges, Refusal, assign};
+pub use bgp::{BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LbBgp, LbRoute, LbSession};
 pub use cluster::{
-    AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, Pool, PoolRange, ServiceAllocation,
-    SshSettings, Vxlan,
+    AgentSettings, BgpSettings, Cluster, LoadBalancer, Mtu, Network, Node, Pool, PoolRange,
+    ServiceAllocation, SshSettings, Vxlan,
 };
 pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};

@@ -382,6 +382,7 @@ mod tests {
             unfit: vec![("node2".into(), LbUnfit::NoLocalEndpoint)],
         };
         let report = LbReport {
+            bgp: None,
             node: "node1".into(),
             time_unix_ms: 6,
             settled: true,

@@ -48,7 +48,7 @@ impl Pools {
         };
         let pools = self.pools.into_iter().map(pool).collect::<Option<_>>()?;
         let (l2_advertisements, port) = (self.l2_advertisements, self.port);
-        self.complete.then_some(LoadBalancer { pools, l2_advertisements, port })
+        self.complete.then_some(LoadBalancer { pools, l2_advertisements, port, bgp: None })
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) fn says(node: &str, owners: &[(&str, &str)]) -> LbNode {
         unfit: Vec::new(),
     };
     let report = LbReport {
+        bgp: None,
         node: node.into(),
         time_unix_ms: NOW,
         settled: true,

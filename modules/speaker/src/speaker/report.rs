@@ -51,6 +51,7 @@ impl Speaker {
             }
         };
         LbReport {
+            bgp: None,
             node: self.node.clone(),
             time_unix_ms: self.unix(now),
             settled: self.settled(),

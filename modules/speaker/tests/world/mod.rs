@@ -113,6 +113,7 @@ impl World {
                 service_allocation: None,
             }],
             advertisements: vec![L2Advertisement { name: "all".into(), ..L2Advertisement::default() }],
+            bgp: None,
         };
         let off = || Node { agent: None, on: false, carrier: true, held: BTreeSet::new() };
         World {
