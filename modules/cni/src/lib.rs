@@ -17,13 +17,17 @@ mod error;
 pub mod ipam;
 mod names;
 mod objects;
+mod previous;
 mod request;
 mod result;
 mod wiring;
+mod wishes;
 
-pub use config::{Base, Network, PrevResult, Version};
+pub use config::{Base, Network, Version};
 pub use error::{CniError, Code};
 pub use objects::{LIST_VERSION, bridge_mac, bridge_sysctls, gateway_net, objects};
+pub use previous::{PrevResult, Previous};
 pub use request::{Attachment, Request, Sandbox, error_version};
 pub use result::{AddResult, version_json};
 pub use wiring::{PodAddress, Wiring, alias, mac_text};
+pub use wishes::Wishes;

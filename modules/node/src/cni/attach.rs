@@ -1,25 +1,28 @@
-//! The commands against kernel and store.
+//! ADD, DEL and GC against kernel and store.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use homelab_cni::ipam::{self, Entry};
+use homelab_cni::ipam;
 use homelab_cni::{
-    AddResult, Attachment, Base, CniError, Code, Network, PrevResult, Sandbox, Wiring, alias, bridge_sysctls,
-    gateway_net,
+    AddResult, Attachment, Base, CniError, Code, Network, PodAddress, Previous, Sandbox, Wiring, Wishes,
+    bridge_sysctls, gateway_net,
 };
 use homelab_linux::pod::{Bridge, Netns, PodError, PodRoute, PodSocket, Veth, write_sysctl};
-use homelab_linux::{LinkInfo, VethEnd, mac_text};
+use homelab_linux::{LinkInfo, VethEnd};
 use homelab_model::{ours, stable_mac};
 use ipnet::IpNet;
 
-use super::store::{Reserved, Store};
+use super::store::{Reserved, Store, Wanted};
 
 /// How often to look at a bridge that is just being made, a millisecond apart.
 const BRIDGE_TRIES: usize = 50;
 
-fn kernel(error: PodError) -> CniError {
+pub(super) fn kernel(error: PodError) -> CniError {
+    if error.is_transient() {
+        return CniError::with(Code::TryAgain, "the kernel is short of something; try again", error);
+    }
     CniError::with(Code::Kernel, "the kernel refused a request", error)
 }
 
@@ -29,18 +32,19 @@ pub(crate) fn add(
     network: &Network,
     attachment: &Attachment,
     sandbox: &Sandbox,
-    pod: Option<&str>,
+    (wishes, previous): (&Wishes, &Previous),
 ) -> Result<String, CniError> {
     let netns = open(sandbox)?;
     let mut host = PodSocket::open().map_err(kernel)?;
     let bridge = ensure_bridge(&mut host, base, network)?;
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     let store = Store::of(base)?;
-    let reserved = store.lock()?.reserve(&network.ranges, &owner, (attachment, pod), || links(&mut host))?;
+    let wanted = Wanted { network, owner: &owner, attachment, wishes };
+    let reserved = store.lock()?.reserve(&wanted, || links(&mut host))?;
     let mtu = network.mtu.unwrap_or(bridge.mtu);
-    let wiring = Wiring::new(base, network, attachment, &reserved.entry);
-    match wire(&mut host, &bridge, &netns, &wiring, mtu) {
-        Ok(()) => {}
+    let wiring = Wiring::new(base, network, attachment, &reserved.entry, wishes.mac);
+    let made = match wire(&mut host, &bridge, &netns, &wiring, mtu) {
+        Ok(made) => made,
         Err(Failed::Taken(error)) => return Err(taken(&mut host, &store, &reserved, &wiring, error)),
         Err(Failed::Made(error)) => {
             let _ = host.delete_link(&wiring.host);
@@ -48,7 +52,11 @@ pub(crate) fn add(
             let _ = store.remove(&reserved.entry);
             return Err(kernel(error));
         }
-    }
+    };
+    // Who had the address before may have asked for another MAC address. If this fails, the pod's first packet says it.
+    let _ = host.forget_neighbours(bridge.index, &reserved.entry.addresses);
+    let made = wiring.addresses.iter().zip(made).filter(|(_, made)| *made);
+    let routed: Vec<PodAddress> = made.map(|(pod, _)| *pod).collect();
     let result = AddResult {
         version: base.version,
         network,
@@ -57,11 +65,13 @@ pub(crate) fn add(
         wiring: &wiring,
         mtu,
         sandbox: &sandbox.path,
+        routed: &routed,
+        previous,
     };
     Ok(result.to_json())
 }
 
-fn open(sandbox: &Sandbox) -> Result<Netns, CniError> {
+pub(super) fn open(sandbox: &Sandbox) -> Result<Netns, CniError> {
     let wrong = |error| CniError::with(Code::Environment, "CNI_NETNS cannot be used", error);
     let netns = Netns::open(&sandbox.path).map_err(wrong)?;
     if !sandbox.may_be_own && netns.is_own().map_err(wrong)? {
@@ -104,7 +114,7 @@ fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(
     host.create_bridge(&bridge).map(|_| ()).map_err(kernel)
 }
 
-fn own_bridge(link: LinkInfo) -> Result<LinkInfo, CniError> {
+pub(super) fn own_bridge(link: LinkInfo) -> Result<LinkInfo, CniError> {
     if link.kind == "bridge" && link.alias == ours::LINK_ALIAS {
         return Ok(link);
     }
@@ -117,7 +127,7 @@ fn own_bridge(link: LinkInfo) -> Result<LinkInfo, CniError> {
 }
 
 /// Names of the node's links. An entry whose link is gone is free: its pod's address went with it.
-fn links(host: &mut PodSocket) -> Result<BTreeSet<String>, CniError> {
+pub(super) fn links(host: &mut PodSocket) -> Result<BTreeSet<String>, CniError> {
     Ok(host.links().map_err(kernel)?.into_iter().map(|link| link.name).collect())
 }
 
@@ -134,7 +144,7 @@ fn wire(
     netns: &Netns,
     wiring: &Wiring,
     mtu: u32,
-) -> Result<(), Failed> {
+) -> Result<Vec<bool>, Failed> {
     let veth = Veth {
         host: VethEnd { name: &wiring.host, mac: Some(wiring.host_mac) },
         pod: VethEnd { name: &wiring.ifname, mac: Some(wiring.mac) },
@@ -146,18 +156,19 @@ fn wire(
     };
     host.create_veth(netns, &veth)
         .map_err(|error| if error.is_taken() { Failed::Taken(error) } else { Failed::Made(error) })?;
-    configure(netns, wiring).map_err(Failed::Made)?;
+    let made = configure(netns, wiring).map_err(Failed::Made)?;
     // The first packet of a pod must not be lost: ARP tries again only after a second.
     host.settle(&wiring.host).map_err(Failed::Made)?;
     if !bridge.operational {
         // Its first port.
         host.settle(&bridge.name).map_err(Failed::Made)?;
     }
-    Ok(())
+    Ok(made)
 }
 
-/// Everything inside the pod. The process stays there; `host` is a socket of the node's namespace.
-fn configure(netns: &Netns, wiring: &Wiring) -> Result<(), PodError> {
+/// Everything inside the pod; says of each address whether its default route was made. The process stays there; `host` is a
+/// socket of the node's namespace.
+fn configure(netns: &Netns, wiring: &Wiring) -> Result<Vec<bool>, PodError> {
     netns.enter()?;
     let escaped = wiring.ifname.replace('.', "/");
     // No other pod may configure this one by router advertisements (CVE-2020-10749), with or without IPv6 of ours.
@@ -177,8 +188,9 @@ fn configure(netns: &Netns, wiring: &Wiring) -> Result<(), PodError> {
         })
         .collect();
     let mut pod = PodSocket::open()?;
-    pod.configure(&wiring.ifname, &addresses, &routes)?;
-    pod.settle(&wiring.ifname)
+    let made = pod.configure(&wiring.ifname, &addresses, &routes)?;
+    pod.settle(&wiring.ifname)?;
+    Ok(made)
 }
 
 /// A name was taken: by this very attachment, or in the pod by someone else.
@@ -207,107 +219,6 @@ pub(crate) fn del(base: &Base, attachment: &Attachment) -> Result<(), CniError> 
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     PodSocket::open().and_then(|mut host| host.delete_link(&owner)).map_err(kernel)?;
     Store::of(base)?.release(&owner)
-}
-
-/// CHECK: what ADD made is there, on both sides and in the store.
-pub(crate) fn check(
-    base: &Base,
-    network: &Network,
-    attachment: &Attachment,
-    sandbox: &Sandbox,
-    prev: &PrevResult,
-) -> Result<(), CniError> {
-    let mismatch = |message: String| Err(CniError::new(Code::Mismatch, message));
-    let netns = open(sandbox)?;
-    let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
-    let entry = Store::of(base)?.entries()?.into_iter().find(|entry| entry.owner == owner);
-    let Some(entry) = entry else {
-        return Err(CniError::with(
-            Code::UnknownContainer,
-            format!("nothing is reserved for interface {} of this container", attachment.ifname),
-            &attachment.container,
-        ));
-    };
-    let mut host = PodSocket::open().map_err(kernel)?;
-    let Some(bridge) = host.link(&network.bridge).map_err(kernel)? else {
-        return mismatch(format!("bridge {} is missing", network.bridge));
-    };
-    let bridge = own_bridge(bridge)?;
-    let wiring = Wiring::new(base, network, attachment, &entry);
-    let Some(port) = host.link(&wiring.host).map_err(kernel)? else {
-        return mismatch(format!("link {} on the node is missing", wiring.host));
-    };
-    for (right, what) in [
-        (port.alias == alias(attachment), "has another alias"),
-        (port.master == Some(bridge.index), "is no port of the bridge"),
-        (port.hairpin, "does not send back (hairpin)"),
-        (port.up, "is down"),
-    ] {
-        if !right {
-            return mismatch(format!("link {} {what}", wiring.host));
-        }
-    }
-    for address in &prev.addresses {
-        if !entry.addresses.contains(&address.addr()) {
-            return mismatch(format!("{address} is not reserved for this container"));
-        }
-    }
-    netns.enter().map_err(kernel)?;
-    check_pod(&wiring, port.mtu, prev)
-}
-
-/// The pod's side. Its MTU must be that of the node's end, not the configured one: a pod keeps the MTU with which it
-/// was started.
-fn check_pod(wiring: &Wiring, mtu: u32, prev: &PrevResult) -> Result<(), CniError> {
-    let mismatch = |what: String| {
-        Err(CniError::new(Code::Mismatch, format!("interface {} of the container {what}", wiring.ifname)))
-    };
-    let mut pod = PodSocket::open().map_err(kernel)?;
-    let Some(link) = pod.link(&wiring.ifname).map_err(kernel)? else {
-        return mismatch("is missing".to_owned());
-    };
-    if !prev.mac.is_empty() && link.mac != prev.mac || link.mac != mac_text(&wiring.mac) {
-        return mismatch(format!("has MAC address {}", link.mac));
-    }
-    if !link.up || link.mtu != mtu {
-        return mismatch(format!("is {} and has MTU {}", if link.up { "up" } else { "down" }, link.mtu));
-    }
-    let held = pod.addresses(&wiring.ifname).map_err(kernel)?;
-    let own = wiring.addresses.iter().map(|pod| pod.address);
-    for address in own.chain(prev.addresses.iter().copied()) {
-        if !held.contains(&address) {
-            return mismatch(format!("has no address {address}"));
-        }
-    }
-    let routes = pod.routes(&wiring.ifname).map_err(kernel)?;
-    let defaults: Vec<_> =
-        routes.iter().filter(|(to, _)| to.prefix_len() == 0).map(|(_, via)| *via).collect();
-    for gateway in &prev.gateways {
-        // Routes over other interfaces belong to other plugins of the chain.
-        let ours = wiring.addresses.iter().any(|pod| pod.gateway == *gateway);
-        if ours && !defaults.contains(&Some(*gateway)) {
-            return mismatch(format!("has no default route via {gateway}"));
-        }
-    }
-    Ok(())
-}
-
-/// STATUS: could an ADD succeed?
-pub(crate) fn status(base: &Base, network: &Network) -> Result<(), CniError> {
-    let unavailable =
-        |error: CniError| CniError::with(Code::Unavailable, "no pod can be attached now", error);
-    let mut host = PodSocket::open().map_err(kernel)?;
-    if let Some(link) = host.link(&network.bridge).map_err(kernel)? {
-        own_bridge(link).map_err(unavailable)?;
-    }
-    let entries = Store::of(base)?.entries()?;
-    // Entries whose pods are gone do not count: ADD would free them.
-    let links = links(&mut host)?;
-    let held: Vec<Entry> = entries.into_iter().filter(|entry| links.contains(&entry.owner)).collect();
-    match ipam::reserve(&network.ranges, &held, None, "") {
-        Some(_) => Ok(()),
-        None => Err(unavailable(ipam::exhausted(&network.ranges, held.len()))),
-    }
 }
 
 /// GC: takes away every attachment of the network that the runtime does not name. Goes on after an error.

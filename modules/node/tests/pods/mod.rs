@@ -1,5 +1,8 @@
 //! A node and its pods as network namespaces, and the plugin called as a runtime calls it.
 
+#[path = "../../../cni/tests/schemas/mod.rs"]
+pub(crate) mod schemas;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -88,10 +91,7 @@ impl Answer {
     pub(crate) fn code(self) -> u64 {
         assert_eq!(self.status, Some(1), "{}", self.text);
         let error: Value = serde_json::from_str(&self.text).expect("JSON");
-        assert!(
-            error["cniVersion"].is_string() && error["msg"].as_str().is_some_and(|m| !m.is_empty()),
-            "{error}"
-        );
+        schemas::assert_error(error["cniVersion"].as_str().expect("version"), &error);
         error["code"].as_u64().expect("code")
     }
 }
