@@ -78,6 +78,13 @@ impl AddResult<'_> {
         ];
         interfaces.extend(ours.into_iter().map(Value::Object));
         let position = interfaces.len() - 1;
+        if self.version < Version::V1_0_0 {
+            // Plugins of today leave it out, and so would this result be none of its version.
+            for ip in ips.iter_mut().filter(|ip| ip["version"].as_str().is_none_or(str::is_empty)) {
+                let v6 = ip["address"].as_str().is_some_and(|address| address.contains(':'));
+                ip["version"] = if v6 { "6" } else { "4" }.into();
+            }
+        }
         for pod in &wiring.addresses {
             let mut ip = Map::new();
             // 1.0.0 took the field away.

@@ -118,6 +118,9 @@ fn what_came_before_stays_and_indices_move() {
     let routes = json!([previous.routes[0], { "dst": "0.0.0.0/0", "gw": "10.244.1.1" }]);
     assert_eq!(result["routes"], routes, "only what was made");
     assert_eq!(result["dns"], dns);
+    let old = chained(Version::V0_4_0, 1, &previous);
+    let families: Vec<_> = old["ips"].as_array().expect("list").iter().map(|ip| &ip["version"]).collect();
+    assert_eq!(families, ["4", "4", "6"], "also where the plugin before says nothing");
 }
 
 /// JSON Schemas written after the specifications' texts; nothing beyond what they name is let through.

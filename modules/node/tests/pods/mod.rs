@@ -1,4 +1,5 @@
 //! A node and its pods as network namespaces, and the plugin called as a runtime calls it.
+#![allow(dead_code, reason = "every test program uses another part")]
 
 #[path = "../../../cni/tests/schemas/mod.rs"]
 pub(crate) mod schemas;
@@ -10,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -49,6 +50,17 @@ impl Pod {
 
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd()).into()
+    }
+
+    /// Runs `work` on a thread inside.
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                setns(&self.namespace, CloneFlags::CLONE_NEWNET).expect("namespace");
+                work()
+            });
+            worker.join().expect("thread")
+        })
     }
 
     /// What a command inside prints.
