@@ -153,7 +153,6 @@ impl Store {
     }
 
     /// The same under the lock; None if an ADD is under way.
-
     fn sweep_locked(
         &self,
         links: impl FnOnce() -> Result<BTreeSet<String>, CniError>,
