@@ -303,7 +303,12 @@ impl Locked<'_> {
             _ => ipam::exhausted(&network.ranges, entries.len()),
         };
         let links = links().unwrap_or_default();
-        if swept.is_none() && entries.iter().any(|entry| !links.contains(&entry.owner)) {
+        let unlinked = |entry: &Entry| !links.contains(&entry.owner);
+        let unsure = match decision {
+            Reservation::Taken(_, holder) => unlinked(holder),
+            _ => entries.iter().any(unlinked),
+        };
+        if swept.is_none() && unsure {
             let message = "addresses may be free again when other pods are attached; try again";
             return CniError::with(Code::TryAgain, message, final_word);
         }
