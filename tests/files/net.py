@@ -6,6 +6,11 @@ boom PORT N     answers N packets of connections to a port with packets that are
 ask             reads such a list, does each again and again, prints what came of it so far for every line of stdin
 gaps            sends a datagram to each of a list of services every 10 ms and says how long none was answered
 hear            says which ARP and neighbour discovery it heard
+resolve IF      asks on an interface who has addresses, by ARP and neighbour discovery
+latency IF A N  says how long each of N answers to a question for an address took
+flood IF N A..  asks for addresses N times a second
+record IF PORT  says which datagrams to a port it heard
+send IF         sends frames
 flow NAME       sends a numbered UDP packet to each of a list of others every 10 ms and counts what it gets of them
 """
 import concurrent.futures
@@ -258,6 +263,16 @@ elif sys.argv[1] == "gaps":
     gaps()
 elif sys.argv[1] == "hear":
     hear()
+elif sys.argv[1] == "resolve":
+    resolve(sys.argv[2])
+elif sys.argv[1] == "latency":
+    latency(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+elif sys.argv[1] == "flood":
+    flood(sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+elif sys.argv[1] == "record":
+    record(sys.argv[2], int(sys.argv[3]))
+elif sys.argv[1] == "send":
+    send(sys.argv[2])
 elif sys.argv[1] == "boom":
     boom(int(sys.argv[2]), int(sys.argv[3]))
 else:

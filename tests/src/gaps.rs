@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::lan::bytes_of;
 use crate::script::Script;
 use crate::{Cluster, Place};
 
@@ -75,10 +76,6 @@ impl Heard {
         let line = self.0.line();
         let all: Vec<String> =
             serde_json::from_str(&line).unwrap_or_else(|e| panic!("{}: {e}: {line}", self.0.name));
-        let byte = |pair: &[u8]| {
-            let pair = std::str::from_utf8(pair).unwrap_or_default();
-            u8::from_str_radix(pair, 16).expect("hex")
-        };
-        all.iter().map(|text| text.as_bytes().chunks(2).map(byte).collect()).collect()
+        all.iter().map(|text| bytes_of(text)).collect()
     }
 }

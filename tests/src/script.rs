@@ -10,6 +10,7 @@ pub(crate) const SCRIPT: &str = concat!(
     include_str!("../files/sctp.py"),
     include_str!("../files/boom.py"),
     include_str!("../files/gaps.py"),
+    include_str!("../files/lan.py"),
     include_str!("../files/net.py")
 );
 

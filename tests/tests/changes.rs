@@ -18,6 +18,7 @@ fn main() {
             ("removed_node_that_does_not_answer", removed_node_that_does_not_answer),
             ("renamed_node_keeps_its_range", renamed_node_keeps_its_range),
             ("disruptive_changes_need_a_word", disruptive_changes_need_a_word),
+            ("a_pool_that_comes_later_is_announced", a_pool_that_comes_later_is_announced),
             // Last: the lab has a node more from then on.
             ("fourth_node", fourth_node),
         ],
@@ -239,4 +240,30 @@ fn fourth_node(cluster: &mut Cluster) {
         cluster.remove_pod(pod);
     }
     assert_like_new(cluster, "a node added");
+}
+
+/// With the first pool the agent's unit lets it speak ARP and neighbour discovery: to read the new configuration is not enough.
+fn a_pool_that_comes_later_is_announced(cluster: &mut Cluster) {
+    let pools = cluster.file.0["loadBalancer"]["pools"].take();
+    cluster.file.set("loadBalancer.pools", json!([]));
+    cluster.apply();
+    let nodes = cluster.nodes();
+    let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+    assert!(cluster.lb(nodes[0]).is_none(), "without pools nothing is announced");
+    cluster.file.set("loadBalancer.pools", pools);
+    cluster.file.set(
+        "services",
+        json!([{ "name": "web", "type": "LoadBalancer", "ports": [{ "port": 80 }], "endpoints": ["192.0.2.2"] }]),
+    );
+    let said = cluster.apply().stdout;
+    assert!(said.contains("the agent restarts"), "{said}");
+    let owners = cluster.lb_settled(&nodes);
+    let (address, owner) = owners.iter().next().expect("an address");
+    let mac = cluster.sh(owner, "cat /sys/class/net/eth0/address");
+    let claims = cluster.resolver("client", "eth0").ask(&[*address]);
+    assert_eq!(claims[address], std::collections::BTreeSet::from([mac]));
+    for node in nodes {
+        let report = cluster.sh(node, "cat /run/homelab/agent.json");
+        assert!(report.contains("\"errors\":[]"), "{report}");
+    }
 }

@@ -149,7 +149,7 @@ impl<'de> Deserializer<'de> for &'de Node {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match (name, &self.value) {
-            (SPANNED, _) => visitor.visit_seq(Placed { node: self, step: 0 }),
+            (SPANNED, _) => visitor.visit_seq(Placed::new(self.span, self)),
             (LIST, Value::List(items)) => visitor.visit_seq(Items(items.iter())),
             (LIST, _) => visitor.visit_seq(Items(std::slice::from_ref(self).iter())),
             _ => visitor.visit_newtype_struct(self),
@@ -162,20 +162,27 @@ impl<'de> Deserializer<'de> for &'de Node {
     }
 }
 
-/// The place, then the value.
-struct Placed<'de> {
-    node: &'de Node,
-    step: usize,
+/// The place, then the value or key.
+struct Placed<D> {
+    span: Option<Span>,
+    what: Option<D>,
 }
 
-impl<'de> SeqAccess<'de> for Placed<'de> {
+impl<D> Placed<D> {
+    fn new(span: Span, what: D) -> Placed<D> {
+        Placed { span: Some(span), what: Some(what) }
+    }
+}
+
+impl<'de, D: Deserializer<'de, Error = Error>> SeqAccess<'de> for Placed<D> {
     type Error = Error;
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
-        self.step += 1;
-        match self.step {
-            1 => place(self.node.span, seed).map(Some),
-            2 => seed.deserialize(self.node).map(Some),
-            _ => Ok(None),
+        match self.span.take() {
+            Some(Span { source, start, length }) => {
+                let numbers = [source, start, length].into_iter();
+                seed.deserialize(serde::de::value::SeqDeserializer::new(numbers)).map(Some)
+            }
+            None => self.what.take().map(|what| seed.deserialize(what)).transpose(),
         }
     }
 }
@@ -196,7 +203,10 @@ impl<'de> Deserializer<'de> for Key<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match name {
-            SPANNED => visitor.visit_seq(PlacedKey { entry: self.0, step: 0 }),
+            SPANNED => {
+                let key = BorrowedStrDeserializer::new(&self.0.key);
+                visitor.visit_seq(Placed::new(self.0.key_span, key))
+            }
             _ => visitor.visit_newtype_struct(self),
         }
     }
@@ -205,29 +215,6 @@ impl<'de> Deserializer<'de> for Key<'de> {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
         option seq tuple tuple_struct map struct enum identifier ignored_any
     }
-}
-
-/// The place of a key, then the key.
-struct PlacedKey<'de> {
-    entry: &'de Entry,
-    step: usize,
-}
-
-impl<'de> SeqAccess<'de> for PlacedKey<'de> {
-    type Error = Error;
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
-        self.step += 1;
-        match self.step {
-            1 => place(self.entry.key_span, seed).map(Some),
-            2 => seed.deserialize(BorrowedStrDeserializer::new(&self.entry.key)).map(Some),
-            _ => Ok(None),
-        }
-    }
-}
-
-fn place<'de, T: DeserializeSeed<'de>>(span: Span, seed: T) -> Result<T::Value, Error> {
-    let Span { source, start, length } = span;
-    seed.deserialize(serde::de::value::SeqDeserializer::new([source, start, length].into_iter()))
 }
 
 struct Items<'de>(std::slice::Iter<'de, Node>);

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::offload::offload_fault;
 use crate::plan::our_links;
 use crate::recall::{Departed, recall};
-use crate::rivals::rivals_warning;
+use crate::rivals::{balancers_warning, rivals_warning};
 use crate::services::{node_port_addresses, services};
 use crate::speaker::{radios, speaker, unannounced};
 
@@ -59,6 +59,7 @@ pub fn resolve(
         firewall_warnings(cluster, node, facts, &mut result.warnings);
         if let Some(speaker) = &speaker {
             radios(speaker, &node.name, lan_link(node, facts), facts, &mut result.warnings);
+            result.warnings.extend(balancers_warning(node, facts));
         }
         if !services.is_empty() {
             result.warnings.extend(rivals_warning(cluster, node, facts));

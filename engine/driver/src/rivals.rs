@@ -1,6 +1,6 @@
 //! Words for other service proxies on a node.
 
-use homelab_model::{Cluster, Facts, Node, Rival};
+use homelab_model::{Balancer, Cluster, Facts, Node, Rival};
 
 /// Says what else translates service addresses on a node, and how it goes away.
 pub(crate) fn rivals_warning(cluster: &Cluster, node: &Node, facts: &Facts) -> Option<String> {
@@ -18,6 +18,33 @@ pub(crate) fn rivals_warning(cluster: &Cluster, node: &Node, facts: &Facts) -> O
         format!(
             "{}: {who}, which may take packets for service addresses before homelab does; homelab does not touch them: \
              {}",
+            node.name,
+            words.join("; ")
+        )
+    })
+}
+
+/// A warning of other programs that give services load-balancer addresses or announce them (k3s#269, metallb#1871).
+pub(crate) fn balancers_warning(node: &Node, facts: &Facts) -> Option<String> {
+    let words = |balancer: &Balancer| match balancer {
+        Balancer::MetalLb => {
+            "MetalLB's speaker (kubectl -n metallb-system delete daemonset speaker, and deployment controller)"
+        }
+        Balancer::ServiceLb => {
+            "ServiceLB of k3s (k3s server --disable=servicelb, which takes its pods svclb-... away)"
+        }
+        Balancer::KubeVip => {
+            "kube-vip with svc_enable (set svc_enable to false; the address of the control plane may stay its)"
+        }
+        Balancer::PureLb => {
+            "PureLB (kubectl -n purelb delete daemonset lbnodeagent, and deployment allocator)"
+        }
+    };
+    let words: Vec<&str> = facts.rival_balancers.iter().map(words).collect();
+    (!words.is_empty()).then(|| {
+        format!(
+            "{}: services of type LoadBalancer get addresses here from somebody else, too, who may answer for those of \
+             homelab or take their ports; homelab does not touch it: {}",
             node.name,
             words.join("; ")
         )

@@ -10,9 +10,9 @@ use fixtures::{cluster, net};
 use homelab_driver::{Resolution, resolve};
 use homelab_model::service::{Service, Type};
 use homelab_model::{
-    AddressFact, Cluster, Declared, Facts, ForwardDrop, L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME,
-    LABEL_ZONE, Labels, LinkFact, Module, NodeObject, Observed, Pool, PoolRange, Request, Rival, RouteFact,
-    Selector, Spec, Sysctl,
+    AddressFact, Balancer, Cluster, Declared, Facts, ForwardDrop, L2Advertisement, LABEL_EXCLUDE,
+    LABEL_HOSTNAME, LABEL_ZONE, Labels, LinkFact, Module, NodeObject, Observed, Pool, PoolRange, Request,
+    Rival, RouteFact, Selector, Spec, Sysctl,
 };
 
 const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
@@ -141,6 +141,31 @@ fn another_proxy_of_services_is_a_warning_with_the_way_out() {
     );
     // Without services of homelab's, kube-proxy is who has to be there.
     assert_eq!(resolved(&dual_stack(), &observed).warnings, [""; 0]);
+}
+
+#[test]
+fn another_program_for_load_balancer_addresses_is_a_warning_k3s_269_metallb_1871() {
+    let mut observed = observed();
+    observed.facts.rival_balancers = vec![Balancer::MetalLb, Balancer::ServiceLb];
+    assert_eq!(resolved(&cluster(&TWO), &observed).warnings, [""; 0], "no pools, no addresses of ours");
+    let mut with_pool = cluster(&TWO);
+    with_pool.load_balancer.pools = vec![pool("default", "192.168.50.200")];
+    let warnings = resolved(&with_pool, &observed).warnings;
+    assert_eq!(
+        warnings,
+        [
+            "node1: services of type LoadBalancer get addresses here from somebody else, too, who may answer for those \
+             of homelab or take their ports; homelab does not touch it: MetalLB's speaker (kubectl -n metallb-system \
+             delete daemonset speaker, and deployment controller); ServiceLB of k3s (k3s server --disable=servicelb, \
+             which takes its pods svclb-... away)"
+        ]
+    );
+    observed.facts.rival_balancers = vec![Balancer::KubeVip, Balancer::PureLb];
+    let warnings = resolved(&with_pool, &observed).warnings;
+    assert!(
+        warnings[0].contains("svc_enable to false") && warnings[0].contains("lbnodeagent"),
+        "{warnings:?}"
+    );
 }
 
 #[test]

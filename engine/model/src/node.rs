@@ -429,6 +429,10 @@ impl Object for NodeObject {
                 (Impact::Brief, "the agent restarts; packets keep flowing")
             }
             (Spec::Unit(_), _) => (Impact::Brief, "drift is no longer repaired; packets keep flowing"),
+            // What a process may do is its unit file's.
+            (Spec::File(file), Change::Update { .. }) if file.path == crate::ours::UNIT_FILE => {
+                (Impact::Brief, "the agent restarts; packets keep flowing")
+            }
             (Spec::Link(_), Change::Replace { .. }) => (
                 Impact::Disruptive,
                 "pods on this node lose the other nodes until all nodes have the new link, some seconds",

@@ -85,6 +85,9 @@ pub struct Facts {
     /// What else translates service addresses here, or has left rules that do.
     #[serde(default)]
     pub rival_proxies: Vec<Rival>,
+    /// What else gives services load-balancer addresses, or announces them, on this node.
+    #[serde(default)]
+    pub rival_balancers: Vec<Balancer>,
     /// `Udp: InCsumErrors` and `Tcp: InCsumErrors` of /proc/net/snmp: packets that came in with wrong checksums.
     pub checksum_errors: u64,
 }
@@ -213,6 +216,20 @@ impl Rival {
             }
         }
     }
+}
+
+/// Another program for Services of type LoadBalancer that runs on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Balancer {
+    /// MetalLB's speaker.
+    MetalLb,
+    /// k3s' ServiceLB, of which a pod `svclb-...` of klipper-lb runs here.
+    ServiceLb,
+    /// kube-vip, told to serve Services. One for the address of the control plane alone is none.
+    KubeVip,
+    /// PureLB's node agent.
+    PureLb,
 }
 
 /// A container runtime on the node.

@@ -31,6 +31,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
     let boot_id = fs::read_to_string(root.proc("sys/kernel/random/boot_id")).unwrap_or_default();
     let names: HashMap<u32, &str> = snapshot.links.iter().map(|l| (l.index, l.name.as_str())).collect();
     let name = |index: u32| names.get(&index).copied().unwrap_or("?").to_owned();
+    let (rival_proxies, rival_balancers) = rivals::rivals(root, snapshot, foreign.rivals);
     Facts {
         // The store of addresses is the plugin's.
         attachments: Vec::new(),
@@ -76,7 +77,8 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
             .unwrap_or(u32::MAX),
         agent: unit::agent_report(root),
         cordoned: crate::cordon::cordoned(root),
-        rival_proxies: rivals::rivals(root, snapshot, foreign.rivals),
+        rival_proxies,
+        rival_balancers,
         forward_drops: foreign.forward_drops,
         checksum_errors: fs::read_to_string(root.proc("net/snmp")).map(|t| checksum_errors(&t)).unwrap_or(0),
     }

@@ -219,7 +219,8 @@ pub(crate) fn set(
         let verb = if after.enabled { "enable" } else { "disable" };
         systemctl(&["--no-reload", verb, "--", name]).map_err(error)?;
     }
-    if before.is_some_and(|b| files_changed || b.reload_needed) {
+    let other_file = before.is_some_and(|b| files_changed || b.reload_needed);
+    if other_file {
         reload(root)?;
     }
     if after.state != "active" {
@@ -232,7 +233,8 @@ pub(crate) fn set(
     if before.is_some_and(as_it_was) {
         return Ok(());
     }
-    let new_config = |b: &Unit| (&b.state, &b.running) == (&after.state, &after.running);
+    // What a process may do is its unit file's, so another file takes another process.
+    let new_config = |b: &Unit| !other_file && (&b.state, &b.running) == (&after.state, &after.running);
     if jobs == Jobs::Wait && before.is_some_and(new_config) && reads_again(root, after) {
         return Ok(());
     }

@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
 use common::{OtherNetns, in_netns_of, in_new_netns, run};
-use homelab_linux::l2::{Port, interfaces};
+use homelab_linux::l2::{Lan, Port, interfaces};
 use homelab_linux::netlink::Socket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -28,7 +29,7 @@ fn lan() -> OtherNetns {
     other
 }
 
-fn is_ready(port: &Port, wait: u16) -> bool {
+fn is_ready(port: &impl AsFd, wait: u16) -> bool {
     let mut fds = [PollFd::new(port.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::from(wait)).unwrap() == 1
 }
@@ -118,6 +119,30 @@ fn only_what_is_about_our_addresses_wakes_the_agent() {
         port.hear(&[]).unwrap();
         send(&about_us);
         assert!(!is_ready(&port, 200));
+    });
+}
+
+#[test]
+fn a_flood_is_read_in_parts_and_does_not_silence_the_other_protocol() {
+    in_new_netns(|| {
+        let other = lan();
+        let mut lan = Lan::new().unwrap();
+        assert!(lan.hear(&BTreeMap::from([("eth0".to_owned(), addresses())])).is_empty());
+        let question = icmp6(135, "fd00:50::200".parse().unwrap());
+        let flood = arp(1, Ipv4Addr::new(192, 168, 50, 100), Ipv4Addr::new(192, 168, 50, 200));
+        in_netns_of(&other, || {
+            let port = Port::open("lan").unwrap();
+            (0..150).for_each(|_| port.send(&flood).unwrap());
+            port.send(&question).unwrap();
+        });
+        let mut parts = Vec::new();
+        while is_ready(&lan, 200) {
+            let mut part = Vec::new();
+            lan.receive(&mut |_, frame| part.push(frame.to_vec()));
+            parts.push(part);
+        }
+        assert!(parts.iter().all(|part| part.len() <= 64) && parts[0].contains(&question));
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 151);
     });
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 use common::proxy::{node, service, view, with_ruleset};
 use common::{in_new_netns, load, run};
 use homelab_linux::{Connections, Node, Root};
-use homelab_model::{Change, Module, NodeObject, Rival};
+use homelab_model::{Balancer, Change, Module, NodeObject, Rival};
 use homelab_proxy::{Elements, compile, ruleset};
 
 /// A node with a `/proc` of its own, in which nothing runs.
@@ -118,6 +118,39 @@ fn a_process_is_found_by_its_name() {
         process.kill().unwrap();
         process.wait().unwrap();
         assert!(found.contains(&Rival::Process), "{found:?}");
+    });
+}
+
+#[test]
+fn programs_for_load_balancer_addresses_are_found_k3s_269_metallb_1871() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = alone(directory.path());
+        let process = |pid: u32, name: &str, environment: &str| {
+            let path = directory.path().join(format!("proc/{pid}"));
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("comm"), format!("{name}\n")).unwrap();
+            fs::write(path.join("environ"), environment.replace(' ', "\0")).unwrap();
+        };
+        let found = |node: &mut Node| node.facts().unwrap().rival_balancers;
+        process(10, "speaker", "HOME=/root NOT_METALLB_HOST=1");
+        process(11, "kube-vip", "vip_arp=true cp_enable=true");
+        process(12, "entry", "SRC_PORT=80 HOME=/");
+        process(13, "controller", "METALLB_DEPLOYMENT=controller");
+        assert_eq!(found(&mut node), [], "names alone, the control plane's address, what announces nothing");
+        process(20, "speaker", "HOME=/ METALLB_NODE_NAME=node1");
+        assert_eq!(found(&mut node), [Balancer::MetalLb]);
+        process(
+            21,
+            "entry",
+            "SRC_PORT=80 SRC_RANGES=0.0.0.0/0 DEST_PROTO=TCP DEST_PORT=80 DEST_IPS=10.43.0.9",
+        );
+        process(22, "kube-vip", "vip_arp=true svc_enable=true");
+        process(23, "lbnodeagent", "");
+        process(24, "speaker", "METALLB_NODE_NAME=node1");
+        let all = [Balancer::MetalLb, Balancer::ServiceLb, Balancer::KubeVip, Balancer::PureLb];
+        assert_eq!(found(&mut node), all);
+        assert_eq!(rivals(&mut node), [], "they are no service proxies");
     });
 }
 

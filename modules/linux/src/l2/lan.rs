@@ -9,6 +9,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::{Interface, Port};
 
+/// Frames of one port that [`Lan::receive`] hands over at most.
+const AT_ONCE: usize = 64;
+
 /// The ports that are open, by interface. Its descriptor becomes readable when there is something to [`Lan::receive`].
 #[derive(Debug)]
 pub struct Lan {
@@ -54,16 +57,18 @@ impl Lan {
         self.ports.retain(|name, port| is_there(name, port.index()));
     }
 
-    /// Hands over all frames that are there. A port that fails is closed: the interface went.
+    /// Hands over frames that are there, of a flood not all: its caller has other things to do, and answers to send. The
+    /// descriptor stays readable then. A port that fails is closed: the interface went.
     pub fn receive(&mut self, each: &mut dyn FnMut(&str, &[u8])) {
         self.ports.retain(|name, port| {
-            loop {
+            for _ in 0..AT_ONCE {
                 match port.receive() {
                     Ok(Some(frame)) => each(name, frame),
                     Ok(None) => return true,
                     Err(_) => return false,
                 }
             }
+            true
         });
     }
 

@@ -36,6 +36,8 @@ pub struct Port {
     /// A socket of its own for each: what one socket may hold is bounded.
     groups: BTreeMap<Ipv6Addr, Socket>,
     buffer: Box<[u8; FRAME]>,
+    /// Whether neighbour discovery is read first the next time: neither protocol's flood is to silence the other.
+    ndp_first: bool,
 }
 
 /// The link address of an interface, as bind(2) takes it.
@@ -91,7 +93,16 @@ impl Port {
         }
         let index = u32::try_from(address.ifindex()).unwrap_or_default();
         let buffer = Box::new([0; FRAME]);
-        Ok(Port { index, arp, ndp, ready, heard: Vec::new(), groups: BTreeMap::new(), buffer })
+        Ok(Port {
+            index,
+            arp,
+            ndp,
+            ready,
+            heard: Vec::new(),
+            groups: BTreeMap::new(),
+            buffer,
+            ndp_first: false,
+        })
     }
 
     /// Index of the interface. One that was taken away and made anew has another.
@@ -139,7 +150,9 @@ impl Port {
     /// The interface is gone or down.
     pub fn receive(&mut self) -> io::Result<Option<&[u8]>> {
         use io::Read as _;
-        for mut socket in [&self.arp, &self.ndp] {
+        let both = if self.ndp_first { [&self.ndp, &self.arp] } else { [&self.arp, &self.ndp] };
+        self.ndp_first = !self.ndp_first;
+        for mut socket in both {
             match socket.read(&mut self.buffer[..]) {
                 Ok(length) => return Ok(Some(&self.buffer[..length])),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -20,12 +20,11 @@ mod machine;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::frame::FrameError;
 use crate::mac::Mac;
-use crate::ndp::solicited_node;
 use machine::{Context, Machine};
 use wire::Packet;
 
@@ -295,15 +294,6 @@ impl Announcer {
     /// All addresses on all their interfaces, sorted.
     pub fn status(&self) -> Vec<Status> {
         self.machines().map(|(address, interface, machine)| machine.status(address, interface)).collect()
-    }
-
-    /// Groups that solicitations for our addresses are sent to: the interfaces have to be in them.
-    pub fn groups(&self) -> BTreeSet<(String, Ipv6Addr)> {
-        let group = |(address, interface, _): (IpAddr, &str, &Machine)| match address {
-            IpAddr::V6(address) => Some((interface.to_owned(), solicited_node(address))),
-            IpAddr::V4(_) => None,
-        };
-        self.machines().filter_map(group).collect()
     }
 
     fn machines(&self) -> impl Iterator<Item = (IpAddr, &str, &Machine)> {

@@ -19,15 +19,21 @@ use homelab_lab::host::ensure_packages;
 use crate::{Outcome, dist, tools};
 use figures::Report;
 
+/// Benchmarks that take long, or a lab each.
+const ASKED_FOR: [&str; 3] = ["scale", "failover", "speaker"];
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: engine, rollback, scale, cni, tunnel, failover, proxy, or a part of the last: proxy-load,
-    /// proxy-change, proxy-memory, proxy-kube (the real kube-proxy, from PATH or KUBEBUILDER_ASSETS), proxy-path
-    /// [default: all but scale and failover]
+    /// What to measure: engine, rollback, scale, cni, tunnel, failover, speaker, proxy, or a part of the last:
+    /// proxy-load, proxy-change, proxy-memory, proxy-kube (the real kube-proxy, from PATH or KUBEBUILDER_ASSETS),
+    /// proxy-path [default: all but scale, failover and speaker]
     what: Vec<String>,
     /// Runs of each thing; the median is quoted
     #[arg(long, default_value_t = 7)]
     runs: usize,
+    /// With failover: instead of failovers, so many minutes of short CPU and lost packets, in which none may happen
+    #[arg(long)]
+    endure: Option<f64>,
     /// Also write the figures as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -40,7 +46,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     if let Some(directory) = &args.inner {
         return cni_inner::run(directory, args.runs);
     }
-    let known = ["engine", "rollback", "scale", "cni", "tunnel", "failover", "proxy"];
+    let known = ["engine", "rollback", "scale", "cni", "tunnel", "failover", "speaker", "proxy"];
     if let Some(unknown) =
         args.what.iter().find(|w| !known.contains(&w.as_str()) && !proxy::PARTS.contains(&w.as_str()))
     {
@@ -48,13 +54,19 @@ pub(crate) fn run(args: Args) -> Outcome {
         return Err(format!("no benchmark {unknown}; there are {}", known.join(", ")).into());
     }
     let asked = |name: &str| args.what.iter().any(|w| w == name);
-    let wanted = |name: &str| asked(name) || (args.what.is_empty() && !["scale", "failover"].contains(&name));
+    let wanted = |name: &str| asked(name) || (args.what.is_empty() && !ASKED_FOR.contains(&name));
     let mut report = Report::default();
-    if known.into_iter().any(|name| !["failover", "proxy"].contains(&name) && wanted(name)) {
+    if known.into_iter().any(|name| !["failover", "speaker", "proxy"].contains(&name) && wanted(name)) {
         on_the_lab(&mut report, &wanted, args.runs)?;
     }
     if wanted("failover") {
-        failover::run(&mut report, args.runs)?;
+        match args.endure {
+            Some(minutes) => failover::endure(&mut report, minutes)?,
+            None => failover::run(&mut report, args.runs)?,
+        }
+    }
+    if wanted("speaker") {
+        failover::speaker(&mut report)?;
     }
     let parts: Vec<&str> = proxy::PARTS.into_iter().filter(|part| asked(part) || wanted("proxy")).collect();
     if !parts.is_empty() {

@@ -32,6 +32,8 @@ const START: Time = Duration::from_secs(3600);
 /// How long an interface that has carrier again is not used because the kernel searches duplicates of its addresses: the
 /// node cannot send from them meanwhile, so it would take packets that it cannot pass on.
 const TENTATIVE: Duration = Duration::from_secs(5);
+/// Datagrams read at a time, of a flood not all: what is due comes in between.
+const AT_ONCE: usize = 64;
 /// How long the last words of a node that leaves are repeated.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -291,7 +293,8 @@ impl<'a> Task<'a> {
         // One byte more than there may be: what is longer is refused, not cut.
         let mut buffer = [0; MAX_DATAGRAM + 1];
         // An error is that of a datagram which was sent: its receiver does not listen.
-        while let Ok((length, _)) = socket.recv_from(&mut buffer) {
+        for _ in 0..AT_ONCE {
+            let Ok((length, _)) = socket.recv_from(&mut buffer) else { break };
             if let Err(refused) = speaker.datagram(&buffer[..length], now) {
                 self.metrics.refused(refused.label());
             }
