@@ -96,7 +96,9 @@ pub fn resolve(
 pub(crate) fn searched_for(key: &Key) -> bool {
     matches!(
         key,
-        Key::Binary(_) | Key::Symlink(_) | Key::File(_) | Key::Link(_) | Key::LinkSysctl(..) | Key::Unit(_)
+        Key::Binary(_) | Key::Symlink(_) | Key::File(_) | Key::Link(_) | Key::LinkSysctl(..)
+            | Key::Package(_)
+            | Key::Unit(_)
     )
 }
 
@@ -178,6 +180,7 @@ fn node_spec(
             agent: Some(SocketAddr::new(cluster.agent.address, cluster.agent.port)).filter(|a| a.port() != 0),
         },
         speaker: None,
+        packages: Vec::new(),
         binary_sha256: digest.to_owned(),
         peers,
         services: Vec::new(),
