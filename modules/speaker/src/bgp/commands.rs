@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 /// The parts of a running configuration that are ours. FRR shows more (`frr version`, `hostname`), which stays.
-const OURS: [&str; 6] = ["bgp route-map ", "router bgp ", "ip prefix-list ", "ipv6 prefix-list ", "route-map ", "bfd"];
+const OURS: [&str; 6] =
+    ["bgp route-map ", "router bgp ", "ip prefix-list ", "ipv6 prefix-list ", "route-map ", "bfd"];
 /// Lines of a neighbour that take effect with its next session only: it is made anew.
 const ANEW: [&str; 2] = ["remote-as", "graceful-restart"];
 
@@ -152,14 +153,22 @@ fn shutdown(address: &str) -> String {
 impl Router {
     fn new(has: Block, wants: Block) -> Router {
         let addresses = |block: &Block| -> BTreeSet<String> {
-            block.lines.iter().filter_map(|l| neighbor(&l.line)).map(|(address, _)| address.to_owned()).collect()
+            block
+                .lines
+                .iter()
+                .filter_map(|l| neighbor(&l.line))
+                .map(|(address, _)| address.to_owned())
+                .collect()
         };
         let (old, new) = (addresses(&has), addresses(&wants));
         let anew = |address: &str| {
             let of = |block: &Block| -> BTreeSet<String> {
                 let lines = block.lines.iter().filter_map(|l| neighbor(&l.line));
                 let first = lines.filter(|(at, _)| *at == address);
-                first.map(|(_, words)| words.to_owned()).filter(|w| ANEW.iter().any(|a| w.starts_with(a))).collect()
+                first
+                    .map(|(_, words)| words.to_owned())
+                    .filter(|w| ANEW.iter().any(|a| w.starts_with(a)))
+                    .collect()
             };
             of(&has) != of(&wants)
         };
@@ -181,7 +190,8 @@ impl Router {
 
     /// Neighbours and networks that go.
     fn take_away(&self) -> Vec<String> {
-        let mut inside: Vec<String> = self.gone.iter().map(|address| format!("no neighbor {address}")).collect();
+        let mut inside: Vec<String> =
+            self.gone.iter().map(|address| format!("no neighbor {address}")).collect();
         for family in self.have.iter().filter(|block| opens(&block.line)) {
             let want = find(&self.want, &family.line).map_or(&[][..], |block| &block.lines);
             inside.extend(within(&family.line, removed(&family.lines, want)));
@@ -197,7 +207,9 @@ impl Router {
         let (have, want) = (flat(&self.have), flat(&self.want));
         let mut inside = removed(&have, &want);
         for line in added(&have, &want) {
-            let begins = neighbor(&line).filter(|(_, words)| words.starts_with("remote-as")).map(|(at, _)| shutdown(at));
+            let begins = neighbor(&line)
+                .filter(|(_, words)| words.starts_with("remote-as"))
+                .map(|(at, _)| shutdown(at));
             inside.push(line);
             inside.extend(begins);
         }

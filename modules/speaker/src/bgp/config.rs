@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use homelab_model::{BfdProfile, BgpCommunity, BgpPeer, SpeakerSpec};
+use homelab_model::{BfdProfile, BgpCommunity, BgpPeer, Passwords, SpeakerSpec};
 use ipnet::IpNet;
 use minijinja::value::Serde;
 use minijinja::{Environment, Value, context};
@@ -32,8 +32,8 @@ pub struct Wanted<'a> {
     pub address: IpAddr,
     /// What all speakers are told.
     pub spec: &'a SpeakerSpec,
-    /// The peers' passwords, by name. A peer whose password is missing gets no session.
-    pub passwords: &'a BTreeMap<String, String>,
+    /// The peers' passwords. A peer whose password is missing gets no session.
+    pub passwords: &'a Passwords,
     /// What the node tells ([`super::routes`]).
     pub routes: &'a [Route],
 }
@@ -43,7 +43,7 @@ impl<'a> Wanted<'a> {
     pub fn sessions(&self) -> (Vec<&'a BgpPeer>, Vec<&'a str>) {
         let (mut sessions, mut missing) = (Vec::new(), Vec::new());
         for peer in peers_of(self.spec, self.node) {
-            if peer.password && !self.passwords.contains_key(&peer.name) {
+            if peer.password && self.passwords.get(&peer.name).is_none() {
                 missing.push(peer.name.as_str());
             } else {
                 sessions.push(peer);
@@ -139,13 +139,13 @@ struct Session<'a> {
     graceful: bool,
 }
 
-fn session<'a>(peer: &'a BgpPeer, my_asn: u32, passwords: &'a BTreeMap<String, String>) -> Session<'a> {
+fn session<'a>(peer: &'a BgpPeer, my_asn: u32, passwords: &'a Passwords) -> Session<'a> {
     Session {
         address: peer.peer_address.to_string(),
         asn: peer.peer_asn,
         name: &peer.name,
         bfd: peer.bfd_profile.as_deref(),
-        password: passwords.get(&peer.name).filter(|_| peer.password).map(String::as_str),
+        password: passwords.get(&peer.name).filter(|_| peer.password),
         port: (peer.peer_port != BgpPeer::PORT).then_some(peer.peer_port),
         // Routers of the same autonomous system may be anywhere.
         multihop: peer.ebgp_multi_hop && peer.peer_asn != my_asn,

@@ -40,7 +40,7 @@ pub fn sessions(json: &str, peers: &[&BgpPeer]) -> Result<Vec<LbSession>, serde_
 
 fn session(peer: &BgpPeer, said: Option<&serde_json::Value>) -> Result<LbSession, serde_json::Error> {
     let neighbor = said.map(Neighbor::deserialize).transpose()?.unwrap_or_default();
-    let established = neighbor.bgp_state == "Established";
+    let established = neighbor.bgp_state == LbSession::ESTABLISHED;
     let reset = neighbor.last_reset_due_to.filter(|_| neighbor.connections_dropped > 0 || !established);
     Ok(LbSession {
         peer: peer.name.clone(),
