@@ -20,7 +20,7 @@ pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
         nodes: cluster.nodes.iter().map(node).collect(),
         pools: balancer.pools.clone(),
         advertisements: balancer.l2_advertisements.clone(),
-        bgp: balancer.bgp.as_ref().map(|bgp| bgp.spec.clone()),
+        bgp: balancer.bgp.as_ref().map(|bgp| bgp.spec.clone().sorted()),
     };
     spec.nodes.sort_by(|a, b| a.name.cmp(&b.name));
     spec.pools.sort_by(|a, b| a.name.cmp(&b.name));

@@ -35,7 +35,7 @@ pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
-    Selector, SpeakerNode, SpeakerSpec,
+    Selector, SpeakerNode, SpeakerSpec, effective_labels,
 };
 pub use lb_report::{
     LbAddress, LbInterface, LbMember, LbNode, LbReport, LbStanding, LbState, LbUnfit, LbWhere, Scanned,

@@ -103,7 +103,7 @@ impl<'a, A: Advertisement> Cluster<'a, A> {
         };
         let chosen = |advertisement: &A| -> Vec<bool> {
             let nodes = speaker.nodes.iter();
-            nodes.map(|node| any(advertisement.nodes(), |s| s.matches(&node.labels))).collect()
+            nodes.map(|node| Selector::any(advertisement.nodes(), &node.labels)).collect()
         };
         let names = speaker.nodes.iter().enumerate().map(|(index, node)| (node.name.as_str(), index));
         Cluster {
@@ -140,7 +140,7 @@ impl<'a, A: Advertisement> Cluster<'a, A> {
     fn demand(&self, service: &Service, address: IpAddr, pool: Option<usize>) -> Demand {
         let of_pool = pool.map(|pool| self.of_pool[pool].as_slice()).unwrap_or_default();
         let matches =
-            |index: &&usize| any(self.advertisements[**index].services(), |s| s.matches(&service.labels));
+            |index: &&usize| Selector::any(self.advertisements[**index].services(), &service.labels);
         let local = (service.external_traffic_policy == Policy::Local).then(|| {
             let serves = |e: &&Endpoint| e.address.is_ipv4() == address.is_ipv4() && takes_packets(e);
             let node = |endpoint: &Endpoint| self.node(endpoint.node.as_deref()?);
@@ -178,11 +178,6 @@ impl<'a, A: Advertisement> Cluster<'a, A> {
             None => Ok(found.into_iter().flatten().collect()),
         }
     }
-}
-
-/// One of several selectors matches, or there are none.
-pub(crate) fn any(selectors: &[Selector], matches: impl Fn(&Selector) -> bool) -> bool {
-    selectors.is_empty() || selectors.iter().any(matches)
 }
 
 /// Whether the proxy would send it packets if there were no other: one that terminates and still serves counts (KEP-1669), so

@@ -1,361 +1,396 @@
-//! How bgpd's running configuration becomes what it should be. `frr/bgpd.conf`, `bfdd.conf` and `neighbors.json` are what
-//! FRR 8.4.4 of Debian 12 showed after it had been told these very settings.
+//! What nodes tell routers.
 #![allow(clippy::unwrap_used)]
 
-mod frr;
+mod cluster;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use frr::Frr;
-use homelab_model::{BfdProfile, BgpCommunity, BgpPeer, BgpSpec, Passwords, SpeakerNode, SpeakerSpec};
-use homelab_speaker::bgp::{Attributes, Config, Route, Wanted, commands, config, sessions};
+use cluster::{Cluster, endpoint, ip, node, pool, selector, service};
+use homelab_model::service::{Policy, Service};
+use homelab_model::{BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LABEL_EXCLUDE, Selector};
+use homelab_speaker::bgp::{Attributes, Can, Route, peers_of, routes};
+use ipnet::IpNet;
 use proptest::prelude::*;
+use serde_json::json;
+
+const VIP: &str = "192.168.50.200";
+const NEXT: &str = "192.168.50.201";
+const SIX: &str = "fd00:50::f:1";
+const CAN: Can = Can { ready: true, cordoned: false };
+
+/// An advertisement of all pools by all nodes to all.
+fn told(name: &str) -> BgpAdvertisement {
+    BgpAdvertisement {
+        name: name.to_owned(),
+        aggregation_length: 32,
+        aggregation_length_v6: 128,
+        ..BgpAdvertisement::default()
+    }
+}
 
 fn peer(name: &str, address: &str, asn: u32) -> BgpPeer {
-    BgpPeer {
-        name: name.into(),
-        peer_address: address.parse().unwrap(),
-        peer_asn: asn,
-        peer_port: BgpPeer::PORT,
-        source_address: None,
-        router_id: None,
-        hold_time: BgpPeer::HOLD_TIME,
-        keepalive_time: 30,
-        connect_time: BgpPeer::CONNECT_TIME,
-        password: false,
-        bfd_profile: None,
-        ebgp_multi_hop: false,
-        enable_graceful_restart: false,
-        node_selectors: Vec::new(),
-    }
+    let peer = json!({
+        "name": name, "peerAddress": address, "peerASN": asn, "peerPort": 179, "holdTime": 90, "keepaliveTime": 30,
+        "connectTime": 10,
+    });
+    serde_json::from_value(peer).unwrap()
 }
 
-fn profile(name: &str) -> BfdProfile {
-    BfdProfile {
-        name: name.into(),
-        receive_interval: BfdProfile::INTERVAL,
-        transmit_interval: BfdProfile::INTERVAL,
-        detect_multiplier: BfdProfile::DETECT_MULTIPLIER,
-        echo_interval: BfdProfile::ECHO_INTERVAL,
-        echo_mode: false,
-        passive_mode: false,
-        minimum_ttl: BfdProfile::MINIMUM_TTL,
-    }
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
 }
 
-fn spec(peers: Vec<BgpPeer>) -> SpeakerSpec {
-    let node = SpeakerNode {
-        name: "node1".into(),
-        address: "192.168.50.11".parse().unwrap(),
-        labels: BTreeMap::new(),
-    };
-    let fast = BfdProfile {
-        receive_interval: 100,
-        transmit_interval: 100,
-        detect_multiplier: 5,
-        echo_interval: 60,
-        echo_mode: true,
-        passive_mode: true,
-        minimum_ttl: 250,
-        ..profile("fast")
-    };
-    let bgp = BgpSpec {
-        my_asn: 64512,
-        peers,
-        bfd_profiles: vec![fast, profile("std"), profile("unused")],
-        ..BgpSpec::default()
-    };
-    SpeakerSpec { nodes: vec![node], bgp: Some(bgp), ..SpeakerSpec::default() }
-}
-
-fn passwords() -> Passwords {
-    let mut passwords = Passwords::default();
-    passwords.add("x", "s3cret#!").unwrap();
-    passwords.add("y", "other").unwrap();
-    passwords
-}
-
-fn route(prefix: &str, peers: &[(&str, &Attributes)]) -> Route {
-    let prefix: ipnet::IpNet = prefix.parse().unwrap();
-    Route {
-        prefix,
-        addresses: vec![prefix.addr()],
-        peers: peers.iter().map(|(peer, of)| ((*peer).to_owned(), (*of).clone())).collect(),
-    }
-}
-
-fn render(spec: &SpeakerSpec, routes: &[Route]) -> Config {
-    let address: IpAddr = "192.168.50.11".parse().unwrap();
-    config(Wanted { node: "node1", address, spec, passwords: &passwords(), routes })
-}
-
-/// Every setting once.
-fn full() -> (SpeakerSpec, Vec<Route>) {
+/// A cluster in AS 64512 with the routers `out` and `six` of another AS, and `in` of its own.
+fn cluster(nodes: u8, advertisements: Vec<BgpAdvertisement>) -> Cluster {
+    let mut cluster = Cluster::of(nodes);
     let peers = vec![
-        BgpPeer { bfd_profile: Some("std".into()), ..peer("router", "192.168.50.1", 64513) },
-        BgpPeer { hold_time: 9, keepalive_time: 3, ..peer("router6", "fd50::1", 64513) },
-        BgpPeer {
-            password: true,
-            peer_port: 1179,
-            source_address: Some("192.168.50.11".parse().unwrap()),
-            ebgp_multi_hop: true,
-            bfd_profile: Some("fast".into()),
-            enable_graceful_restart: true,
-            ..peer("x", "192.168.50.7", 64520)
-        },
-        BgpPeer {
-            password: true,
-            hold_time: 0,
-            keepalive_time: 0,
-            connect_time: 120,
-            ebgp_multi_hop: true,
-            router_id: Some("9.9.9.9".parse().unwrap()),
-            ..peer("y", "192.168.50.8", 64512)
-        },
+        peer("out", "192.168.50.254", 64513),
+        peer("in", "10.0.0.1", 64512),
+        peer("six", "fd00:50::fe", 64513),
     ];
-    let plain = Attributes::default();
-    let mut communities: Vec<BgpCommunity> = [(0, 0), (64512, 100), (65535, 65281), (65535, 666)]
-        .map(|(a, b)| BgpCommunity::Standard(a, b))
-        .into();
-    communities.extend([BgpCommunity::Large(64512, 1, 2), BgpCommunity::Large(64513, 1, 1)]);
-    communities.sort();
-    let marked = Attributes { local_pref: None, communities };
-    let internal = Attributes { local_pref: Some(200), ..marked.clone() };
-    let all = [("router", &plain), ("router6", &plain), ("x", &plain), ("y", &plain)];
-    let wide = [("router", &marked), ("router6", &marked), ("x", &marked), ("y", &internal)];
-    let routes = vec![
-        route("10.9.0.0/24", &wide),
-        route("10.9.0.1/32", &all),
-        route("10.9.0.2/32", &all),
-        route("fd99::/64", &wide),
-        route("fd99::1/128", &all),
-    ];
-    (spec(peers), routes)
+    cluster.speaker.bgp = Some(BgpSpec { my_asn: 64512, peers, advertisements, bfd_profiles: vec![] });
+    cluster
 }
 
-const NONE: &[String] = &[];
+fn bgp(cluster: &mut Cluster) -> &mut BgpSpec {
+    cluster.speaker.bgp.as_mut().unwrap()
+}
+
+fn of(cluster: &Cluster, node: &str) -> Vec<Route> {
+    routes(&cluster.speaker, node, &cluster.services, CAN)
+}
+
+/// Prefixes with the peers that are told.
+fn says(cluster: &Cluster, node: &str) -> Vec<(String, Vec<String>)> {
+    let all = of(cluster, node).into_iter();
+    all.map(|route| (route.prefix.to_string(), route.peers.into_keys().collect())).collect()
+}
+
+fn route(prefix: &str, peers: &[&str]) -> (String, Vec<String>) {
+    (prefix.to_owned(), strings(peers))
+}
 
 #[test]
-fn frr_shows_what_is_rendered() {
-    let (spec, routes) = full();
-    let rendered = render(&spec, &routes);
-    for (ours, shown) in
-        [(&rendered.bgpd, include_str!("frr/bgpd.conf")), (&rendered.bfdd, include_str!("frr/bfdd.conf"))]
-    {
-        assert_eq!(commands(shown, ours), NONE);
-        assert_eq!(commands(ours, shown), NONE);
-        // Line by line, in whatever order.
-        let lines = |text: &str| -> BTreeSet<String> {
-            let all = text.lines().map(str::to_owned);
-            all.filter(|line| !line.is_empty() && !line.contains("onfiguration")).collect()
-        };
-        let more: Vec<_> = lines(shown).difference(&lines(ours)).cloned().collect();
-        let of_host = ["frr version", "frr defaults", "hostname", "bgp no-rib"];
-        assert!(more.iter().all(|line| of_host.iter().any(|start| line.starts_with(start))), "{more:?}");
-        assert_eq!(lines(ours).difference(&lines(shown)).count(), 0);
+fn every_node_tells_every_router_of_the_family() {
+    let cluster = cluster(3, vec![told("all")]).with(service("lb", &[VIP, SIX, NEXT], json!({})));
+    for node in ["node1", "node2", "node3"] {
+        let want = [
+            route("192.168.50.200/32", &["in", "out"]),
+            route("192.168.50.201/32", &["in", "out"]),
+            route("fd00:50::f:1/128", &["six"]),
+        ];
+        assert_eq!(says(&cluster, node), want);
     }
+    assert_eq!(of(&cluster, "node4"), []);
 }
 
 #[test]
-fn what_is_no_longer_told_comes_first_and_sessions_begin_last() {
-    let (spec, routes) = full();
-    let before = render(&spec, &routes);
-    let mut fewer = spec.clone();
-    let bgp = fewer.bgp.as_mut().unwrap();
-    bgp.peers.retain(|peer| peer.name != "y");
-    bgp.peers.push(peer("z", "192.168.50.9", 64513));
-    bgp.peers[0].router_id = Some("9.9.9.9".parse().unwrap());
-    let after = render(&fewer, &routes[1..]);
-    let commands = commands(&before.bgpd, &after.bgpd);
-    let at = |line: &str| {
-        let found = commands.iter().position(|command| command == line);
-        found.unwrap_or_else(|| panic!("{line} in\n{}", commands.join("\n")))
+fn a_node_that_cannot_serve_tells_nothing() {
+    let mut cluster = cluster(2, vec![told("all")]).with(service("lb", &[VIP], json!({})));
+    for (ready, cordoned) in [(false, false), (true, true), (false, true)] {
+        assert_eq!(routes(&cluster.speaker, "node1", &cluster.services, Can { ready, cordoned }), []);
+    }
+    cluster.label("node1", LABEL_EXCLUDE, Some(""));
+    assert_eq!(of(&cluster, "node1"), []);
+    assert_eq!(of(&cluster, "node2").len(), 1);
+    cluster.label("node1", LABEL_EXCLUDE, None);
+    assert_eq!(of(&cluster, "node1").len(), 1);
+    cluster.speaker.bgp = None;
+    assert_eq!(of(&cluster, "node1"), []);
+}
+
+#[test]
+fn only_load_balancer_addresses_of_pools_are_told() {
+    let proxied = json!({ "loadBalancer": [{ "ip": NEXT, "ipMode": "Proxy" }] });
+    let mut cluster = cluster(1, vec![told("all")])
+        .with(service("none", &["192.168.50.199"], json!({})))
+        .with(service("cluster", &[VIP], json!({ "type": "ClusterIP" })))
+        .with(service("proxied", &[], proxied));
+    assert_eq!(of(&cluster, "node1"), []);
+    cluster.speaker.pools.push(pool("more", &[("192.168.50.199", "192.168.50.199")]));
+    assert_eq!(says(&cluster, "node1"), [route("192.168.50.199/32", &["in", "out"])]);
+    bgp(&mut cluster).advertisements[0].ip_address_pools = strings(&["l2-test"]);
+    assert_eq!(of(&cluster, "node1"), []);
+}
+
+#[test]
+fn selectors_choose_nodes_services_and_peers() {
+    let one = BgpAdvertisement {
+        node_selectors: vec![node("node1")],
+        service_selectors: vec![selector(&[("app", "a")])],
+        peers: strings(&["out"]),
+        ..told("one")
     };
-    assert_eq!(
-        commands[..4],
-        [
-            "router bgp 64512",
-            "no neighbor 192.168.50.8",
-            "address-family ipv4 unicast",
-            "no network 10.9.0.0/24"
-        ]
-    );
-    assert!(at("neighbor 192.168.50.9 remote-as 64513") + 1 == at("neighbor 192.168.50.9 shutdown"));
-    assert!(at("neighbor 192.168.50.9 route-map out-z out") < at("no neighbor 192.168.50.9 shutdown"));
-    assert!(at("route-map out-z deny 65535") < at("neighbor 192.168.50.9 remote-as 64513"));
-    assert!(at("no neighbor 192.168.50.9 shutdown") < at("no route-map out-y deny 65535"));
-    for others in ["192.168.50.1 ", "192.168.50.7 ", "fd50::1 "] {
-        assert!(!commands.iter().any(|line| line.contains(others)), "{others} in\n{}", commands.join("\n"));
-    }
+    let mut cluster = cluster(2, vec![one])
+        .with(service("a", &[VIP], json!({ "labels": { "app": "a" } })))
+        .with(service("b", &[NEXT], json!({ "labels": { "app": "b" } })));
+    assert_eq!(says(&cluster, "node1"), [route("192.168.50.200/32", &["out"])]);
+    assert_eq!(of(&cluster, "node2"), []);
+
+    bgp(&mut cluster)
+        .advertisements
+        .push(BgpAdvertisement { node_selectors: vec![node("node2")], ..told("two") });
+    assert_eq!(says(&cluster, "node1"), [route("192.168.50.200/32", &["out"])]);
+    bgp(&mut cluster).peers[0].node_selectors = vec![node("node1")];
+    let names =
+        |node: &str| peers_of(&cluster.speaker, node).iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    assert_eq!((names("node1"), names("node2")), (strings(&["out", "in", "six"]), strings(&["in", "six"])));
+    assert_eq!(names("node9"), strings(&[]));
+    let both = [route("192.168.50.200/32", &["in"]), route("192.168.50.201/32", &["in"])];
+    assert_eq!(says(&cluster, "node2"), both);
 }
 
 #[test]
-fn a_route_more_or_less_is_said_in_a_few_lines() {
-    let (spec, mut routes) = full();
-    let before = render(&spec, &routes);
-    let plain = Attributes::default();
-    routes.push(route("10.9.0.77/32", &[("router", &plain)]));
-    let after = render(&spec, &routes);
-    let more = commands(&before.bgpd, &after.bgpd);
-    let (first, rest) = more.split_first().unwrap();
-    assert!(
-        first.starts_with("ip prefix-list router-") && first.ends_with(" permit 10.9.0.77/32"),
-        "{first}"
-    );
-    let network = [
-        "router bgp 64512",
-        "address-family ipv4 unicast",
-        "network 10.9.0.77/32",
-        "exit-address-family",
-        "exit",
+fn local_traffic_needs_a_ready_endpoint_of_the_family() {
+    let endpoints = [
+        endpoint("10.244.1.7", "node1", json!({})),
+        endpoint("fd00:10:244:2::7", "node2", json!({})),
+        endpoint("10.244.3.7", "node3", json!({ "ready": false, "serving": true, "terminating": true })),
+        endpoint("10.244.4.7", "node4", json!({ "ready": false, "serving": true })),
     ];
-    assert_eq!(rest, network);
-    let less = commands(&after.bgpd, &before.bgpd);
-    assert_eq!(less[2], "no network 10.9.0.77/32");
-    assert_eq!(less[5..], [format!("no {first}")]);
+    let local = json!({ "externalTrafficPolicy": "Local", "endpoints": endpoints });
+    let cluster = cluster(4, vec![told("all")]).with(service("lb", &[VIP, SIX], local));
+    let prefixes = |node| of(&cluster, node).iter().map(|r| r.prefix.to_string()).collect::<Vec<_>>();
+    assert_eq!(prefixes("node1"), ["192.168.50.200/32"]);
+    assert_eq!(prefixes("node2"), ["fd00:50::f:1/128"]);
+    assert_eq!(prefixes("node3"), ["192.168.50.200/32"], "what terminates still serves");
+    assert_eq!(prefixes("node4"), [""; 0]);
 }
 
 #[test]
-fn a_peer_without_its_password_gets_no_session() {
-    let (spec, routes) = full();
-    let address: IpAddr = "fd50::11".parse().unwrap();
-    let none = Passwords::default();
-    let wanted = Wanted { node: "node1", address, spec: &spec, passwords: &none, routes: &routes };
-    assert_eq!(wanted.sessions().1, ["x", "y"]);
-    let text = config(wanted).bgpd;
-    assert!(!text.contains("192.168.50.7") && !text.contains("out-x"), "{text}");
-    // Without an IPv4 address it has an identifier all the same, and always the same one.
-    let id = text.lines().find_map(|line| line.strip_prefix(" bgp router-id ")).unwrap();
-    assert!(
-        id.parse::<std::net::Ipv4Addr>().is_ok_and(|id| !id.is_unspecified() && !id.is_multicast()),
-        "{id}"
-    );
-    let nobody = Wanted { node: "node9", ..wanted };
-    assert_eq!(config(nobody), Config::default());
-    assert!(!format!("{:?}", render(&spec, &routes)).contains("s3cret"));
-}
-
-#[test]
-fn another_autonomous_system_is_another_router() {
-    let (spec, routes) = full();
-    let mut renamed = spec.clone();
-    renamed.bgp.as_mut().unwrap().my_asn = 64999;
-    let (before, after) = (render(&spec, &routes).bgpd, render(&renamed, &routes).bgpd);
-    let mut frr = Frr::default();
-    frr.take(&commands(&frr.show(), &before));
-    frr.take(&commands(&frr.show(), &after));
-    assert_eq!(commands(&frr.show(), &after), NONE);
-    assert!(!frr.show().contains("router bgp 64512"), "{}", frr.show());
-}
-
-#[test]
-fn sessions_are_read_from_what_bgpd_says() {
-    let (spec, _) = full();
-    let peers: Vec<&BgpPeer> = spec.bgp.as_ref().unwrap().peers.iter().collect();
-    let unknown = peer("new", "192.168.50.77", 65000);
-    let asked: Vec<&BgpPeer> = peers.into_iter().chain([&unknown]).collect();
-    let found = sessions(include_str!("frr/neighbors.json"), &asked).unwrap();
-    let short: Vec<_> = found
-        .iter()
-        .map(|s| (s.router.as_str(), s.state.as_str(), s.routes_sent, s.bfd.as_deref()))
-        .collect();
+fn services_that_share_an_address_agree_on_the_router() {
+    let to = |app: &str, peers: &[&str], length| BgpAdvertisement {
+        service_selectors: vec![selector(&[("app", app)])],
+        peers: strings(peers),
+        aggregation_length: length,
+        ..told(app)
+    };
+    let mut cluster = cluster(1, vec![to("a", &["out", "in"], 32), to("b", &["in"], 28)]);
+    cluster.services = ["a", "b"].map(|n| service(n, &[VIP], json!({ "labels": { "app": n } }))).to_vec();
     assert_eq!(
-        short,
-        [
-            ("192.168.50.1 AS64513", "Established", 5, Some("Up")),
-            ("fd50::1 AS64513", "Established", 5, None),
-            ("192.168.50.7 AS64520", "Active", 0, Some("Down")),
-            ("192.168.50.8 AS64512", "Active", 0, None),
-            ("192.168.50.77 AS65000", "Idle", 0, None),
-        ]
+        says(&cluster, "node1"),
+        [route("192.168.50.192/28", &["in"]), route("192.168.50.200/32", &["in"])]
     );
-    assert_eq!(found[0].since_unix_ms, Some(1_796_041_603_000));
-    assert_eq!((found[0].dropped, found[2].dropped), (3, 0));
-    assert_eq!(found[2].last_reset.as_deref(), Some("Waiting for peer OPEN"));
-    assert!(sessions("% bgpd is busy", &asked).is_err());
-    assert!(sessions("{}", &asked).unwrap().iter().all(|session| session.state == "Idle"));
+    // One of them has no endpoint here.
+    cluster.services[1].external_traffic_policy = Policy::Local;
+    assert_eq!(of(&cluster, "node1"), []);
+    cluster.services.pop();
+    assert_eq!(says(&cluster, "node1"), [route("192.168.50.200/32", &["in", "out"])]);
+    bgp(&mut cluster).advertisements.remove(0);
+    assert_eq!(of(&cluster, "node1"), []);
 }
 
-/// Settings as they may follow one another.
-fn settings() -> impl Strategy<Value = (SpeakerSpec, Vec<Route>)> {
-    let one = |number: usize| {
-        let asn = prop_oneof![Just(64512_u32), Just(64513), Just(64514)];
-        let bfd = prop::option::of(prop_oneof![Just("fast".to_owned()), Just("std".to_owned())]);
-        let times = prop_oneof![Just((90_u16, 30_u16)), Just((9, 3)), Just((0, 0))];
-        let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        let made = (asn, bfd, times, flags).prop_map(move |(asn, bfd, (hold, keepalive), flags)| {
-            let (name, address) =
-                [("x", "192.168.50.7"), ("y", "fd50::8"), ("router", "192.168.50.1")][number];
-            BgpPeer {
-                bfd_profile: bfd,
-                hold_time: hold,
-                keepalive_time: keepalive,
-                password: flags.0 && number < 2,
-                enable_graceful_restart: flags.1,
-                ebgp_multi_hop: flags.2,
-                peer_port: if flags.3 { 1179 } else { BgpPeer::PORT },
-                ..peer(name, address, asn)
+#[test]
+fn addresses_of_one_prefix_are_one_route() {
+    let wide = BgpAdvertisement { aggregation_length: 28, aggregation_length_v6: 112, ..told("wide") };
+    let local = json!({ "externalTrafficPolicy": "Local", "endpoints": [endpoint("10.244.1.7", "node1", json!({}))] });
+    let mut cluster = cluster(2, vec![wide])
+        .with(service("b", &["192.168.50.207", SIX], json!({})))
+        .with(service("a", &[VIP], local))
+        .with(service("c", &["192.168.50.208"], json!({})));
+    let first = &of(&cluster, "node1")[0];
+    assert_eq!(
+        (first.prefix.to_string().as_str(), &first.addresses),
+        ("192.168.50.192/28", &vec![ip(VIP), ip("192.168.50.207")])
+    );
+    let all = ["192.168.50.192/28", "192.168.50.208/28", "fd00:50::f:0/112"];
+    let prefixes =
+        |cluster: &Cluster, node| of(cluster, node).iter().map(|r| r.prefix.to_string()).collect::<Vec<_>>();
+    assert_eq!(prefixes(&cluster, "node1"), all);
+    // It is told as long as one of its addresses is.
+    assert_eq!(prefixes(&cluster, "node2"), all);
+    assert_eq!(of(&cluster, "node2")[0].addresses, [ip("192.168.50.207")]);
+    cluster.services.remove(0);
+    assert_eq!(prefixes(&cluster, "node2"), all[1..2]);
+}
+
+#[test]
+fn attributes_of_one_prefix_are_joined_for_each_router() {
+    let [a, b] = [BgpCommunity::Standard(64512, 2), BgpCommunity::Standard(64512, 1)];
+    let large = BgpCommunity::Large(64512, 0, 0);
+    let with = |name, local_pref, communities: &[BgpCommunity], peers: &[&str]| BgpAdvertisement {
+        local_pref,
+        communities: communities.to_vec(),
+        peers: strings(peers),
+        ..told(name)
+    };
+    let list = vec![
+        with("x", Some(200), &[large, a], &[]),
+        with("y", Some(100), &[a, b], &["in"]),
+        with("z", None, &[], &["out"]),
+    ];
+    let cluster = cluster(1, list).with(service("lb", &[VIP], json!({})));
+    let route = &of(&cluster, "node1")[0];
+    let want = [
+        ("in".to_owned(), Attributes { local_pref: Some(200), communities: vec![b, a, large] }),
+        ("out".to_owned(), Attributes { local_pref: None, communities: vec![a, large] }),
+    ];
+    assert_eq!(route.peers, BTreeMap::from(want));
+}
+
+/// What a node tells a peer of an address, from the words of the documentation.
+fn plainly(
+    cluster: &Cluster,
+    name: &str,
+) -> BTreeMap<IpNet, BTreeMap<String, (BTreeSet<IpAddr>, Attributes)>> {
+    let speaker = &cluster.speaker;
+    let bgp = speaker.bgp.as_ref().unwrap();
+    let node = speaker.nodes.iter().find(|n| n.name == name).unwrap();
+    let mut all: BTreeMap<IpNet, BTreeMap<String, (BTreeSet<IpAddr>, Attributes)>> = BTreeMap::new();
+    let addresses: BTreeSet<IpAddr> =
+        cluster.services.iter().flat_map(|s| s.load_balancer.iter().map(|ingress| ingress.ip)).collect();
+    for address in addresses {
+        let sharing: Vec<&Service> =
+            cluster.services.iter().filter(|s| s.load_balancer.iter().any(|i| i.ip == address)).collect();
+        for peer in bgp.peers.iter().filter(|p| Selector::any(&p.node_selectors, &node.labels)) {
+            let chosen = |one: &&BgpAdvertisement, service: &Service| {
+                let pool = speaker.pools.iter().find(|pool| pool.holds(address));
+                let local = service.endpoints.iter().any(|e| {
+                    e.node.as_deref() == Some(name) && e.ready && e.address.is_ipv4() == address.is_ipv4()
+                });
+                pool.is_some_and(|p| {
+                    one.ip_address_pools.is_empty() || one.ip_address_pools.contains(&p.name)
+                }) && Selector::any(&one.node_selectors, &node.labels)
+                    && Selector::any(&one.service_selectors, &service.labels)
+                    && (one.peers.is_empty() || one.peers.contains(&peer.name))
+                    && !node.labels.contains_key(LABEL_EXCLUDE)
+                    && peer.peer_address.is_ipv4() == address.is_ipv4()
+                    && (service.external_traffic_policy == Policy::Cluster || local)
+            };
+            let by = |service: &&Service| bgp.advertisements.iter().any(|one| chosen(&one, service));
+            if !sharing.iter().all(by) {
+                continue;
             }
-        });
-        prop::option::weighted(0.8, made)
+            for one in bgp.advertisements.iter().filter(|one| sharing.iter().any(|s| chosen(one, s))) {
+                let net = IpNet::new(address, one.length(address)).unwrap().trunc();
+                let (told, attributes) = all.entry(net).or_default().entry(peer.name.clone()).or_default();
+                told.insert(address);
+                let communities: BTreeSet<BgpCommunity> =
+                    attributes.communities.iter().chain(&one.communities).copied().collect();
+                attributes.communities = communities.into_iter().collect();
+                if peer.peer_asn == bgp.my_asn {
+                    attributes.local_pref = attributes.local_pref.max(one.local_pref);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Selectors of `KEY: a`, of `KEY: b`, of both or none.
+fn selectors(key: &'static str) -> impl Strategy<Value = Vec<Selector>> {
+    let one = prop::sample::select(vec!["a", "b"]).prop_map(move |value| selector(&[(key, value)]));
+    prop_oneof![3 => Just(vec![]), 2 => prop::collection::vec(one, 1..3)]
+}
+
+fn advertisements() -> impl Strategy<Value = Vec<BgpAdvertisement>> {
+    let some = |names: &'static [&'static str]| {
+        prop::collection::btree_set(prop::sample::select(names), 0..3)
+            .prop_map(|names| names.into_iter().map(str::to_owned).collect::<Vec<_>>())
     };
-    let peers =
-        (one(0), one(1), one(2)).prop_map(|(a, b, c)| [a, b, c].into_iter().flatten().collect::<Vec<_>>());
-    let attributes = (prop::option::of(0_u32..3), prop::collection::btree_set(0_u16..3, 0..3)).prop_map(
-        |(local_pref, values)| {
-            let communities =
-                values.into_iter().map(|value| BgpCommunity::Standard(65535, 65281 + value)).collect();
-            Attributes { local_pref, communities }
-        },
+    let community = prop_oneof![
+        (0..3_u16).prop_map(|n| BgpCommunity::Standard(64512, n)),
+        (0..3_u32).prop_map(|n| BgpCommunity::Large(64512, n, 0)),
+    ];
+    let one = (
+        some(&["l2-test", "more"]),
+        (24..=32_u8, 112..=128_u8),
+        prop::option::of(0..3_u32),
+        prop::collection::btree_set(community, 0..3),
+        (selectors("rack"), selectors("app")),
+        some(&["out", "in", "six"]),
     );
-    let told =
-        prop::collection::btree_map(prop_oneof![Just("x"), Just("y"), Just("router")], attributes, 1..3);
-    let routes = prop::collection::btree_map(0_usize..6, told, 0..6);
-    (peers, routes).prop_map(|(peers, routes)| {
-        let prefix = ["10.9.0.0/24", "10.9.0.1/32", "10.9.0.2/32", "fd99::/64", "fd99::1/128", "fd99::2/128"];
-        let told = |(number, peers): (usize, BTreeMap<&str, Attributes>)| {
-            route(prefix[number], &peers.iter().map(|(peer, of)| (*peer, of)).collect::<Vec<_>>())
-        };
-        (spec(peers), routes.into_iter().map(told).collect())
+    let one = one.prop_map(|(pools, (v4, v6), local_pref, communities, (nodes, services), peers)| {
+        BgpAdvertisement {
+            name: String::new(),
+            ip_address_pools: pools,
+            aggregation_length: v4,
+            aggregation_length_v6: v6,
+            local_pref,
+            communities: communities.into_iter().collect(),
+            node_selectors: nodes,
+            service_selectors: services,
+            peers,
+        }
+    });
+    prop::collection::vec(one, 0..5)
+}
+
+fn services() -> impl Strategy<Value = Vec<Service>> {
+    let addresses = prop::collection::btree_set(
+        prop::sample::select(vec![VIP, NEXT, "192.168.50.240", SIX, "10.9.9.9", "10.8.8.8"]),
+        1..4,
+    );
+    let one = (
+        addresses,
+        any::<bool>(),
+        prop::sample::select(vec!["a", "b", "c"]),
+        prop::collection::vec(1..4_u8, 0..4),
+    );
+    let one = one.prop_map(|(addresses, local, app, nodes)| {
+        let address =
+            |n: &u8| if n.is_multiple_of(2) { format!("fd00::{n}") } else { format!("10.244.{n}.7") };
+        let endpoints: Vec<_> =
+            nodes.iter().map(|n| endpoint(&address(n), &format!("node{}", n % 3 + 1), json!({}))).collect();
+        let policy = if local { "Local" } else { "Cluster" };
+        let more =
+            json!({ "labels": { "app": app }, "externalTrafficPolicy": policy, "endpoints": endpoints });
+        let addresses: Vec<&str> = addresses.into_iter().collect();
+        service("lb", &addresses, more)
+    });
+    prop::collection::vec(one, 0..6).prop_map(|mut services| {
+        for (service, n) in services.iter_mut().zip(0..) {
+            service.name = format!("lb{n}");
+        }
+        services
     })
 }
 
 proptest! {
-    /// From any settings to any others; and back from wherever somebody was interrupted.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
-    fn any_settings_follow_any_others(
-        steps in prop::collection::vec((settings(), prop::option::of(0_usize..60)), 1..4),
+    fn routes_are_what_the_documentation_says(
+        advertisements in advertisements(),
+        services in services(),
+        on in prop::collection::vec(selectors("rack"), 3),
+        racks in prop::collection::vec(prop::sample::select(vec!["a", "b", "c", ""]), 3),
+        turn in 0..6_usize,
     ) {
-        let (mut bgpd, mut bfdd) = (Frr::default(), Frr::default());
-        let mut before: Option<(SpeakerSpec, Vec<Route>)> = None;
-        for ((spec, routes), interrupted) in steps {
-            let wanted = render(&spec, &routes);
-            for (daemon, wanted) in [(&mut bgpd, &wanted.bgpd), (&mut bfdd, &wanted.bfdd)] {
-                let needed = commands(&daemon.show(), wanted);
-                if let Some((before, _)) = &before {
-                    // Sessions that stay as they are hear nothing of it.
-                    let (old, new) = (before.bgp.as_ref().unwrap(), spec.bgp.as_ref().unwrap());
-                    for same in new.peers.iter().filter(|peer| old.peers.contains(peer)) {
-                        let about = format!("neighbor {} ", same.peer_address);
-                        let gone = format!("no neighbor {}", same.peer_address);
-                        let said = needed.iter().any(|line| line.contains(&about) || *line == gone);
-                        prop_assert!(!said, "{}", needed.join("\n"));
-                    }
-                }
-                if let Some(count) = interrupted {
-                    let mut half = daemon.clone();
-                    half.take_some(&needed, count);
-                    let rest = commands(&half.show(), wanted);
-                    half.take(&rest);
-                    prop_assert_eq!(commands(&half.show(), wanted), NONE);
-                }
-                daemon.take(&needed);
-                prop_assert_eq!(commands(&daemon.show(), wanted), NONE, "after\n{}", needed.join("\n"));
-                prop_assert_eq!(commands(wanted, &daemon.show()), NONE);
-                prop_assert!(!daemon.show().contains(" shutdown"));
+        let mut cluster = cluster(3, advertisements);
+        cluster.services = services;
+        cluster.speaker.pools.push(pool("more", &[("10.9.9.0", "10.9.9.255")]));
+        for (peer, selectors) in bgp(&mut cluster).peers.iter_mut().zip(on) {
+            peer.node_selectors = selectors;
+        }
+        for (n, rack) in (1..).zip(racks) {
+            match rack {
+                "" => cluster.label(&format!("node{n}"), LABEL_EXCLUDE, Some("")),
+                rack => cluster.label(&format!("node{n}"), "rack", Some(rack)),
+            };
+        }
+        for name in ["node1", "node2", "node3"] {
+            let found = of(&cluster, name);
+            prop_assert!(found.is_sorted_by(|a, b| a.prefix < b.prefix));
+            let want = plainly(&cluster, name);
+            prop_assert_eq!(found.len(), want.len());
+            for (route, (prefix, peers)) in found.iter().zip(&want) {
+                prop_assert_eq!(&route.prefix, prefix);
+                let addresses: BTreeSet<IpAddr> = peers.values().flat_map(|(addresses, _)| addresses).copied().collect();
+                prop_assert_eq!(&route.addresses, &addresses.into_iter().collect::<Vec<_>>());
+                let attributes: BTreeMap<String, Attributes> =
+                    peers.iter().map(|(peer, (_, attributes))| (peer.clone(), attributes.clone())).collect();
+                prop_assert_eq!(&route.peers, &attributes);
             }
-            before = Some((spec, routes));
+            // The order of services, and one that stands there twice, mean nothing.
+            let mut turned = cluster.clone();
+            let count = turned.services.len();
+            if count > 0 {
+                turned.services.rotate_left(turn % count);
+                turned.services.push(turned.services[0].clone());
+            }
+            prop_assert_eq!(of(&turned, name), found);
         }
     }
 }

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use homelab_model::{BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, SpeakerSpec};
+use homelab_model::{BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, Selector, SpeakerSpec};
 use ipnet::IpNet;
 
-use crate::addresses::{Cluster, any, holders};
+use crate::addresses::{Cluster, holders};
 
 /// A prefix that a node tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +43,13 @@ pub fn peers_of<'a>(spec: &'a SpeakerSpec, node: &str) -> Vec<&'a BgpPeer> {
     let (Some(bgp), Some(node)) = (&spec.bgp, spec.nodes.iter().find(|one| one.name == node)) else {
         return Vec::new();
     };
-    bgp.peers.iter().filter(|peer| any(&peer.node_selectors, |s| s.matches(&node.labels))).collect()
+    bgp.peers.iter().filter(|peer| Selector::any(&peer.node_selectors, &node.labels)).collect()
 }
 
 /// What a node tells its peers, sorted by prefix. An address is told to a peer if each of the services that share it has an
 /// advertisement that chooses the node and the peer. Where several advertisements give a peer the same prefix, the communities
-/// are joined and the highest LOCAL_PREF counts.
+/// are joined and the highest LOCAL_PREF counts. A peer is told of addresses of its own family only, since for the other the
+/// session has no next hop; MetalLB does the same unless `dualStackAddressFamily` is set.
 pub fn routes(
     spec: &SpeakerSpec,
     node: &str,
@@ -65,7 +66,7 @@ pub fn routes(
         let address = holders[0].0;
         let demands = cluster.demands(holders, address, cluster.pool(address));
         let Ok(selected) = cluster.select(index, &demands) else { continue };
-        for peer in &peers {
+        for peer in peers.iter().filter(|peer| peer.peer_address.is_ipv4() == address.is_ipv4()) {
             let by: Vec<Vec<&BgpAdvertisement>> =
                 selected.iter().map(|of_one| to(bgp, of_one, peer)).collect();
             if by.iter().any(Vec::is_empty) {
@@ -91,17 +92,12 @@ pub fn routes(
 
 /// Those of some advertisements that are for a peer.
 fn to<'a>(bgp: &'a BgpSpec, indices: &[usize], peer: &BgpPeer) -> Vec<&'a BgpAdvertisement> {
-    let all = indices.iter().map(|index| &bgp.advertisements[*index]);
-    all.filter(|one| one.peers.is_empty() || one.peers.contains(&peer.name)).collect()
+    indices.iter().map(|index| &bgp.advertisements[*index]).filter(|one| one.is_to(&peer.name)).collect()
 }
 
 /// The prefix that is told for an address; None if the length is none of its family, which the file's check refuses.
 fn prefix(advertisement: &BgpAdvertisement, address: IpAddr) -> Option<IpNet> {
-    let length = match address {
-        IpAddr::V4(_) => advertisement.aggregation_length,
-        IpAddr::V6(_) => advertisement.aggregation_length_v6,
-    };
-    IpNet::new(address, length).ok().map(|net| net.trunc())
+    IpNet::new(address, advertisement.length(address)).ok().map(|net| net.trunc())
 }
 
 impl Attributes {
