@@ -104,10 +104,12 @@ pub struct FrrFact {
     pub version: Option<String>,
     /// homelab installed it, and nobody has taken it into use since (`frr.service` is off).
     pub ours: bool,
-    /// bfdd is there, too.
+    /// bfdd is there to be run, too.
     pub bfd: bool,
     /// A bgpd runs that is not ours.
     pub bgpd: bool,
+    /// A bfdd runs that is not ours.
+    pub bfdd: bool,
     /// Neighbours in the configuration of that bgpd, sorted.
     pub neighbors: Vec<IpAddr>,
 }

@@ -8,6 +8,8 @@ use homelab_model::{Binary, Content, File, Module, NodeObject, NodeSpec, Scope, 
 use minijinja::{Environment, context};
 
 pub use bgp::peers as bgp_peers;
+/// Which node tells which router what: the laptop warns of addresses that nobody tells.
+pub use homelab_speaker::bgp::{Can, peers_of, routes};
 /// Which nodes may announce which address: the laptop warns of those that nobody may.
 pub use homelab_speaker::candidates::{Candidate, candidates};
 /// What the laptop needs of the tunnel to make a [`NodeSpec`].

@@ -20,7 +20,8 @@ pub(crate) fn frr(root: &Root) -> Option<FrrFact> {
     if !has("bgpd") {
         return None;
     }
-    let bgpd = other_bgpd(root);
+    let others = others(root);
+    let bgpd = others.contains("bgpd");
     let texts = CONFIGURATIONS.iter().filter(|_| bgpd);
     let neighbors: BTreeSet<IpAddr> = texts
         .filter_map(|path| fs::read_to_string(root.path(path)).ok())
@@ -31,19 +32,23 @@ pub(crate) fn frr(root: &Root) -> Option<FrrFact> {
         ours: package::observe(root, ours::FRR_PACKAGE).is_some(),
         bfd: has("bfdd") && has("zebra"),
         bgpd,
+        bfdd: others.contains("bfdd"),
         neighbors: neighbors.into_iter().collect(),
     })
 }
 
-/// Whether a bgpd runs under another name than ours.
-fn other_bgpd(root: &Root) -> bool {
-    let Ok(entries) = fs::read_dir(root.proc("")) else { return false };
+/// Which of our daemons run under another name than ours, too.
+fn others(root: &Root) -> BTreeSet<&'static str> {
     let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
-    let mut processes = entries.flatten().filter(|e| e.file_name().to_str().is_some_and(is_process));
-    processes.any(|entry| {
+    let entries = fs::read_dir(root.proc("")).into_iter().flatten().flatten();
+    let processes = entries.filter(|e| e.file_name().to_str().is_some_and(is_process));
+    let daemon = |entry: fs::DirEntry| {
         let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
-        read("comm") == b"bgpd\n" && !is_ours(&read("cmdline"))
-    })
+        let comm = read("comm");
+        let name = ["bgpd", "bfdd"].into_iter().find(|name| comm.trim_ascii_end() == name.as_bytes())?;
+        (!is_ours(&read("cmdline"))).then_some(name)
+    };
+    processes.filter_map(daemon).collect()
 }
 
 /// Whether a command line has our name among its arguments.
@@ -92,6 +97,6 @@ mod tests {
         process(8, b"/usr/lib/frr/bgpd\0-d\0-A\x00127.0.0.1\0");
         let fact = frr(&root).unwrap();
         let neighbors: Vec<IpAddr> = vec!["192.0.2.7".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        assert!(fact.bgpd && !fact.ours && fact.neighbors == neighbors, "{fact:?}");
+        assert!(fact.bgpd && !fact.bfdd && !fact.ours && fact.neighbors == neighbors, "{fact:?}");
     }
 }
