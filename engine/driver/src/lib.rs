@@ -6,6 +6,7 @@
 
 mod ask;
 mod balancers;
+mod bgp;
 mod binaries;
 mod connection;
 mod engine;
@@ -19,7 +20,9 @@ mod observer;
 mod offload;
 mod open;
 mod options;
+mod packages;
 mod parallel;
+mod passwords;
 mod plan;
 mod previous;
 mod reach;

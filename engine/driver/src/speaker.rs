@@ -4,6 +4,8 @@ use homelab_desired::{Candidate, candidates};
 use homelab_model::service::Service;
 use homelab_model::{Cluster, Facts, LABEL_EXCLUDE, LbUnfit, LinkFact, SpeakerNode, SpeakerSpec};
 
+use crate::bgp::told;
+
 /// What every node's speaker is told; None without pools. The order of the file is no difference.
 pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
     let balancer = &cluster.load_balancer;
@@ -58,7 +60,11 @@ pub(crate) fn unannounced(spec: &SpeakerSpec, services: &[Service], warnings: &m
             node.name
         ));
     }
+    let told = told(spec, services);
     for candidate in candidates(services, spec) {
+        if told.contains(&candidate.address) {
+            continue;
+        }
         let Some(why) = silence(&candidate) else { continue };
         for service in &candidate.services {
             warnings.push(format!(

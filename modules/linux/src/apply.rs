@@ -8,7 +8,8 @@ use crate::error::{ApplyError, Error};
 use crate::files::{self, Records};
 use crate::node::Node;
 use crate::services::is_service;
-use crate::{nft, sysctl, unit};
+use crate::unit::Jobs;
+use crate::{nft, package, sysctl, unit};
 
 impl Node {
     /// Carries out changes in order, and says after each how many are done.
@@ -112,6 +113,13 @@ impl Node {
                 self.reload_pending = false;
                 Ok(())
             }
+            // A machine that starts is not kept waiting for packages: what is missing then is told as left.
+            Spec::Package(_) if self.jobs == Jobs::Queue => Ok(()),
+            Spec::Package(o) => {
+                package::install_package(&self.root, &o.name)?;
+                self.records = Records::load(&self.root)?;
+                Ok(())
+            }
             // The rest is the kernel's, or a transaction of nft.
             _ => Ok(()),
         }
@@ -149,6 +157,11 @@ impl Node {
         match spec {
             Spec::Sysctl(o) => sysctl::put_back(&self.root, &mut self.records, o),
             Spec::File(_) | Spec::Symlink(_) | Spec::Binary(_) => self.take_away(spec),
+            Spec::Package(o) => {
+                package::remove(&self.root, &o.name)?;
+                self.records = Records::load(&self.root)?;
+                Ok(())
+            }
             Spec::Unit(o) => unit::delete(&self.root, o, self.jobs),
             _ => Ok(()),
         }

@@ -21,7 +21,7 @@ use crate::root::Root;
 use crate::ruleset::{Ruleset, Started};
 use crate::services::{Connections, Proxy, Synced};
 use crate::unit::{Jobs, Shown};
-use crate::{facts, nft, sysctl};
+use crate::{facts, nft, package, sysctl};
 
 /// Which kinds of objects to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Kinds {
     pub sysctls: bool,
     /// Files, symbolic links, node binaries.
     pub files: bool,
-    /// systemd units. Starts `systemctl`.
+    /// systemd units and packages. Starts `systemctl`.
     pub units: bool,
 }
 
@@ -251,6 +251,11 @@ impl Node {
         if let Some(shown) = shown {
             let units = shown.finish(&self.root)?.into_iter().map(Spec::Unit);
             objects.extend(units.map(|spec| modules.object(spec, Module::Agent)));
+            let packages = scope.keys.iter().filter_map(|(key, _)| match key {
+                Key::Package(name) => package::observe(&self.root, name).map(Spec::Package),
+                _ => None,
+            });
+            objects.extend(packages.map(|spec| modules.object(spec, Module::Agent)));
         }
         Ok((objects, snapshot))
     }

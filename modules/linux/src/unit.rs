@@ -112,6 +112,7 @@ impl State {
         let (running, config) = if self.pid == 0 {
             Default::default()
         } else {
+            let config = if self.name == ours::UNIT { config } else { started_from };
             (executable(root, self.pid), config(root, self.pid))
         };
         Some(Unit {
@@ -154,6 +155,14 @@ fn executable(root: &Root, pid: u32) -> String {
 /// The configuration that the agent with this process id says it has loaded.
 fn config(root: &Root, pid: u32) -> String {
     agent_report(root).filter(|report| report.pid == pid).map(|report| report.config).unwrap_or_default()
+}
+
+/// The unit file that a process says it was started from.
+fn started_from(root: &Root, pid: u32) -> String {
+    let environment = fs::read(root.proc(&format!("{pid}/environ"))).unwrap_or_default();
+    let mut variables = environment.split(|byte| *byte == 0).filter_map(|v| std::str::from_utf8(v).ok());
+    let value = variables.find_map(|v| v.strip_prefix(ours::UNIT_DIGEST)?.strip_prefix('='));
+    value.unwrap_or_default().to_owned()
 }
 
 /// Whether the machine is being shut down.
@@ -233,7 +242,8 @@ pub(crate) fn set(
         return Ok(());
     }
     let new_config = |b: &Unit| (&b.state, &b.running) == (&after.state, &after.running);
-    if jobs == Jobs::Wait && before.is_some_and(new_config) && reads_again(root, after) {
+    let is_agent = name == ours::UNIT;
+    if is_agent && jobs == Jobs::Wait && before.is_some_and(new_config) && reads_again(root, after) {
         return Ok(());
     }
     // A unit that failed too often in a row may not start before that is forgotten.
@@ -300,6 +310,10 @@ pub(crate) fn delete(root: &Root, unit: &Unit, jobs: Jobs) -> Result<(), Error> 
         }
     }
     let _ = systemctl(&["reset-failed", "--", name]);
+    if name == ours::BGP_ZEBRA_UNIT {
+        // Sockets of the daemons; it goes after bgpd, and bfdd lives well without its own.
+        let _ = fs::remove_dir_all(root.path(ours::FRR_RUN));
+    }
     Ok(())
 }
 
@@ -315,6 +329,16 @@ fn journal(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_says_which_unit_file_it_is_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path()).with_proc(directory.path().join("proc"));
+        assert_eq!(started_from(&root, 7), "");
+        fs::create_dir_all(root.proc("7")).unwrap();
+        fs::write(root.proc("7/environ"), b"A=b\0HOMELAB_UNITS=no\0HOMELAB_UNIT=abc\0LANG=C\0").unwrap();
+        assert_eq!(started_from(&root, 7), "abc");
+    }
 
     #[test]
     fn systemctl_show_is_read() {
