@@ -527,6 +527,20 @@ fn the_published_schema_accepts_the_good_files() {
     assert!(jsonschema::draft7::meta::is_valid(&schema));
 }
 
+/// Whole files in the guide.
+#[test]
+fn the_guides_files_are_good() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../book/src/guide/homelab-yaml.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let files: Vec<&str> = blocks.filter(|block| block.starts_with("name: ")).collect();
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let loaded = sound(file).unwrap();
+        assert!(loaded.warnings.is_empty(), "{:?}\n{file}", loaded.warnings);
+    }
+}
+
 /// The example that users copy.
 #[test]
 fn the_example_is_good() {

@@ -80,11 +80,15 @@ pub(crate) fn unpaired(spec: &SpeakerSpec, warnings: &mut Vec<String>) {
         })
         .collect();
     for peer in bgp.peers.iter().filter(|peer| !pairs.iter().any(|(_, name)| *name == peer.name)) {
-        warnings.push(format!("BGP peer {}: no node fits its `nodeSelectors`, so nobody has a session with it", peer.name));
+        warnings.push(format!(
+            "BGP peer {}: no node fits its `nodeSelectors`, so nobody has a session with it",
+            peer.name
+        ));
     }
     let lonely = |node: &&homelab_model::SpeakerNode| !pairs.iter().any(|(name, _)| *name == node.name);
     for node in spec.nodes.iter().filter(lonely).filter(|_| !pairs.is_empty()) {
-        warnings.push(format!("{}: no BGP peer is for this node, so it tells no router of addresses", node.name));
+        warnings
+            .push(format!("{}: no BGP peer is for this node, so it tells no router of addresses", node.name));
     }
 }
 

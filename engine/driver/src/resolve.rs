@@ -99,7 +99,11 @@ pub fn resolve(
 pub(crate) fn searched_for(key: &Key) -> bool {
     matches!(
         key,
-        Key::Binary(_) | Key::Symlink(_) | Key::File(_) | Key::Link(_) | Key::LinkSysctl(..)
+        Key::Binary(_)
+            | Key::Symlink(_)
+            | Key::File(_)
+            | Key::Link(_)
+            | Key::LinkSysctl(..)
             | Key::Package(_)
             | Key::Unit(_)
     )

@@ -91,7 +91,10 @@ fn only_nodes_with_a_router_get_frr_and_lose_it_again() {
     router.node_selectors = [only("node1"), only("node2")].concat();
     let bgp = home(vec![router]);
     let plan = laptop.plan(&bgp);
-    let warned = plan.warnings.iter().any(|w| w == "node3: no BGP peer is for this node, so it tells no router of addresses");
+    let warned = plan
+        .warnings
+        .iter()
+        .any(|w| w == "node3: no BGP peer is for this node, so it tells no router of addresses");
     assert!(warned, "{:?}", plan.warnings);
     let made: Vec<&str> = plan.nodes[0]
         .outcome
@@ -184,7 +187,8 @@ fn the_users_own_frr_is_left_alone_and_told_of_where_it_disturbs() {
 #[test]
 fn each_node_holds_the_passwords_of_its_own_peers_and_they_are_never_shown() {
     let mut laptop = Laptop::new(Lan::three());
-    let mut routers = vec![peer("router", "192.168.50.1"), peer("edge", "192.168.50.2"), peer("open", "192.168.50.3")];
+    let mut routers =
+        vec![peer("router", "192.168.50.1"), peer("edge", "192.168.50.2"), peer("open", "192.168.50.3")];
     routers[0].password = true;
     routers[1].password = true;
     routers[1].node_selectors = only("node2");
@@ -219,7 +223,8 @@ fn each_node_holds_the_passwords_of_its_own_peers_and_they_are_never_shown() {
     assert_eq!(file(&laptop.lan, ADDRESSES[1]).unwrap().passwords().get("edge"), Some("changed"));
     // And back to what the node has kept.
     let engine = laptop.engine();
-    let report = engine.apply(engine.prepare_apply(&bgp, Goal::Previous, &["node2".into()]).unwrap()).unwrap();
+    let report =
+        engine.apply(engine.prepare_apply(&bgp, Goal::Previous, &["node2".into()]).unwrap()).unwrap();
     assert!(report.succeeded(), "{report:?}");
     assert_eq!(file(&laptop.lan, ADDRESSES[1]).unwrap(), files[1]);
     assert!(!said.contains(WEAK) && !said.contains("changed\""), "{said}");

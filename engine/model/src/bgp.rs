@@ -239,6 +239,11 @@ pub struct LbSession {
     pub bfd: Option<String>,
 }
 
+impl LbSession {
+    /// The state of a session that works.
+    pub const ESTABLISHED: &str = "Established";
+}
+
 /// A route to load-balancer addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -182,10 +182,7 @@ mod tests {
             assert!(!shown.contains("cisco") && !shown.contains(&"01".repeat(16)), "{shown}");
         }
         assert_eq!(PasswordFile::parse(&one.to_text()), Ok(one.clone()));
-        assert_eq!(
-            secret_summary(ours::BGP_PASSWORDS, &one.to_text()),
-            Some(Some(one.summary())),
-        );
+        assert_eq!(secret_summary(ours::BGP_PASSWORDS, &one.to_text()), Some(Some(one.summary())),);
         assert_eq!(secret_summary(ours::BGP_PASSWORDS, "{}"), Some(None));
         assert_eq!(secret_summary("/etc/passwd", ""), None);
     }

@@ -7,7 +7,9 @@ mod fixtures;
 use std::path::Path;
 
 use fixtures::{nets, peer};
-use homelab_model::{BgpPeer, BgpSpec, Content, File, NodeSpec, SpeakerNode, SpeakerSpec, Spec, ours, plan_node};
+use homelab_model::{
+    BgpPeer, BgpSpec, Content, File, NodeSpec, SpeakerNode, SpeakerSpec, Spec, ours, plan_node,
+};
 
 fn spec(dual: bool) -> NodeSpec {
     let cidrs = nets("10.244.1.0/24", "fd00:10:244:1::/64", dual);

@@ -69,6 +69,14 @@ pub enum Error {
         /// What apt says.
         message: String,
     },
+    /// One of our daemons of FRR does not answer, or refuses what it is told.
+    #[error("{daemon}: {message}")]
+    Frr {
+        /// Which.
+        daemon: &'static str,
+        /// FRR's words, without passwords.
+        message: String,
+    },
     /// Something that is not ours has the name or place of an object of ours.
     #[error("{0}")]
     Foreign(String),

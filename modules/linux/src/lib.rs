@@ -33,6 +33,7 @@ mod services;
 mod sysctl;
 pub mod transaction;
 mod unit;
+pub mod vtysh;
 mod wait;
 
 pub use asides::read_secret;

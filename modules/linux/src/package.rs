@@ -235,8 +235,8 @@ fn would_remove(root: &Root, verb: &str, names: &BTreeSet<String>) -> Result<BTr
 fn write_mark(root: &Root, name: &str, mark: &Mark) -> Result<(), Error> {
     let path = mark_path(name);
     Records::load(root)?.make_parents(root, &path)?;
-    let bytes = serde_json::to_vec(mark)
-        .map_err(|e| Error::Record { path: path.clone(), reason: e.to_string() })?;
+    let bytes =
+        serde_json::to_vec(mark).map_err(|e| Error::Record { path: path.clone(), reason: e.to_string() })?;
     write_atomic(&root.path(&path), &bytes, 0o600, None)
 }
 
@@ -359,7 +359,10 @@ case "$1" in disable) rm $R/etc/systemd/system/multi-user.target.wants/frr.servi
 
         machine.write("/simulated", "Reading\nPurg frr [8.4.4-1]\nPurg libyang2 [2]\n");
         remove(&root, "frr").unwrap();
-        assert_eq!(machine.log(), ["apt-get --simulate -q purge -- frr libyang2", "apt-get purge -- frr libyang2"]);
+        assert_eq!(
+            machine.log(),
+            ["apt-get --simulate -q purge -- frr libyang2", "apt-get purge -- frr libyang2"]
+        );
         assert_eq!(observe(&root, "frr"), None);
         assert!(!root.path(ours::VAR).exists(), "the records of it are gone");
         remove(&root, "frr").unwrap();

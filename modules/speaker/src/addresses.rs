@@ -17,29 +17,23 @@ pub(crate) trait Advertisement {
     fn services(&self) -> &[Selector];
 }
 
-impl Advertisement for L2Advertisement {
-    fn pools(&self) -> &[String] {
-        &self.ip_address_pools
-    }
-    fn nodes(&self) -> &[Selector] {
-        &self.node_selectors
-    }
-    fn services(&self) -> &[Selector] {
-        &self.service_selectors
-    }
+macro_rules! advertisement {
+    ($($kind:ty),*) => {$(
+        impl Advertisement for $kind {
+            fn pools(&self) -> &[String] {
+                &self.ip_address_pools
+            }
+            fn nodes(&self) -> &[Selector] {
+                &self.node_selectors
+            }
+            fn services(&self) -> &[Selector] {
+                &self.service_selectors
+            }
+        }
+    )*};
 }
 
-impl Advertisement for BgpAdvertisement {
-    fn pools(&self) -> &[String] {
-        &self.ip_address_pools
-    }
-    fn nodes(&self) -> &[Selector] {
-        &self.node_selectors
-    }
-    fn services(&self) -> &[Selector] {
-        &self.service_selectors
-    }
-}
+advertisement!(L2Advertisement, BgpAdvertisement);
 
 /// A service with one of its addresses.
 pub(crate) type Holder<'a> = (IpAddr, &'a Service);

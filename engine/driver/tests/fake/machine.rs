@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use homelab_model::{
-    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, FrrFact, History, Holder, Key,
-    LbNode, LinkFact, LinkKind, NodeObject, NodeSpec, Object, Observed, OpenTransaction, Package, Phase,
+    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, FrrFact, History, Holder,
+    Key, LbNode, LinkFact, LinkKind, NodeObject, NodeSpec, Object, Observed, OpenTransaction, Package, Phase,
     Previous, Reverted, Scope, ServiceReport, Spec, TraceReport, ours,
 };
 use homelab_protocol::{Failure, Fault as Kind, Request, Response, Transaction};

@@ -83,7 +83,9 @@ fn content(real: &Path, path: &str, limit: u64) -> Result<Option<Content>, Error
         Some(text) => match secret_summary(path, &text) {
             Some(Some(summary)) => return Ok(Some(Content::Secret(summary))),
             // A digest of what somebody wrote by hand would give a weak password away.
-            Some(None) if path != ours::KEYS => return Ok(Some(Content::Opaque("damaged secret".to_owned()))),
+            Some(None) if path != ours::KEYS => {
+                return Ok(Some(Content::Opaque("damaged secret".to_owned())));
+            }
             Some(None) => "damaged keys",
             None => return Ok(Some(Content::Text(text))),
         },

@@ -69,7 +69,10 @@ pub(crate) fn is_nft(change: &Change<NodeObject>) -> bool {
 
 /// Whether the object outlives a reboot; what does not is the agent's to make again.
 fn is_durable(object: &NodeObject) -> bool {
-    matches!(object.spec, Spec::Binary(_) | Spec::Symlink(_) | Spec::File(_) | Spec::Package(_) | Spec::Unit(_))
+    matches!(
+        object.spec,
+        Spec::Binary(_) | Spec::Symlink(_) | Spec::File(_) | Spec::Package(_) | Spec::Unit(_)
+    )
 }
 
 #[cfg(test)]
