@@ -46,7 +46,7 @@ pub use homelab_protocol::{Failure, Fault};
 
 pub use error::{ApplyError, NodeError, PlanError, RotateError};
 pub use keys::NEW_KEYS;
-pub use lb::{LbNodeRow, LbPicture, LbRow};
+pub use lb::{LbNodeRow, LbPicture, LbRow, LbSessionRow};
 pub use lock::LockOutcome;
 pub use observer::{Event, Observer, Silent};
 pub use offload::offload_fault;
