@@ -120,8 +120,7 @@ impl Engine<'_> {
     /// The texts of secrets that the plan needs. New ones are made here; plan and desired state then name them.
     pub(crate) fn secrets(&self, prepared: &mut Prepared) -> Result<BTreeMap<String, String>, ApplyError> {
         let mut secrets = self.rings(prepared)?;
-        self.password_files(prepared, &mut secrets)
-            .map_err(|(node, error)| ApplyError::Passwords { node, error: Box::new(error) })?;
+        self.password_files(prepared, &mut secrets)?;
         Ok(secrets)
     }
 

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use homelab_model::{
-    Content, File, Module, NodeObject, NodeSpec, Observed, PasswordFile, Passwords, Spec, ours,
-};
+use homelab_model::{Content, File, Module, NodeObject, NodeSpec, Observed, PasswordFile, Spec, ours};
 use homelab_protocol::{Request, Response};
 
 use crate::engine::{Engine, Live, Prepared};
 use crate::keys::{NEW_KEYS, rename};
-use crate::{NodeError, parallel};
+use crate::{ApplyError, NodeError, parallel};
 
 fn object(summary: String) -> NodeObject {
     let path = ours::BGP_PASSWORDS.to_owned();
@@ -99,7 +97,7 @@ impl Engine<'_> {
         &self,
         prepared: &mut Prepared,
         secrets: &mut BTreeMap<String, String>,
-    ) -> Result<(), (String, NodeError)> {
+    ) -> Result<(), ApplyError> {
         let Prepared { plan, live, specs, kept, .. } = prepared;
         for node in &mut plan.nodes {
             let Ok(changes) = &mut node.outcome else { continue };
@@ -114,9 +112,10 @@ impl Engine<'_> {
             // A plan that leads back has its file on the node.
             let Some(spec) = specs.get(&node.name) else { continue };
             let wanted = self.options.passwords.as_ref().map(|all| all.of(peers(spec).into_iter()));
-            let wanted = wanted.unwrap_or_else(Passwords::default);
+            let wanted = wanted.unwrap_or_default();
             if let Some(missing) = peers(spec).into_iter().find(|peer| wanted.get(peer).is_none()) {
-                return Err((node.name.clone(), NodeError::NoPassword(missing.to_owned())));
+                let error = Box::new(NodeError::NoPassword(missing.to_owned()));
+                return Err(ApplyError::Passwords { node: node.name.clone(), error });
             }
             let file = PasswordFile::new((self.random)(), wanted);
             let (old, summary) = (new(&peers(spec)), file.summary());

@@ -22,6 +22,9 @@ use super::{Attributes, Route, peers_of};
 const DELAY: u8 = 1;
 /// Number of the last entry of each route-map, which refuses: FRR's highest.
 const LAST: u16 = 65535;
+/// Address families in FRR's words.
+const IPV4: &str = "ipv4";
+const IPV6: &str = "ipv6";
 
 /// What bgpd of a node is to do.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +108,8 @@ pub fn config(wanted: Wanted<'_>) -> Config {
         graceful => peers.iter().any(|peer| peer.enable_graceful_restart),
         peers => Value::from(Serde(neighbors)),
         families => [
-            family("ipv4", |prefix| matches!(prefix, IpNet::V4(_))),
-            family("ipv6", |prefix| matches!(prefix, IpNet::V6(_))),
+            family(IPV4, |prefix| matches!(prefix, IpNet::V4(_))),
+            family(IPV6, |prefix| matches!(prefix, IpNet::V6(_))),
         ],
         lists => Value::from(Serde(lists)),
     };
@@ -126,6 +129,8 @@ fn render(template: &str, of: Value) -> String {
 #[derive(Serialize)]
 struct Session<'a> {
     address: String,
+    /// Addresses of the other family have no next hop on it.
+    family: &'static str,
     asn: u32,
     name: &'a str,
     bfd: Option<&'a str>,
@@ -142,6 +147,7 @@ struct Session<'a> {
 fn session<'a>(peer: &'a BgpPeer, my_asn: u32, passwords: &'a Passwords) -> Session<'a> {
     Session {
         address: peer.peer_address.to_string(),
+        family: if peer.peer_address.is_ipv4() { IPV4 } else { IPV6 },
         asn: peer.peer_asn,
         name: &peer.name,
         bfd: peer.bfd_profile.as_deref(),
