@@ -82,7 +82,8 @@ fn as_before(cluster: &Cluster, stage: &Stage) {
     let accounts = ["passwd", "group", "shadow", "gshadow"]
         .map(|name| [format!("/etc/{name}"), format!("/etc/{name}-")]);
     let mut left: Vec<&str> = accounts.iter().flatten().map(String::as_str).collect();
-    left.push("/var/lib/dpkg/status-old");
+    // The lock of whoever asked last is there until a reboot.
+    left.extend(["/var/lib/dpkg/status-old", "/run/homelab", "/run/homelab/session.lock"]);
     for (node, before) in NODES.iter().zip(&stage.before) {
         let changed =
             before.clone().without_entries(&left).diff(&cluster.snapshot(node).without_entries(&left));

@@ -27,10 +27,10 @@ pub(crate) fn local(cluster: &mut Cluster, stage: &mut Stage) {
     have(cluster, &pods);
     stage.told(cluster, "192.168.60.3/32", &["node1", "node2"]);
     let (wan, client) = (Place::host("wan"), cluster.lab.address("wan").expect("an address").into());
-    cluster.assert_served(&wan, &To::new(address, 80, &["local1", "local2"]), |_| vec![client]);
+    cluster.assert_served(&wan, &To::new(address, 80, &["local1", "local2"]).by(&["tcp"]), |_| vec![client]);
     have(cluster, &pods[1..]);
     stage.told(cluster, "192.168.60.3/32", &["node2"]);
-    cluster.assert_served(&wan, &To::new(address, 80, &["local2"]), |_| vec![client]);
+    cluster.assert_served(&wan, &To::new(address, 80, &["local2"]).by(&["tcp"]), |_| vec![client]);
     have(cluster, &[]);
     stage.told(cluster, "192.168.60.3/32", &[]);
     cluster.file.set("services", json!([web()]));
@@ -182,6 +182,7 @@ pub(crate) fn attributes(cluster: &mut Cluster, stage: &mut Stage) {
     }
     let advertisements = json!([{ "name": "hosts", "localPref": 300, "communities": ["64512:100"] }]);
     cluster.file.set("loadBalancer.bgp.advertisements", advertisements);
+    stage.quiet(cluster);
     cluster.apply();
     let mut inside = router(cluster, BgpProgram::Frr);
     inside.asn = NODES_ASN;
@@ -190,6 +191,7 @@ pub(crate) fn attributes(cluster: &mut Cluster, stage: &mut Stage) {
     for path in stage.paths(cluster, "192.168.60.1/32") {
         assert_eq!((path.local_pref, path.as_path.len()), (Some(300), 0), "{path:?}");
     }
+    stage.quiet(cluster);
     cluster.file = first;
     cluster.apply();
     stage.as_at_first(cluster);

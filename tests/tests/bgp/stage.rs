@@ -39,7 +39,7 @@ exit 1
 "#;
 
 /// All that matters of it: processes, files, routes, unit.
-const SHOW_OWN: &str = "cat /run/frr/*.pid; sha256sum /etc/frr/*; ip route show 198.51.100.0/24; vtysh -c 'show running-config'; \
+const SHOW_OWN: &str = "cat /run/frr/*.pid; sha256sum /etc/frr/*; ip route show 198.51.100.0/24; vtysh -c 'show running-config' | grep -v forwarding; \
                         systemctl is-enabled frr; systemctl is-active frr; ss -Hltnp 'sport = :179'";
 
 pub(crate) struct Stage {
@@ -131,6 +131,12 @@ impl Stage {
             cluster.lab.bgp_start(&router).expect("the router speaks BGP");
             self.router = Some(router);
         }
+    }
+
+    /// Has the router be silent. One that refuses its neighbours' AS number is left alone by them for up to a minute.
+    pub(crate) fn quiet(&mut self, cluster: &Cluster) {
+        cluster.lab.bgp_stop().expect("the router's BGP ends");
+        self.router = None;
     }
 
     fn program(&self) -> BgpProgram {
