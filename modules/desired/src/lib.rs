@@ -9,7 +9,7 @@ use minijinja::{Environment, context};
 
 pub use bgp::peers as bgp_peers;
 /// Which node tells which router what: the laptop warns of addresses that nobody tells.
-pub use homelab_speaker::bgp::{Can, peers_of, routes};
+pub use homelab_speaker::bgp::{Can, peers_of, routes, unfit};
 /// Which nodes may announce which address: the laptop warns of those that nobody may.
 pub use homelab_speaker::candidates::{Candidate, candidates};
 /// What the laptop needs of the tunnel to make a [`NodeSpec`].

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use cluster::{Cluster, endpoint, ip, node, pool, selector, service};
 use homelab_model::service::{Policy, Service};
-use homelab_model::{BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LABEL_EXCLUDE, Selector};
-use homelab_speaker::bgp::{Attributes, Can, Route, peers_of, routes};
+use homelab_model::{BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LABEL_EXCLUDE, LbUnfit, Selector};
+use homelab_speaker::bgp::{Attributes, Can, Route, peers_of, routes, unfit};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use serde_json::json;
@@ -98,6 +98,26 @@ fn a_node_that_cannot_serve_tells_nothing() {
     assert_eq!(of(&cluster, "node1").len(), 1);
     cluster.speaker.bgp = None;
     assert_eq!(of(&cluster, "node1"), []);
+}
+
+#[test]
+fn why_nobody_tells_an_address() {
+    let mut cluster = cluster(2, vec![told("all")])
+        .with(service("lb", &[VIP, "10.8.8.8"], json!({})))
+        .with(service("local", &[NEXT], json!({ "externalTrafficPolicy": "Local" })));
+    cluster.label("node1", LABEL_EXCLUDE, Some(""));
+    let why = |cluster: &Cluster| unfit(&cluster.speaker, &cluster.services);
+    let all = [
+        (ip(VIP), BTreeSet::from([LbUnfit::ExcludeLabel])),
+        (ip(NEXT), BTreeSet::from([LbUnfit::ExcludeLabel, LbUnfit::NoLocalEndpoint])),
+    ];
+    assert_eq!(why(&cluster), BTreeMap::from(all), "the address of no pool is somebody else's");
+    cluster.label("node1", LABEL_EXCLUDE, None);
+    assert!(why(&cluster)[&ip(VIP)].is_empty());
+    bgp(&mut cluster).advertisements[0].ip_address_pools = strings(&["other"]);
+    assert_eq!(why(&cluster)[&ip(VIP)], BTreeSet::from([LbUnfit::NoAdvertisement]));
+    cluster.speaker.bgp = None;
+    assert_eq!(why(&cluster), BTreeMap::new());
 }
 
 #[test]

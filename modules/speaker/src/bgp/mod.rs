@@ -7,5 +7,5 @@ mod sessions;
 
 pub use commands::commands;
 pub use config::{Config, Wanted, config};
-pub use routes::{Attributes, Can, Route, peers_of, routes};
+pub use routes::{Attributes, Can, Route, peers_of, routes, unfit};
 pub use sessions::sessions;

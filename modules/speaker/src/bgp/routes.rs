@@ -1,13 +1,14 @@
 //! Which prefixes a node tells which routers, as far as files, the API and the node itself say it. Every node that may tell an
 //! address does: routers spread packets over them (ECMP), and there is no election.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use homelab_model::{BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, Selector, SpeakerSpec};
+use homelab_model::service::Service;
+use homelab_model::{BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LbUnfit, Selector, SpeakerSpec};
 use ipnet::IpNet;
 
-use crate::addresses::{Cluster, holders};
+use crate::addresses::{Cluster, Holder, holders};
 
 /// A prefix that a node tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,12 +51,7 @@ pub fn peers_of<'a>(spec: &'a SpeakerSpec, node: &str) -> Vec<&'a BgpPeer> {
 /// advertisement that chooses the node and the peer. Where several advertisements give a peer the same prefix, the communities
 /// are joined and the highest LOCAL_PREF counts. A peer is told of addresses of its own family only, since for the other the
 /// session has no next hop; MetalLB does the same unless `dualStackAddressFamily` is set.
-pub fn routes(
-    spec: &SpeakerSpec,
-    node: &str,
-    services: &[homelab_model::service::Service],
-    can: Can,
-) -> Vec<Route> {
+pub fn routes(spec: &SpeakerSpec, node: &str, services: &[Service], can: Can) -> Vec<Route> {
     let Some(bgp) = spec.bgp.as_ref().filter(|_| can.ready && !can.cordoned) else { return Vec::new() };
     let cluster = Cluster::of(spec, &bgp.advertisements);
     let Some(index) = cluster.node(node) else { return Vec::new() };
@@ -88,6 +84,20 @@ pub fn routes(
         }
     }
     routes.into_values().collect()
+}
+
+/// By address of a pool, why nodes may not tell it; a node that may, or that only lacks a router for it, gives no reason.
+pub fn unfit(spec: &SpeakerSpec, services: &[Service]) -> BTreeMap<IpAddr, BTreeSet<LbUnfit>> {
+    let Some(bgp) = &spec.bgp else { return BTreeMap::new() };
+    let cluster = Cluster::of(spec, &bgp.advertisements);
+    let reasons = |holders: &[Holder<'_>]| {
+        let address = holders[0].0;
+        let pool = cluster.pool(address)?;
+        let demands = cluster.demands(holders, address, Some(pool));
+        let nodes = 0..spec.nodes.len();
+        Some((address, nodes.filter_map(|node| cluster.select(node, &demands).err()).collect()))
+    };
+    holders(services).chunk_by(|(a, _), (b, _)| a == b).filter_map(reasons).collect()
 }
 
 /// Those of some advertisements that are for a peer.
