@@ -228,12 +228,7 @@ pub(crate) fn set(
         let verb = if after.enabled { "enable" } else { "disable" };
         systemctl(&["--no-reload", verb, "--", name]).map_err(error)?;
     }
-    // `files_changed` is not the whole truth: a unit made just before, for which nothing had to be read, took it along.
-    let holds_old =
-        || Ok::<_, Error>(Shown::start(root, &[name])?.finish(root)?.iter().any(|u| u.reload_needed));
-    if let Some(before) = before
-        && (files_changed || before.reload_needed || holds_old()?)
-    {
+    if before.is_some_and(|b| files_changed || b.reload_needed) {
         reload(root)?;
     }
     if after.state != "active" {

@@ -71,6 +71,7 @@ protocol bfd {{ interface "*" {{ interval 100 ms; multiplier 3; }}; }}
 template bgp lab {{
   local as {};
   passive on;
+  error wait time 1, 2;
   ipv4 {{ import all; export none; }};
   ipv6 {{ import all; export none; }};
 }}

@@ -100,7 +100,7 @@ pub(crate) fn bgpd(cluster: &mut Cluster, stage: &mut Stage) {
     stage.web_told(cluster, &NODES);
     let after = stage.all_up(cluster);
     assert_eq!(of(cluster, &after, &["node1", "node3"]), of(cluster, &before, &["node1", "node3"]));
-    measured(format_args!("bgpd killed: no answer for {:?}", stage.longest()));
+    measured(format_args!("bgpd killed: {}", stage.outage()));
     stage.own_untouched(cluster);
     // Somebody who meddles with ours is put right.
     cluster.sh(
@@ -124,10 +124,10 @@ pub(crate) fn reboot(cluster: &mut Cluster, stage: &mut Stage) {
     let _ = cluster.lab.sh("node1", "systemctl --no-block poweroff");
     stage.web_told(cluster, &["node2", "node3"]);
     until("it is off", || cluster.lab.leader("node1").is_err(), |off| *off);
-    measured(format_args!("a node shuts down: no answer for {:?}", stage.longest()));
+    measured(format_args!("a node shuts down: {}", stage.outage()));
     cluster.lab.start("node1").expect("start");
     stage.web_told(cluster, &NODES);
-    measured(format_args!("and starts: no answer for {:?}", stage.longest()));
+    measured(format_args!("and starts: {}", stage.outage()));
     stage.as_at_first(cluster);
 }
 
@@ -163,7 +163,7 @@ pub(crate) fn bfd(cluster: &mut Cluster, stage: &mut Stage) {
             begin(cluster);
             stage.web_told(cluster, &["node1", "node2"]);
             std::thread::sleep(Duration::from_millis(300));
-            measured(format_args!("{program:?}, {how}: no answer for {:?} with BFD", stage.longest()));
+            measured(format_args!("{program:?}, {how}, with BFD: {}", stage.outage()));
             end(cluster);
             let after = stage.all_well(cluster);
             assert_eq!(

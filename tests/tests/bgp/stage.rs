@@ -222,9 +222,10 @@ impl Stage {
         assert!(gaps.iter().all(|gap| gap.sent > 20 && gap.lost == 0), "{gaps:?}");
     }
 
-    /// The longest time without an answer since the last look.
-    pub(crate) fn longest(&mut self) -> Duration {
-        self.gaps.since().iter().map(|gap: &Gap| gap.longest).max().unwrap_or_default()
+    /// What was lost since the last look, of one datagram each 10 ms to either address. A node has about a third of them.
+    pub(crate) fn outage(&mut self) -> String {
+        let lost = self.gaps.since().iter().map(|gap: &Gap| gap.lost).max().unwrap_or_default();
+        format!("{lost} datagrams without an answer, a third of the traffic for about {} ms", lost * 30)
     }
 
     /// The router spreads connections over these nodes, and over no others: the endpoint sees the node's address.
