@@ -112,6 +112,12 @@ impl Cluster {
         self.assert_traffic(&mesh(pods));
     }
 
+    /// Asserts the same where packets get lost: every way works at one of its attempts.
+    #[track_caller]
+    pub fn assert_mesh_despite_loss(&self, pods: &[Pod], limit: std::time::Duration) {
+        self.assert_traffic_despite_loss(&mesh(pods), limit);
+    }
+
     /// How long until all pods reach each other, tried again and again for `limit`.
     #[track_caller]
     pub fn mesh_within(&self, pods: &[Pod], limit: std::time::Duration) -> std::time::Duration {

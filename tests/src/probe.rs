@@ -203,13 +203,39 @@ impl Cluster {
 
     /// Does the checks of all places at once; gives one line for every check that did not come out as it shall.
     pub fn wrong(&self, all: &[(Place, Vec<Check>)]) -> Vec<String> {
+        self.judged(all).into_iter().flatten().flatten().collect()
+    }
+
+    /// Does the checks of all places at once; says of every check what is wrong, if anything is.
+    fn judged(&self, all: &[(Place, Vec<Check>)]) -> Vec<Vec<Option<String>>> {
         std::thread::scope(|scope| {
             let jobs: Vec<_> = all
                 .iter()
                 .map(|(from, checks)| scope.spawn(move || judge(from, checks, &self.probe(from, checks))))
                 .collect();
-            jobs.into_iter().flat_map(|job| job.join().expect("the probe runs")).collect()
+            jobs.into_iter().map(|job| job.join().expect("the probe runs")).collect()
         })
+    }
+
+    /// Asserts that every check comes out as it shall at one of its attempts: packets get lost here, and of many
+    /// checks at once some always fail.
+    #[track_caller]
+    pub fn assert_traffic_despite_loss(&self, all: &[(Place, Vec<Check>)], limit: std::time::Duration) {
+        let start = std::time::Instant::now();
+        let mut left = all.to_vec();
+        loop {
+            let judged = self.judged(&left);
+            let wrong: Vec<String> = judged.iter().flatten().flatten().cloned().collect();
+            if wrong.is_empty() {
+                return;
+            }
+            assert!(start.elapsed() < limit, "after {limit:?}:\n{}", wrong.join("\n"));
+            for ((_, checks), judged) in left.iter_mut().zip(&judged) {
+                let mut judged = judged.iter();
+                checks.retain(|_| judged.next().is_some_and(Option::is_some));
+            }
+            left.retain(|(_, checks)| !checks.is_empty());
+        }
     }
 
     /// Asserts that all checks come out as they shall.
@@ -221,24 +247,24 @@ impl Cluster {
     }
 }
 
-fn judge(from: &Place, checks: &[Check], answers: &[Answer]) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// Says of every check what is wrong, if anything is.
+fn judge(from: &Place, checks: &[Check], answers: &[Answer]) -> Vec<Option<String>> {
     assert_eq!(checks.len(), answers.len());
-    for (check, answer) in checks.iter().zip(answers) {
+    let one = |(check, answer): (&Check, &Answer)| {
         let Check { kind, to, bytes, .. } = check;
-        let what = format!("{} -> {} {} {kind} {bytes} B", from.name, to.name, to.address);
-        if check.works != answer.error.is_empty() {
-            let error = if check.works { &answer.error } else { "works and should not" };
-            wrong.push(format!("{what}: {error}"));
-        } else if check.works && *kind != "ping" {
-            if answer.name != to.name {
-                wrong.push(format!("{what}: {} answered", answer.name));
-            }
-            let source = check.source.map(|s| s.to_string());
-            if source.as_ref().is_some_and(|s| *s != answer.peer) {
-                wrong.push(format!("{what}: seen from {}, not {}", answer.peer, source.unwrap_or_default()));
-            }
-        }
-    }
-    wrong
+        let source = check.source.map(|s| s.to_string());
+        let said = if check.works != answer.error.is_empty() {
+            if check.works { answer.error.clone() } else { "works and should not".to_owned() }
+        } else if !check.works || *kind == "ping" {
+            return None;
+        } else if answer.name != to.name {
+            format!("{} answered", answer.name)
+        } else if source.as_ref().is_some_and(|s| *s != answer.peer) {
+            format!("seen from {}, not {}", answer.peer, source.unwrap_or_default())
+        } else {
+            return None;
+        };
+        Some(format!("{} -> {} {} {kind} {bytes} B: {said}", from.name, to.name, to.address))
+    };
+    checks.iter().zip(answers).map(one).collect()
 }

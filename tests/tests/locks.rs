@@ -189,7 +189,7 @@ fn killed_laptop(cluster: &mut Cluster) {
     // Its TCP connections end with it: those nodes that stand still nowhere are free at once.
     let start = std::time::Instant::now();
     while ["node2", "node3"].iter().any(|node| cluster.is_locked(node)) {
-        assert!(start.elapsed() < Duration::from_secs(1), "still locked");
+        assert!(start.elapsed() < Duration::from_secs(10), "still locked");
         std::thread::sleep(Duration::from_millis(10));
     }
     measured(format_args!("locks of a killed laptop were free after {} ms", start.elapsed().as_millis()));

@@ -261,7 +261,7 @@ fn a_signal_before_any_change_ends_the_command_at_once() {
             let pid = child.id().to_string();
             assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
             assert_eq!(child.wait().unwrap().code(), Some(code), "{command} {signal}");
-            assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+            assert!(start.elapsed() < std::time::Duration::from_secs(30), "{:?}", start.elapsed());
             drop(connection);
         }
     }

@@ -156,7 +156,7 @@ fn a_node_that_is_lost_too_long_takes_the_change_back_and_the_report_says_so() {
     });
     let start = Instant::now();
     let report = laptop.apply(&home);
-    assert!(start.elapsed() < Duration::from_secs(11));
+    assert!(start.elapsed() < Duration::from_secs(30));
     let Outcome::RolledBack { reason, error: Some(_), left } = &report.nodes[0].outcome else {
         panic!("{report:?}")
     };
@@ -183,7 +183,7 @@ fn a_node_that_never_comes_back_is_not_waited_for_for_ever_and_ctrl_c_ends_the_w
         });
         laptop.apply(&cluster(&THREE))
     });
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     assert!(matches!(report.nodes[0].outcome, Outcome::Unsure(NodeError::Broken { .. })), "{report:?}");
     assert!(matches!(report.nodes[1].outcome, Outcome::NotStarted));
 }

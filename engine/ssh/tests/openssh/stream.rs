@@ -159,7 +159,7 @@ fn a_command_that_stops_reading() {
     let start = Instant::now();
     let error = (0..100).find_map(|_| session.write_all(&data).err()).expect("it cannot have taken 100 MiB");
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < Duration::from_secs(60));
     assert_eq!(text(&mut *session), "done\n");
     assert_eq!(session.finish(), Some(0));
 }
@@ -194,7 +194,7 @@ fn small_writes_make_few_packets() {
         session.write_all(b"x").unwrap();
     }
     session.flush().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     assert_eq!(session.finish(), Some(0));
     assert_eq!(text(&mut *session).trim(), "200000");
 }

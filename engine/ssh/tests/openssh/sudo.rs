@@ -106,7 +106,7 @@ fn a_given_password() {
         TransportError::Sudo { reason, .. } => assert_eq!(reason, "the password was refused"),
         other => panic!("{other}"),
     }
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(30));
 }
 
 #[test]
@@ -206,5 +206,5 @@ fn a_sudo_that_hangs() {
         TransportError::Sudo { reason, .. } => assert!(reason.contains("Verification code"), "{reason}"),
         other => panic!("{other}"),
     }
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(30));
 }
