@@ -60,8 +60,8 @@ pub struct Node {
     ruleset: Ruleset,
     pub(crate) proxy: Proxy,
     pub(crate) records: Records,
-    /// Unit files were written since systemd last read them.
-    pub(crate) reload_pending: bool,
+    /// Unit files that were written since systemd last read them.
+    pub(crate) reload_pending: BTreeSet<String>,
     /// The files of the open transaction that this node works on, if it works on one.
     pub(crate) kept: Option<Kept>,
     /// Texts of secrets, by what objects say of them ([`homelab_model::Content::Secret`]). Never shown.
@@ -102,7 +102,7 @@ impl Node {
             ruleset: Ruleset::default(),
             proxy: Proxy::default(),
             records,
-            reload_pending: false,
+            reload_pending: BTreeSet::new(),
             kept: None,
             secrets: BTreeMap::new(),
             jobs: Jobs::Wait,

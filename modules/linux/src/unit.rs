@@ -210,15 +210,15 @@ pub(crate) fn reload(root: &Root) -> Result<(), Error> {
     systemctl(&["daemon-reload"]).map_err(|message| Error::Unit { name: "daemon-reload".to_owned(), message })
 }
 
-/// Brings a unit from `before` (None: it is not there) to `after`. `files_changed`: unit files were written since
-/// systemd last read them. Afterwards systemd has read them.
+/// Brings a unit from `before` (None: it is not there) to `after`. `file_changed`: its file was written since systemd
+/// last read it. Afterwards systemd has read it; true: and all others.
 pub(crate) fn set(
     root: &Root,
     before: Option<&Unit>,
     after: &Unit,
-    files_changed: bool,
+    file_changed: bool,
     jobs: Jobs,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let name = after.name.as_str();
     must_run(root, name)?;
     let error = |message: String| Error::Unit { name: name.to_owned(), message };
@@ -228,29 +228,30 @@ pub(crate) fn set(
         let verb = if after.enabled { "enable" } else { "disable" };
         systemctl(&["--no-reload", verb, "--", name]).map_err(error)?;
     }
-    if before.is_some_and(|b| files_changed || b.reload_needed) {
+    let reloaded = before.is_some_and(|b| file_changed || b.reload_needed);
+    if reloaded {
         reload(root)?;
     }
     if after.state != "active" {
         let _ = jobs.run("stop", name);
         let _ = systemctl(&["reset-failed", "--", name]);
-        return Ok(());
+        return Ok(reloaded);
     }
     let as_it_was =
         |b: &Unit| (&b.state, &b.running, &b.config) == (&after.state, &after.running, &after.config);
     if before.is_some_and(as_it_was) {
-        return Ok(());
+        return Ok(reloaded);
     }
     let new_config = |b: &Unit| (&b.state, &b.running) == (&after.state, &after.running);
     let is_agent = name == ours::UNIT;
     if is_agent && jobs == Jobs::Wait && before.is_some_and(new_config) && reads_again(root, after) {
-        return Ok(());
+        return Ok(reloaded);
     }
     // A unit that failed too often in a row may not start before that is forgotten.
     let _ = systemctl(&["reset-failed", "--", name]);
     let mut started = jobs.run("restart", name);
     if jobs == Jobs::Queue {
-        return started.map_err(error);
+        return started.map(|()| reloaded).map_err(error);
     }
     let mut now = Shown::start(root, &[name])?.finish(root)?;
     if before.is_none() && (started.is_err() || now.iter().any(|u| u.reload_needed)) {
@@ -261,7 +262,7 @@ pub(crate) fn set(
     }
     let state = now.first().map_or("gone", |unit| unit.state.as_str());
     match started {
-        Ok(()) if state == "active" => Ok(()),
+        Ok(()) if state == "active" => Ok(reloaded),
         Ok(()) => Err(error(format!("it is {state} after its start\n{}", journal(name)))),
         Err(message) => Err(error(format!("{message}\n{}", journal(name)))),
     }
