@@ -48,6 +48,9 @@ pub(crate) fn hints(error: &NodeError) -> Vec<String> {
             "somebody may have changed the key on the node: look at /etc/homelab there, then run homelab rotate-key"
                 .to_owned(),
         ],
+        NodeError::NoPassword(_) => vec![
+            "name a file with it under the peer's `passwordFile` in the cluster file".to_owned(),
+        ],
         NodeError::Unobserved(_) | NodeError::OutOfTurn | NodeError::Cancelled => Vec::new(),
     }
 }
@@ -91,7 +94,7 @@ pub(crate) fn apply(error: &ApplyError) -> Vec<String> {
             "allow it, when it suits: --max-unavailable {}; pods lose the other nodes for some seconds",
             nodes.len()
         )],
-        ApplyError::Keys { error, .. } => hints(error),
+        ApplyError::Keys { error, .. } | ApplyError::Passwords { error, .. } => hints(error),
     }
 }
 

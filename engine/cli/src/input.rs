@@ -1,9 +1,10 @@
 //! The cluster file.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use homelab_config::{Diagnostics, Loaded, ManifestDefaults, Severity, Source, load};
+use homelab_model::Passwords;
 
 use crate::error::CliError;
 
@@ -35,9 +36,7 @@ fn manifests(loaded: &mut Loaded) -> Result<(), CliError> {
     let mut sources = Vec::new();
     let mut problems = Diagnostics::default();
     for (path, named_by) in cluster.manifests.iter().zip(&loaded.manifest_sources) {
-        // As the file that names it means it; stdin is where the user is.
-        let beside = Path::new(named_by).parent().filter(|_| named_by != STDIN).unwrap_or(Path::new(""));
-        let path = beside.join(path).display().to_string();
+        let path = beside(named_by, path).display().to_string();
         let bytes = std::fs::read(&path).map_err(|error| {
             CliError::new(format!("cannot read the manifest {path}: {error}"))
                 .hint(format!("{named_by} names it under `manifests`, relative to itself"))
@@ -60,6 +59,39 @@ fn manifests(loaded: &mut Loaded) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Reads the files with passwords of BGP peers. All that is wrong with them is told at once, and never what they say.
+pub(crate) fn passwords(loaded: &Loaded) -> Result<Passwords, CliError> {
+    let mut passwords = Passwords::default();
+    let mut wrong = Vec::new();
+    for (peer, path) in loaded.cluster.load_balancer.bgp.iter().flat_map(|bgp| &bgp.password_files) {
+        let named_by = loaded.password_sources.get(peer).map_or(STDIN, String::as_str);
+        let path = beside(named_by, path);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let added = passwords.add(peer, &text);
+                wrong.extend(
+                    added.err().map(|why| format!("the password in {} is of no use: {why}", path.display())),
+                );
+            }
+            Err(error) => wrong.push(format!(
+                "cannot read {}, the password of the BGP peer {peer}: {error}",
+                path.display()
+            )),
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(passwords);
+    }
+    Err(CliError::new(wrong.join("\n"))
+        .hint("`passwordFile` is relative to the cluster file that names it; the file holds nothing but the password"))
+}
+
+/// A path that a file names, as that file means it; stdin is where the user is.
+fn beside(named_by: &str, path: &str) -> PathBuf {
+    let directory = Path::new(named_by).parent().filter(|_| named_by != STDIN);
+    directory.unwrap_or(Path::new("")).join(path)
+}
+
 fn stdin() -> Result<Vec<u8>, CliError> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes)?;
@@ -76,4 +108,43 @@ fn read(file: &str) -> Result<Vec<u8>, CliError> {
             _ => problem,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_read_beside_the_file_that_names_them_and_never_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let peer = |name: &str, host: u8, file: &str| {
+            format!(
+                "      - {{name: {name}, peerAddress: 192.168.50.{host}, peerASN: 64513, passwordFile: {file}}}\n"
+            )
+        };
+        let peers = [peer("router", 1, "router.password"), peer("edge", 2, "edge"), peer("lost", 3, "lost")];
+        let text = |peers: &str| {
+            format!(
+                "name: home\nnodes:\n  - {{name: node1, address: 192.168.50.11}}\nloadBalancer:\n  pools:\n    - {{name: lan, \
+                 addresses: [192.168.50.240/28]}}\n  bgp:\n    myASN: 64512\n    peers:\n{peers}"
+            )
+        };
+        write("router.password", "hunter2\n");
+        let file = write("homelab.yaml", &text(&peers[0]));
+        let loaded = cluster(&[file]).unwrap();
+        assert_eq!(passwords(&loaded).unwrap().get("router"), Some("hunter2"));
+        write("edge", "hunter2 and more");
+        let loaded = cluster(&[write("homelab.yaml", &text(&peers.concat()))]).unwrap();
+        let CliError::Message { text, .. } = passwords(&loaded).unwrap_err() else { panic!() };
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(
+            text.contains("edge is of no use") && text.contains("lost") && !text.contains("hunter"),
+            "{text}"
+        );
+    }
 }

@@ -98,6 +98,7 @@ impl Observer for Bars {
             }
             Event::Locking => self.message(node, "taking the lock"),
             Event::Waiting(holder) => self.message(node, &format!("waiting for {holder}")),
+            Event::Installing(package) => self.message(node, &format!("installing the package {package}")),
             Event::Arming => self.message(node, "arming the rollback"),
             Event::Verifying => self.message(node, "verifying"),
             Event::Confirming => self.message(node, "confirming"),
@@ -130,6 +131,7 @@ impl Observer for Lines<'_> {
             Event::Uploading { total, .. } => format!("sending homelab-node, {} KiB", total.div_ceil(1024)),
             Event::Applying { total: 1, .. } => "applying 1 change".to_owned(),
             Event::Applying { total, .. } => format!("applying {total} changes"),
+            Event::Installing(package) => format!("installing the package {package}"),
             Event::Done => "done".to_owned(),
             Event::Failed(error) => format!("failed: {error}"),
         };

@@ -21,6 +21,8 @@ mod violations;
 mod words;
 mod yaml;
 
+use std::collections::BTreeMap;
+
 use homelab_model::Cluster;
 
 pub use documents::MAX_MANIFEST_BYTES;
@@ -30,6 +32,7 @@ pub use schema::{schema, schema_text};
 pub use yaml::MAX_BYTES;
 
 use problem::{Fault, Span};
+use spanned::Spanned;
 use yaml::Value;
 
 /// A file's text.
@@ -73,14 +76,18 @@ pub struct Loaded {
     pub cluster: Cluster,
     /// For each of `cluster.manifests` the name of the source that names it: the path is relative to that file.
     pub manifest_sources: Vec<String>,
+    /// For each peer of `cluster.load_balancer.bgp.password_files` the name of the source that names the file: the path is
+    /// relative to that source.
+    pub password_sources: BTreeMap<String, String>,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
 
 /// Reads homelab.yaml: one text, or several of which later ones change earlier ones.
 ///
-/// Blocks of keys are joined; `nodes`, `services`, `loadBalancer.pools` and `loadBalancer.l2Advertisements` are joined by
-/// `name` (services by `namespace` too); every other value and list is replaced, and an empty value takes away what an earlier file says.
+/// Blocks of keys are joined; `nodes`, `services`, `loadBalancer.pools`, `loadBalancer.l2Advertisements` and the lists of
+/// `loadBalancer.bgp` are joined by `name` (services by `namespace` too); every other value and list is replaced, and an empty
+/// value takes away what an earlier file says.
 ///
 /// # Errors
 /// All problems of all texts (warnings too), in the order of the texts.
@@ -89,14 +96,15 @@ pub fn load(sources: &[Source]) -> Result<Loaded, Diagnostics> {
     let cluster = read(sources, &mut faults);
     let problems = problem::finish(sources, faults);
     match cluster {
-        Some((cluster, manifest_sources)) if problems.iter().all(|p| p.severity == Severity::Warning) => {
-            Ok(Loaded { cluster, manifest_sources, warnings: problems })
+        Some(loaded) if problems.iter().all(|p| p.severity == Severity::Warning) => {
+            Ok(Loaded { warnings: problems, ..loaded })
         }
         _ => Err(Diagnostics(problems)),
     }
 }
 
-fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<(Cluster, Vec<String>)> {
+/// The cluster, still without warnings.
+fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<Loaded> {
     let trees: Vec<_> = sources.iter().enumerate().map(|(i, s)| yaml::parse(i, &s.text, faults)).collect();
     // A file that cannot be read leaves holes: what the others say about them would be noise.
     let trees = trees.into_iter().collect::<Option<Vec<_>>>()?;
@@ -129,5 +137,12 @@ fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<(Cluster, Vec<Str
     }
     let named = file.manifests.iter().flatten();
     let manifest_sources = named.filter_map(|m| sources.get(m.span.source)).map(|s| s.name.clone()).collect();
-    Some((cluster?, manifest_sources))
+    let peers =
+        file.load_balancer.iter().filter_map(|b| b.bgp.as_ref()).flat_map(|bgp| bgp.peers.iter().flatten());
+    let password_source = |peer: &Spanned<raw::BgpPeer>| {
+        let source = sources.get(peer.value.password_file.as_ref()?.span.source)?;
+        Some((peer.value.name.as_ref()?.value.clone(), source.name.clone()))
+    };
+    let password_sources = peers.filter_map(password_source).collect();
+    Some(Loaded { cluster: cluster?, manifest_sources, password_sources, warnings: Vec::new() })
 }

@@ -8,7 +8,16 @@ use crate::yaml::{Entry, Node, Value};
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Lists whose entries are joined by their `name`; services by `namespace` and `name`.
-const BY_NAME: [&str; 4] = ["nodes", "services", "loadBalancer.pools", "loadBalancer.l2Advertisements"];
+const BY_NAME: [&str; 8] = [
+    "nodes",
+    "services",
+    "loadBalancer.pools",
+    "loadBalancer.l2Advertisements",
+    "loadBalancer.bgp.peers",
+    "loadBalancer.bgp.advertisements",
+    "loadBalancer.bgp.bfdProfiles",
+    "loadBalancer.bgp.communities",
+];
 
 /// Lays `over` on `base`: blocks of keys are joined, the lists of [`BY_NAME`] are joined by `name` (services by
 /// `namespace` too), everything else is replaced. An empty value takes away what the earlier file says.

@@ -174,7 +174,10 @@ impl<'a> Target<'a> {
             None => return "the file".into(),
             Some("nodes") => "node",
             Some("pools") => "pool",
-            Some("l2Advertisements") => "advertisement",
+            Some("l2Advertisements" | "advertisements") => "advertisement",
+            Some("peers") => "peer",
+            Some("bfdProfiles") => "BFD profile",
+            Some("communities") => "community",
             Some("services") => "service",
             Some("ports") => "port",
             Some("endpoints") => "endpoint",
@@ -304,7 +307,7 @@ fn mismatch(target: &Target<'_>, schema: &Json) -> Fault {
         }
         // An address is never meant where a number stands; a name may be.
         (Value::Number(_) | Value::Bool(_), "string")
-            if !sample(schema).is_some_and(|s| s.contains(['.', ':'])) =>
+            if !sample(schema).is_some_and(|s| s.contains(['.', ':']) || s == "90s") =>
         {
             "put it in quotes if it is meant as text".into()
         }
@@ -320,6 +323,9 @@ fn mismatch(target: &Target<'_>, schema: &Json) -> Fault {
         }
         (found, "array") => match (target.path.last().map(String::as_str), found) {
             (Some("nodes" | "pools" | "l2Advertisements" | "services"), _) => {
+                "begin each entry with `- `, e.g. `- name: ...`".into()
+            }
+            (Some("peers" | "advertisements" | "bfdProfiles" | "communities"), Value::Map(_)) => {
                 "begin each entry with `- `, e.g. `- name: ...`".into()
             }
             (Some("ports"), _) => "write a list, e.g. `[{port: 80}]`".into(),
@@ -404,7 +410,11 @@ fn unknown_keys(node: &mut Node, schema: &Json, faults: &mut Vec<Fault>) {
                     faults.push(Fault::new("unknown-key", entry.key_span, "unknown key"));
                     continue;
                 }
-                let near = nearest(&entry.key, known.keys().map(String::as_str));
+                // What MetalLB has and this file has not is no slip.
+                let near = of_metallb(&entry.key)
+                    .is_none()
+                    .then(|| nearest(&entry.key, known.keys().map(String::as_str)))
+                    .flatten();
                 let taken = near.is_some_and(|n| used.contains(n));
                 faults.push(unknown_key(entry, near, taken, known));
                 if let Some(near) = near.filter(|_| !taken) {
@@ -471,6 +481,13 @@ fn of_metallb(key: &str) -> Option<&'static str> {
         "l2" => {
             "it became `l2Advertisements`: a list of blocks with `name`, `nodeSelectors` and `interfaces`"
         }
+        "password" | "passwordSecret" => {
+            "passwords do not belong here: write it into a file of its own and name that in `passwordFile`"
+        }
+        "dualStackAddressFamily" | "disableMP" => {
+            "a router is told of addresses of the family of its `peerAddress`; for the other family add it as a second peer"
+        }
+        "dynamicASN" | "localASN" | "vrf" => "it is not there; `peerASN` and `myASN` are all",
         _ => return None,
     })
 }

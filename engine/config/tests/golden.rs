@@ -128,3 +128,13 @@ fn a_manifest_is_known_with_the_file_that_names_it() {
     assert_eq!(loaded.cluster.manifests, ["web.yaml", "../dns.yaml"]);
     assert_eq!(loaded.manifest_sources, ["lab/over.yaml", "lab/over.yaml"]);
 }
+
+#[test]
+fn a_password_file_is_known_with_the_file_that_names_it() {
+    let (_, _, sources) = cases("good").into_iter().find(|(name, ..)| name == "merged-bgp").unwrap();
+    let loaded = load(&sources).unwrap();
+    let found: Vec<(&str, &str)> =
+        loaded.password_sources.iter().map(|(peer, source)| (peer.as_str(), source.as_str())).collect();
+    assert_eq!(found, [("other", "1-base.yaml"), ("router", "2-lab.yaml")]);
+    assert!(load(&sources[..1]).unwrap().password_sources.values().all(|source| source == "1-base.yaml"));
+}

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use homelab_config::{Diagnostics, Loaded, Severity, Source, load};
 use homelab_model::service::{Affinity, Endpoint, Ingress, IpMode, Policy, Port, Protocol, Service, Type};
 use homelab_model::{
-    AgentSettings, Cluster, ContainerEndpoint, Declared, Family, L2Advertisement, Labels, LoadBalancer, Mtu,
-    Network, Node, Operator, Pool, PoolRange, PreferredNode, Request, Requirement, Selector,
-    ServiceAllocation, SshSettings, Vxlan,
+    AgentSettings, BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSettings, BgpSpec, Cluster,
+    ContainerEndpoint, Declared, Family, L2Advertisement, Labels, LoadBalancer, Mtu, Network, Node, Operator,
+    Pool, PoolRange, PreferredNode, Request, Requirement, Selector, ServiceAllocation, SshSettings, Vxlan,
 };
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use proptest::prelude::*;
@@ -282,6 +282,81 @@ fn advertisement(n: u8) -> L2Advertisement {
     }
 }
 
+/// Settings of up to eight routers from 16 bits of chance each.
+fn bgp(bits: &[u16], dual: bool) -> Option<BgpSettings> {
+    if bits.is_empty() {
+        return None;
+    }
+    let my_asn = 64512 + u32::from(bits[0]);
+    let fast = BfdProfile {
+        name: "fast".into(),
+        receive_interval: 10 + u32::from(bits[0]) % 59_990,
+        transmit_interval: 100,
+        detect_multiplier: 2 + (bits[0] % 253) as u8,
+        echo_interval: 50,
+        echo_mode: bits[0] & 1 == 1,
+        passive_mode: bits[0] & 2 == 2,
+        minimum_ttl: 1 + (bits[0] % 254) as u8,
+    };
+    let peer = |(bits, n): (&u16, u16)| {
+        let bit = |at: u16| bits >> at & 1 == 1;
+        let v4 = !dual || bit(0);
+        let keepalive = 1 + bits % 21_845;
+        let silent = bit(1) && bit(2);
+        BgpPeer {
+            name: format!("router{n}"),
+            peer_address: if v4 { format!("10.7.0.{n}") } else { format!("fd00:7::{n}") }.parse().unwrap(),
+            peer_asn: my_asn + u32::from(!bit(3)),
+            peer_port: 1.max(*bits),
+            source_address: bit(4).then(|| if v4 { "192.168.50.1" } else { "fd00:50::1" }.parse().unwrap()),
+            router_id: bit(5).then(|| "10.0.0.1".parse().unwrap()),
+            hold_time: if silent { 0 } else { keepalive * 3 + u16::from(bit(6) && keepalive < 21_845) },
+            keepalive_time: if silent { 0 } else { keepalive },
+            connect_time: keepalive,
+            password: bit(7),
+            bfd_profile: (bit(8) && v4).then(|| "fast".into()),
+            ebgp_multi_hop: bit(9) && !bit(3) && !bit(8),
+            enable_graceful_restart: bit(10),
+            node_selectors: if bit(11) {
+                vec![selector(Operator::In), selector(Operator::Exists)]
+            } else {
+                vec![]
+            },
+        }
+    };
+    let peers: Vec<BgpPeer> = bits.iter().zip(1..).map(peer).collect();
+    let advertisement = |(bits, n): (&u16, u16)| {
+        let bit = |at: u16| bits >> at & 1 == 1;
+        let mut communities = vec![
+            BgpCommunity::Standard(*bits, n),
+            BgpCommunity::Standard(65535, 65281),
+            BgpCommunity::Large(u32::from(*bits) << 16, 0, u32::MAX),
+        ];
+        communities.truncate(usize::from(bits % 4));
+        communities.sort_unstable();
+        BgpAdvertisement {
+            name: format!("told{n}"),
+            ip_address_pools: if bit(2) { vec!["lan".into()] } else { vec![] },
+            aggregation_length: 32,
+            aggregation_length_v6: 128,
+            local_pref: bit(3).then_some(u32::from(*bits)),
+            communities,
+            node_selectors: if bit(4) { vec![selector(Operator::NotIn)] } else { vec![] },
+            // Different services, so that different preferences are no conflict.
+            service_selectors: vec![Selector {
+                match_labels: [("n".to_owned(), n.to_string())].into(),
+                match_expressions: vec![],
+            }],
+            peers: if bit(5) { vec![format!("router{n}")] } else { vec![] },
+        }
+    };
+    let password_files =
+        peers.iter().filter(|p| p.password).map(|p| (p.name.clone(), "a/b.password".into())).collect();
+    let advertisements = bits.iter().zip(1..).map(advertisement).collect();
+    let spec = BgpSpec { my_asn, peers, advertisements, bfd_profiles: vec![fast] };
+    Some(BgpSettings { spec, password_files })
+}
+
 fn ssh() -> impl Strategy<Value = SshSettings> {
     let text = |pattern| prop::option::of(proptest::string::string_regex(pattern).unwrap());
     let port = prop::option::of(1..=u16::MAX);
@@ -310,11 +385,12 @@ fn clusters() -> impl Strategy<Value = Cluster> {
     let node = (ssh(), prop::option::of("[a-z]{1,8}"), prop::option::of("[a-z]{1,5}[0-9]"), any::<bool>());
     let pool = (1..200_u8, 0..50_u8, any::<bool>(), any::<bool>());
     let services = prop::collection::vec(any::<u32>(), 0..7);
-    let more = (any::<bool>(), any::<bool>(), any::<u16>(), services);
+    let routers = prop::collection::vec(any::<u16>(), 0..8);
+    let more = (any::<bool>(), any::<bool>(), any::<u16>(), services, routers);
     let nodes = prop::collection::vec(node, 1..12);
     (label(), any::<bool>(), vxlan, nodes, prop::collection::vec(pool, 0..4), more).prop_map(
         |(name, dual, (vni, vxlan_port, mtu, checksum_offload), nodes, pools, more)| {
-            let (zones, masquerade_all, agent_port, services) = more;
+            let (zones, masquerade_all, agent_port, services, routers) = more;
             let nodes: Vec<Node> = nodes
                 .into_iter()
                 .zip(1_u8..)
@@ -383,7 +459,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
             let mut l2_advertisements: Vec<_> = (0..3).map(advertisement).collect();
             l2_advertisements.push(L2Advertisement { name: "all".into(), ..L2Advertisement::default() });
             let load_balancer = LoadBalancer {
-                bgp: None,
+                bgp: bgp(&routers, dual),
                 pools: pools.chain([lan]).collect(),
                 l2_advertisements,
                 port: if vxlan_port == 7946 { 7947 } else { 7946 },
@@ -449,6 +525,20 @@ fn the_published_schema_accepts_the_good_files() {
         }
     }
     assert!(jsonschema::draft7::meta::is_valid(&schema));
+}
+
+/// Whole files in the guide.
+#[test]
+fn the_guides_files_are_good() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../book/src/guide/homelab-yaml.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let files: Vec<&str> = blocks.filter(|block| block.starts_with("name: ")).collect();
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let loaded = sound(file).unwrap();
+        assert!(loaded.warnings.is_empty(), "{:?}\n{file}", loaded.warnings);
+    }
 }
 
 /// The example that users copy.

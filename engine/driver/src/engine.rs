@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use homelab_model::{Cluster, History, KeyRing, NodeObject, NodePlan, NodeSpec, Observed, Scope, plan_node};
+use homelab_model::{
+    Cluster, History, KeyRing, NodeObject, NodePlan, NodeSpec, Observed, PasswordFile, Scope, plan_node,
+};
 
 use crate::connection::{Line, Opening};
 use crate::keys::{self, Ring};
@@ -76,6 +78,8 @@ pub struct Prepared {
     /// Nodes that were not chosen and could not be asked.
     pub(crate) silent: BTreeMap<String, NodeError>,
     pub(crate) ring: Option<Ring>,
+    /// Files of passwords that nodes hold and keep, by the nodes' names.
+    pub(crate) kept: BTreeMap<String, PasswordFile>,
     /// There once the nodes are locked.
     pub(crate) heart: Option<Heart>,
     /// What was found, and done, before there was a plan.
@@ -162,6 +166,7 @@ impl Engine<'_> {
             targets,
             silent: errors,
             ring: None,
+            kept: BTreeMap::new(),
             heart: None,
             notes,
         };
@@ -226,6 +231,7 @@ impl Engine<'_> {
         prepared.plan = plan;
         prepared.specs = resolution.cluster.specs;
         prepared.ring = resolution.ring;
+        prepared.kept = resolution.kept;
         Ok(())
     }
 
@@ -300,6 +306,7 @@ impl Engine<'_> {
                     }
                 }
                 resolved.ring = Some(ring);
+                resolved.kept = self.passwords(&resolved.cluster.specs, live);
             }
             Aim::Goal(Goal::Destroyed) => {
                 let (_, departed) = recall(cluster, &seen(live));
@@ -336,6 +343,7 @@ impl Engine<'_> {
 pub(crate) struct Resolved {
     pub(crate) cluster: Resolution,
     pub(crate) ring: Option<Ring>,
+    pub(crate) kept: BTreeMap<String, PasswordFile>,
     pub(crate) warnings: Vec<String>,
 }
 

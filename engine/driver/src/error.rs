@@ -55,6 +55,14 @@ pub enum ApplyError {
         /// Why.
         error: Box<NodeError>,
     },
+    /// Passwords of BGP peers are missing.
+    #[error("{node}: {error}")]
+    Passwords {
+        /// Node.
+        node: String,
+        /// Why.
+        error: Box<NodeError>,
+    },
 }
 
 /// Why the membership key is not replaced (any further).
@@ -170,6 +178,9 @@ pub enum NodeError {
     /// Objects that the node had before and that nobody can make again.
     #[error("these cannot be made again: {}", .0.join(", "))]
     Unmakable(Vec<String>),
+    /// The password of a peer was not given.
+    #[error("the password of the BGP peer {0} is not at hand")]
+    NoPassword(String),
     /// What the node says of its membership key does not fit.
     #[error("the membership key is not what the node says it is")]
     WrongKey,

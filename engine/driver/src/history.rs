@@ -3,6 +3,7 @@
 use homelab_model::{History, Holder, NodePlan, Observed, OpenTransaction, Phase, plan_node};
 
 use crate::keys;
+use crate::passwords;
 use crate::plan::owned;
 
 /// What a user should know of a node's transactions, in plain sentences. `now`: seconds since 1970.
@@ -75,10 +76,12 @@ pub(crate) fn drift(name: &str, observed: &Observed, ring: Option<&str>) -> Opti
         return None;
     }
     let confirmed = observed.history.confirmed.as_ref().and_then(|c| c.spec.as_ref());
-    let mut base = homelab_desired::desired(confirmed.or(observed.spec.as_ref())?);
+    let told = confirmed.or(observed.spec.as_ref())?;
+    let mut base = homelab_desired::desired(told);
     if let Some(ring) = ring {
         base.push(keys::object(ring));
     }
+    base.extend(passwords::unseen(told, observed));
     Some(plan_node(name, &owned(observed), &base))
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use homelab_model::{
-    Change, Content, File, KeyRing, Module, NodeObject, NodePlan, Object, Observed, Spec, generation_of, ours,
+    Change, Content, File, KeyRing, Module, NodeObject, NodePlan, Object, Observed, PlannedChange, Spec,
+    generation_of, ours,
 };
 use homelab_protocol::{Request, Response};
 
@@ -80,24 +81,50 @@ pub(crate) fn newest(live: &BTreeMap<String, Live>) -> Option<Ring> {
     Some(Ring::Known { summary, holders })
 }
 
+/// What an object says of its secret, whichever it is.
+pub(crate) fn any_secret(object: &NodeObject) -> Option<&str> {
+    match &object.spec {
+        Spec::File(File { content: Content::Secret(summary), .. }) => Some(summary),
+        _ => None,
+    }
+}
+
 /// Whether carrying out `plan` needs the text of a ring.
 fn needs_text(plan: &NodePlan) -> bool {
     plan.changes.iter().any(|c| c.change.after().is_some_and(|o| secret_of(o).is_some()))
 }
 
-/// Puts `summary` where a plan, or what shall be, speaks of a ring that is to be made.
-fn name_new(object: &mut NodeObject, summary: &str) {
+/// Puts `summary` where an object speaks of a secret that is to be made.
+pub(crate) fn rename_object(object: &mut NodeObject, file: &str, old: &str, summary: &str) {
     if let Spec::File(File { path, content: Content::Secret(text), .. }) = &mut object.spec
-        && path == ours::KEYS
-        && text == NEW_KEYS
+        && path == file
+        && text == old
     {
         summary.clone_into(text);
     }
 }
 
+/// The same in what a plan makes.
+pub(crate) fn rename(changes: &mut [PlannedChange], file: &str, old: &str, summary: &str) {
+    for planned in changes {
+        match &mut planned.change {
+            Change::Create { after } | Change::Update { after, .. } | Change::Replace { after, .. } => {
+                rename_object(after, file, old, summary);
+            }
+            Change::Delete { .. } => {}
+        }
+    }
+}
+
 impl Engine<'_> {
-    /// The texts of secrets that the plan needs. A new ring is made here; plan and desired state then name it.
+    /// The texts of secrets that the plan needs. New ones are made here; plan and desired state then name them.
     pub(crate) fn secrets(&self, prepared: &mut Prepared) -> Result<BTreeMap<String, String>, ApplyError> {
+        let mut secrets = self.rings(prepared)?;
+        self.password_files(prepared, &mut secrets)?;
+        Ok(secrets)
+    }
+
+    fn rings(&self, prepared: &mut Prepared) -> Result<BTreeMap<String, String>, ApplyError> {
         let plans = prepared.plan.nodes.iter().filter_map(|n| n.outcome.as_ref().ok());
         let none = BTreeMap::new();
         if !plans.clone().any(needs_text) {
@@ -110,17 +137,12 @@ impl Engine<'_> {
                 let ring = KeyRing::first((self.random)());
                 let summary = ring.summary();
                 for node in &mut prepared.plan.nodes {
-                    for planned in node.outcome.iter_mut().flat_map(|p| &mut p.changes) {
-                        match &mut planned.change {
-                            Change::Create { after }
-                            | Change::Update { after, .. }
-                            | Change::Replace { after, .. } => name_new(after, &summary),
-                            Change::Delete { .. } => {}
-                        }
+                    if let Ok(plan) = &mut node.outcome {
+                        rename(&mut plan.changes, ours::KEYS, NEW_KEYS, &summary);
                     }
                 }
                 for live in prepared.live.values_mut() {
-                    live.desired.iter_mut().for_each(|o| name_new(o, &summary));
+                    live.desired.iter_mut().for_each(|o| rename_object(o, ours::KEYS, NEW_KEYS, &summary));
                 }
                 Ok(BTreeMap::from([(summary, ring.to_text())]))
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use homelab_model::{
-    Holder, LbAddress, LbInterface, LbNode, LbReport, LbStanding, LbState, LbUnfit, LbWhere,
+    Holder, LbAddress, LbInterface, LbNode, LbReport, LbSession, LbStanding, LbState, LbUnfit, LbWhere,
 };
 
 /// Load-balancer addresses over all nodes.
@@ -14,6 +14,19 @@ pub struct LbPicture {
     pub addresses: Vec<LbRow>,
     /// The nodes that were asked, in the order of the file.
     pub nodes: Vec<LbNodeRow>,
+    /// Sessions with routers, by node in the order of the file.
+    pub sessions: Vec<LbSessionRow>,
+}
+
+/// A node's session with a router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LbSessionRow {
+    /// Node name.
+    pub node: String,
+    /// What it says of the session.
+    pub session: LbSession,
+    /// For how long it is established, seconds.
+    pub age: Option<u64>,
 }
 
 /// A load-balancer address.
@@ -45,6 +58,8 @@ pub struct LbRow {
     pub views: Vec<(Option<String>, Vec<String>)>,
     /// Nodes that announce it, if there are several.
     pub doubled: Vec<String>,
+    /// Nodes that tell routers of it over established sessions, with the peers' names.
+    pub told_by: Vec<(String, Vec<String>)>,
 }
 
 /// A node that announces addresses, or should.
@@ -70,20 +85,40 @@ pub struct LbNodeRow {
     pub interfaces: Vec<(String, String)>,
     /// Nodes for which it is no member, how it stands there, and since when (milliseconds since 1970).
     pub away: Vec<(String, LbStanding, Option<u64>)>,
+    /// What is wrong with its FRR, by its own word.
+    pub bgp_problem: Option<String>,
 }
 
 impl LbRow {
-    /// Whether one node announces it, and all know it.
+    /// Whether one node announces it, and all know it; or it is for routers alone, and one knows it.
     pub fn is_good(&self) -> bool {
-        self.state == LbWhere::Announced && self.views.is_empty() && self.doubled.is_empty()
+        let announced = self.state == LbWhere::Announced || self.is_routed();
+        announced && self.views.is_empty() && self.doubled.is_empty()
     }
+
+    /// Whether routers know it, and it is not to be announced on the LAN.
+    pub fn is_routed(&self) -> bool {
+        let no_advertisement = |(_, why): &(String, LbUnfit)| *why == LbUnfit::NoAdvertisement;
+        self.state == LbWhere::Nobody && !self.told_by.is_empty() && self.unfit.iter().all(no_advertisement)
+    }
+}
+
+impl LbSessionRow {
+    /// Whether it is established, and BFD does not say otherwise.
+    pub fn is_good(&self) -> bool {
+        is_established(&self.session) && self.session.bfd.as_deref() != Some("Down")
+    }
+}
+
+fn is_established(session: &LbSession) -> bool {
+    session.state == LbSession::ESTABLISHED
 }
 
 impl LbNodeRow {
     /// Whether it does what it was told. A cordoned node does.
     pub fn is_good(&self) -> bool {
         let works = !self.told || (self.agent && self.settled == Some(true));
-        self.answered && works && self.away.is_empty()
+        self.answered && works && self.away.is_empty() && self.bgp_problem.is_none()
     }
 }
 
@@ -96,6 +131,7 @@ impl LbPicture {
         LbPicture {
             addresses: addresses.into_iter().map(|address| row(address, &said)).collect(),
             nodes: answers.iter().map(|(name, answer)| node(name, answer.as_ref().ok(), &said)).collect(),
+            sessions: said.iter().flat_map(sessions).collect(),
         }
     }
 
@@ -104,9 +140,12 @@ impl LbPicture {
         !self.addresses.is_empty() || self.nodes.iter().any(|node| node.told)
     }
 
-    /// Whether every address is announced by one node and every node does what it was told.
+    /// Whether every address is announced by one node, or known to routers, and every node does what it was told.
     pub fn is_good(&self) -> bool {
-        self.addresses.iter().all(LbRow::is_good) && self.nodes.iter().all(LbNodeRow::is_good)
+        let (addresses, sessions) = (&self.addresses, &self.sessions);
+        addresses.iter().all(LbRow::is_good)
+            && self.nodes.iter().all(LbNodeRow::is_good)
+            && sessions.iter().all(LbSessionRow::is_good)
     }
 
     /// The picture without what changes all the time: counters and ages.
@@ -117,6 +156,9 @@ impl LbPicture {
             for interface in &mut row.interfaces {
                 (interface.answered, interface.announcements, interface.claims) = (0, 0, 0);
             }
+        }
+        for row in &mut still.sessions {
+            row.age = None;
         }
         still
     }
@@ -150,6 +192,27 @@ fn said<E>(answers: &[(String, Result<LbNode, E>)]) -> Vec<Word<'_>> {
         Some(Word { node, now: answer.time_unix_ms, report: answer.report.as_ref()? })
     });
     words.collect()
+}
+
+fn sessions(word: &Word<'_>) -> Vec<LbSessionRow> {
+    let row = |session: &LbSession| LbSessionRow {
+        node: word.node.to_owned(),
+        session: session.clone(),
+        age: session.since_unix_ms.map(|since| word.now.saturating_sub(since) / 1000),
+    };
+    word.report.bgp.iter().flat_map(|bgp| bgp.sessions.iter().map(row)).collect()
+}
+
+/// Who tells routers of an address.
+fn told_by(address: IpAddr, said: &[Word<'_>]) -> Vec<(String, Vec<String>)> {
+    let of_node = |word: &Word<'_>| {
+        let bgp = word.report.bgp.as_ref()?;
+        let up = |peer: &&String| bgp.sessions.iter().any(|s| s.peer == **peer && is_established(s));
+        let routes = bgp.routes.iter().filter(|route| route.addresses.contains(&address));
+        let peers: BTreeSet<String> = routes.flat_map(|r| r.peers.iter().filter(up).cloned()).collect();
+        (!peers.is_empty()).then(|| (word.node.to_owned(), peers.into_iter().collect()))
+    };
+    said.iter().filter_map(of_node).collect()
 }
 
 fn row(address: IpAddr, said: &[Word<'_>]) -> LbRow {
@@ -203,6 +266,7 @@ fn row(address: IpAddr, said: &[Word<'_>]) -> LbRow {
             _ => views.into_iter().map(|(owner, by)| (owner.map(str::to_owned), by)).collect(),
         },
         doubled: if announcers.len() > 1 { announcers } else { Vec::new() },
+        told_by: told_by(address, said),
     }
 }
 
@@ -252,6 +316,7 @@ fn node(name: &str, answer: Option<&LbNode>, said: &[Word<'_>]) -> LbNodeRow {
             .filter(|(word, member)| word.report.settled && !member.standing.is_member())
             .map(|(word, member)| (word.node.to_owned(), member.standing, member.since_unix_ms))
             .collect(),
+        bgp_problem: own.and_then(|word| word.report.bgp.as_ref()?.problem.clone()),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod ask;
 mod balancers;
+mod bgp;
 mod binaries;
 mod connection;
 mod engine;
@@ -19,7 +20,9 @@ mod observer;
 mod offload;
 mod open;
 mod options;
+mod packages;
 mod parallel;
+mod passwords;
 mod plan;
 mod previous;
 mod reach;
@@ -43,7 +46,7 @@ pub use homelab_protocol::{Failure, Fault};
 
 pub use error::{ApplyError, NodeError, PlanError, RotateError};
 pub use keys::NEW_KEYS;
-pub use lb::{LbNodeRow, LbPicture, LbRow};
+pub use lb::{LbNodeRow, LbPicture, LbRow, LbSessionRow};
 pub use lock::LockOutcome;
 pub use observer::{Event, Observer, Silent};
 pub use offload::offload_fault;

@@ -24,6 +24,8 @@ pub enum Event<'a> {
     Locking,
     /// Somebody else holds the node's lock, and is waited for.
     Waiting(&'a Holder),
+    /// This package is being installed; nothing of the node is changed yet.
+    Installing(&'a str),
     /// The transaction is being written down and its undo armed.
     Arming,
     /// Changes are being made.

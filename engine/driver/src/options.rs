@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use homelab_model::Holder;
+use homelab_model::{Holder, Passwords};
 
 use crate::Places;
 
@@ -54,6 +54,8 @@ pub struct Options {
     pub max_unavailable: Option<Batch>,
     /// How long to wait for another holder of a node's lock.
     pub lock_wait: Duration,
+    /// Passwords of BGP peers by the peers' names; None: they are not at hand, and nodes keep what they have.
+    pub passwords: Option<Passwords>,
     /// Places on the nodes.
     pub places: Places,
 }
@@ -74,6 +76,7 @@ impl Default for Options {
             batch: None,
             max_unavailable: None,
             lock_wait: Duration::ZERO,
+            passwords: None,
             places: Places::default(),
         }
     }

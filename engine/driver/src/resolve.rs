@@ -9,6 +9,7 @@ use homelab_model::{
 };
 use ipnet::IpNet;
 
+use crate::bgp::{frr, unpaired};
 use crate::offload::offload_fault;
 use crate::plan::our_links;
 use crate::recall::{Departed, recall};
@@ -47,6 +48,7 @@ pub fn resolve(
     let speaker = speaker(cluster);
     if let Some(speaker) = &speaker {
         unannounced(speaker, &services, &mut result.warnings);
+        unpaired(speaker, &mut result.warnings);
     }
     moved_ranges(&memory, &ranges, &mut result.warnings);
     for node in &cluster.nodes {
@@ -85,6 +87,7 @@ pub fn resolve(
         spec.proxy.node_port_addresses = node_port_addresses(cluster, node, facts);
         spec.speaker.clone_from(&speaker);
         spec.services.clone_from(&services);
+        frr(&mut spec, facts, &mut problems, &mut result.warnings);
         result.specs.insert(node.name.clone(), spec);
         if !problems.is_empty() {
             result.problems.insert(node.name.clone(), problems);
@@ -97,13 +100,23 @@ pub fn resolve(
 pub(crate) fn searched_for(key: &Key) -> bool {
     matches!(
         key,
-        Key::Binary(_) | Key::Symlink(_) | Key::File(_) | Key::Link(_) | Key::LinkSysctl(..) | Key::Unit(_)
+        Key::Binary(_)
+            | Key::Symlink(_)
+            | Key::File(_)
+            | Key::Link(_)
+            | Key::LinkSysctl(..)
+            | Key::Package(_)
+            | Key::Unit(_)
     )
 }
 
 /// Where to look on a node of which nothing is known yet.
 pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>) -> Scope {
-    let keys = vec![(Key::File(ours::KEYS.to_owned()), Module::Agent)];
+    let keys = vec![
+        (Key::File(ours::KEYS.to_owned()), Module::Agent),
+        (Key::File(ours::BGP_PASSWORDS.to_owned()), Module::Agent),
+        (Key::Package(ours::FRR_PACKAGE.to_owned()), Module::Agent),
+    ];
     let mut scope = Scope { keys, device: cluster.network.vxlan.device.clone() };
     // Debian's containerd looks for plugins in /usr/lib/cni, podman in /usr/libexec/cni.
     let runtime = CniRuntime {
@@ -179,6 +192,7 @@ fn node_spec(
             agent: Some(SocketAddr::new(cluster.agent.address, cluster.agent.port)).filter(|a| a.port() != 0),
         },
         speaker: None,
+        packages: Vec::new(),
         binary_sha256: digest.to_owned(),
         peers,
         services: Vec::new(),

@@ -45,12 +45,12 @@ fn next_batch(disrupted: &[bool], size: usize, room: Option<usize>) -> usize {
 }
 
 /// Nodes to be changed, each with its place among the chosen ones.
-type Jobs = Vec<(usize, Job)>;
+pub(crate) type Jobs = Vec<(usize, Job)>;
 /// The same, with what went wrong.
 type Stopped = Vec<(usize, Job, Option<Outcome>)>;
 
 /// How it went on a node.
-struct Done {
+pub(crate) struct Done {
     index: usize,
     name: String,
     outcome: Outcome,
@@ -110,6 +110,11 @@ impl Engine<'_> {
             job.secrets.clone_from(&secrets);
             jobs.push((index, job));
         }
+        let installed = if self.cancelled() { Ok(jobs) } else { self.install(jobs) };
+        let (jobs, failed) = match installed {
+            Ok(jobs) => (jobs, Vec::new()),
+            Err(failed) => (Vec::new(), failed),
+        };
         let together = jobs.iter().filter(|(_, job)| moves_tunnel(&job.plan)).count() > 1;
         let done = if self.cancelled() {
             jobs.into_iter().map(|(index, job)| self.over(index, job, Outcome::NotStarted)).collect()
@@ -118,7 +123,7 @@ impl Engine<'_> {
         } else {
             self.rolling(jobs, &heart, &reach, room, prepared.cluster.nodes.len())
         };
-        for node in done {
+        for node in failed.into_iter().chain(done) {
             report.traffic = (report.traffic.0 + node.traffic.0, report.traffic.1 + node.traffic.1);
             outcomes.insert(node.index, (node.outcome, node.elapsed));
         }
@@ -287,7 +292,7 @@ impl Engine<'_> {
     }
 
     /// The end of a node's part. Its sessions, and its lock, end here.
-    fn over(&self, index: usize, mut job: Job, outcome: Outcome) -> Done {
+    pub(crate) fn over(&self, index: usize, mut job: Job, outcome: Outcome) -> Done {
         job.drop_fresh();
         let (sent, received) = job.live.line.get().traffic();
         job.live.line.close();

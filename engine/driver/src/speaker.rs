@@ -1,8 +1,12 @@
 //! What the speakers are told, and what nobody will announce.
 
-use homelab_desired::{Candidate, candidates};
+use std::collections::BTreeSet;
+
+use homelab_desired::{Candidate, candidates, unfit};
 use homelab_model::service::Service;
 use homelab_model::{Cluster, Facts, LABEL_EXCLUDE, LbUnfit, LinkFact, SpeakerNode, SpeakerSpec};
+
+use crate::bgp::told;
 
 /// What every node's speaker is told; None without pools. The order of the file is no difference.
 pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
@@ -20,7 +24,7 @@ pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
         nodes: cluster.nodes.iter().map(node).collect(),
         pools: balancer.pools.clone(),
         advertisements: balancer.l2_advertisements.clone(),
-        bgp: balancer.bgp.as_ref().map(|bgp| bgp.spec.clone()),
+        bgp: balancer.bgp.as_ref().map(|bgp| bgp.spec.clone().sorted()),
     };
     spec.nodes.sort_by(|a, b| a.name.cmp(&b.name));
     spec.pools.sort_by(|a, b| a.name.cmp(&b.name));
@@ -58,8 +62,13 @@ pub(crate) fn unannounced(spec: &SpeakerSpec, services: &[Service], warnings: &m
             node.name
         ));
     }
+    let told = told(spec, services);
+    let mut untold = unfit(spec, services);
     for candidate in candidates(services, spec) {
-        let Some(why) = silence(&candidate) else { continue };
+        if told.contains(&candidate.address) {
+            continue;
+        }
+        let Some(why) = silence(&candidate, untold.remove(&candidate.address)) else { continue };
         for service in &candidate.services {
             warnings.push(format!(
                 "service {service}: nobody announces its load-balancer address {}: {why}",
@@ -69,10 +78,20 @@ pub(crate) fn unannounced(spec: &SpeakerSpec, services: &[Service], warnings: &m
     }
 }
 
-/// Why no node may announce an address, if none may. An address in no pool is somebody else's.
-fn silence(candidate: &Candidate) -> Option<String> {
+/// Why no node may announce an address, if none may; `untold` is why none may tell routers of it. An address in no pool is
+/// somebody else's.
+fn silence(candidate: &Candidate, untold: Option<BTreeSet<LbUnfit>>) -> Option<String> {
     let pool = candidate.pool.as_ref().filter(|_| candidate.placement.nodes.is_empty())?;
-    let because = |why| candidate.placement.excluded.iter().any(|(_, reason)| *reason == why);
+    if untold.as_ref().is_some_and(BTreeSet::is_empty) {
+        return Some(
+            "no BGP peer of its family has a session with a node that may tell it, or services that share it are for different \
+             peers"
+                .to_owned(),
+        );
+    }
+    let untold = untold.unwrap_or_default();
+    let excluded = &candidate.placement.excluded;
+    let because = |why| untold.contains(&why) || excluded.iter().any(|(_, reason)| *reason == why);
     // The last hurdle that a node failed at: the others did not come so far.
     Some(if because(LbUnfit::NoCommonInterface) {
         "services that share it are to be announced on different interfaces".to_owned()

@@ -8,6 +8,7 @@ use homelab_protocol::{Failure, Fault, LOCK_PATIENCE, Request, Response, Transac
 
 use crate::engine::{Engine, Live};
 use crate::lock::{Heart, Unlocked};
+use crate::packages::without;
 use crate::plan::owned;
 use crate::recover::{Found, SEEK};
 use crate::{Event, NodeError, Outcome, Target};
@@ -97,7 +98,7 @@ impl Job {
     fn transaction(&self, engine: &Engine<'_>) -> Transaction {
         let has = |summary: &&String| {
             self.plan.changes.iter().any(|c| {
-                c.change.after().is_some_and(|o| crate::keys::secret_of(o) == Some(summary.as_str()))
+                c.change.after().is_some_and(|o| crate::keys::any_secret(o) == Some(summary.as_str()))
             })
         };
         // A node hears only the secrets that it is to keep.
@@ -153,7 +154,8 @@ impl Engine<'_> {
                         (Found::Wait, error) => self.seek(job, error),
                     };
                 }
-                if plan_node(job.name(), &owned(&fresh.observed), &job.live.desired) != job.plan {
+                let again = plan_node(job.name(), &owned(&fresh.observed), &job.live.desired);
+                if without(again) != without(job.plan.clone()) {
                     return Err(Outcome::Failed(NodeError::Stale(Vec::new())));
                 }
                 self.relock(&job.target, &fresh).map_err(Outcome::Failed)?;

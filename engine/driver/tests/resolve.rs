@@ -10,10 +10,11 @@ use fixtures::{cluster, net};
 use homelab_driver::{Resolution, resolve};
 use homelab_model::service::{Service, Type};
 use homelab_model::{
-    AddressFact, Balancer, Cluster, Declared, Facts, ForwardDrop, L2Advertisement, LABEL_EXCLUDE,
-    LABEL_HOSTNAME, LABEL_ZONE, Labels, LinkFact, Module, NodeObject, Observed, Pool, PoolRange, Request,
-    Rival, RouteFact, Selector, Spec, Sysctl,
+    AddressFact, Balancer, BgpSettings, Cluster, Declared, Facts, ForwardDrop, L2Advertisement,
+    LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, LinkFact, Module, NodeObject, Observed, Pool,
+    PoolRange, Request, Rival, RouteFact, Selector, Spec, Sysctl,
 };
+use serde_json::json;
 
 const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
 
@@ -316,6 +317,47 @@ fn an_address_that_nobody_announces_is_told() {
     ] {
         assert_eq!(told(&advertisements, team), expected);
     }
+}
+
+/// An address that no router is told of has the reason of BGP, not that nobody announces it on the LAN.
+#[test]
+fn an_address_that_no_router_is_told_is_told() {
+    let told = |asks: &[(&str, &str)], family: &str, exclude: bool| {
+        let mut cluster = balanced();
+        cluster.load_balancer.l2_advertisements.clear();
+        let advertisement = json!({
+            "name": "all", "aggregationLength": 32, "aggregationLengthV6": 128,
+            "nodeSelectors": asks.iter().map(|(key, value)| json!({ "matchLabels": { *key: value } })).collect::<Vec<_>>(),
+        });
+        let peer = json!({
+            "name": "router", "peerAddress": family, "peerASN": 64513, "peerPort": 179, "holdTime": 90, "keepaliveTime": 30,
+            "connectTime": 10,
+        });
+        let spec = json!({ "myASN": 64512, "peers": [peer], "advertisements": [advertisement] });
+        cluster.load_balancer.bgp = Some(BgpSettings {
+            spec: serde_json::from_value(spec).expect("settings"),
+            ..BgpSettings::default()
+        });
+        if exclude {
+            cluster.nodes.iter_mut().for_each(|node| node.labels = labels(&[(LABEL_EXCLUDE, "")]));
+        }
+        let mut warnings = resolved(&cluster, &observed()).warnings;
+        warnings.retain(|warning| warning.starts_with("service default/web: "));
+        warnings
+    };
+    let silent = "service default/web: nobody announces its load-balancer address 192.168.50.201: ";
+    assert_eq!(told(&[], "192.168.50.1", false), [""; 0]);
+    assert_eq!(
+        told(&[("rack", "z")], "192.168.50.1", false),
+        [format!("{silent}no node fits the `nodeSelectors` of the advertisements for pool second")]
+    );
+    assert_eq!(
+        told(&[], "192.168.50.1", true),
+        [format!("{silent}all nodes that could have the label {LABEL_EXCLUDE}")]
+    );
+    let told = told(&[], "fd00:50::fe", false);
+    let reason = format!("{silent}no BGP peer of its family has a session");
+    assert!(matches!(told.as_slice(), [one] if one.starts_with(&reason)), "{told:?}");
 }
 
 /// metallb#253, #284, #454: on Wi-Fi an address is announced, and nobody's question arrives.

@@ -14,6 +14,7 @@ use crate::lb::Selector;
 #[serde(rename_all = "camelCase")]
 pub struct BgpSpec {
     /// The nodes' autonomous system number, 1..=4294967294 (RFC 6793).
+    #[serde(rename = "myASN")]
     pub my_asn: u32,
     /// The routers.
     pub peers: Vec<BgpPeer>,
@@ -22,6 +23,16 @@ pub struct BgpSpec {
     /// Profiles that peers name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bfd_profiles: Vec<BfdProfile>,
+}
+
+impl BgpSpec {
+    /// The same with peers, advertisements and profiles in the order of their names: the order of the file is no difference.
+    pub fn sorted(mut self) -> BgpSpec {
+        self.peers.sort_by(|a, b| a.name.cmp(&b.name));
+        self.advertisements.sort_by(|a, b| a.name.cmp(&b.name));
+        self.bfd_profiles.sort_by(|a, b| a.name.cmp(&b.name));
+        self
+    }
 }
 
 /// A router that nodes have a session with (MetalLB's BGPPeer).
@@ -40,7 +51,8 @@ pub struct BgpPeer {
     /// Address that the node connects from; None: the one that the kernel chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_address: Option<IpAddr>,
-    /// BGP identifier; None: the node's IPv4 address, else one made from its name.
+    /// BGP identifier of the node, not only towards this router; None: that of another peer of the node, else the node's IPv4
+    /// address, else one made from its name.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "routerID")]
     pub router_id: Option<Ipv4Addr>,
     /// Hold time, seconds (RFC 4271, 4.2); 0: no keepalives, else at least 3.
@@ -105,6 +117,21 @@ pub struct BgpAdvertisement {
     pub peers: Vec<String>,
 }
 
+impl BgpAdvertisement {
+    /// Whether the peer of that name is told.
+    pub fn is_to(&self, peer: &str) -> bool {
+        self.peers.is_empty() || self.peers.iter().any(|name| name == peer)
+    }
+
+    /// Length of the prefix that is told for an address.
+    pub fn length(&self, address: IpAddr) -> u8 {
+        match address {
+            IpAddr::V4(_) => self.aggregation_length,
+            IpAddr::V6(_) => self.aggregation_length_v6,
+        }
+    }
+}
+
 /// A community.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -123,6 +150,20 @@ impl std::fmt::Display for BgpCommunity {
             BgpCommunity::Large(a, b, c) => write!(f, "{a}:{b}:{c}"),
         }
     }
+}
+
+impl BgpCommunity {
+    /// Communities that have names: as FRR writes them, RFC 1997 and the IANA registry.
+    pub const WELL_KNOWN: [(&'static str, BgpCommunity); 8] = [
+        ("graceful-shutdown", BgpCommunity::Standard(65535, 0)),
+        ("accept-own", BgpCommunity::Standard(65535, 1)),
+        ("no-llgr", BgpCommunity::Standard(65535, 7)),
+        ("blackhole", BgpCommunity::Standard(65535, 666)),
+        ("no-export", BgpCommunity::Standard(65535, 65281)),
+        ("no-advertise", BgpCommunity::Standard(65535, 65282)),
+        ("local-AS", BgpCommunity::Standard(65535, 65283)),
+        ("no-peer", BgpCommunity::Standard(65535, 65284)),
+    ];
 }
 
 /// How a session is watched by BFD (MetalLB's BFDProfile; RFC 5880).
@@ -196,6 +237,11 @@ pub struct LbSession {
     /// State of the BFD session in FRR's words: `Up`, `Down`; None: no BFD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bfd: Option<String>,
+}
+
+impl LbSession {
+    /// The state of a session that works.
+    pub const ESTABLISHED: &str = "Established";
 }
 
 /// A route to load-balancer addresses.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::lb::{LABEL_HOSTNAME, LABEL_ZONE};
+use crate::lb::effective_labels;
 use crate::service::Service;
 use crate::{BgpSpec, Declared, Family, L2Advertisement, Labels, Selector, SpeakerSpec};
 
@@ -59,10 +59,7 @@ pub struct Node {
 impl Node {
     /// The labels that selectors see: those of the file, and those that Kubernetes gives every node.
     pub fn effective_labels(&self) -> Labels {
-        let mut labels = self.labels.clone();
-        labels.insert(LABEL_HOSTNAME.to_owned(), self.name.clone());
-        labels.extend(self.zone.clone().map(|zone| (LABEL_ZONE.to_owned(), zone)));
-        labels
+        effective_labels(&self.labels, &self.name, self.zone.as_deref())
     }
 }
 
@@ -219,8 +216,7 @@ impl Pool {
     pub fn is_for(&self, service: &Service) -> bool {
         self.service_allocation.as_ref().is_none_or(|to| {
             (to.namespaces.is_empty() || to.namespaces.contains(&service.namespace))
-                && (to.service_selectors.is_empty()
-                    || to.service_selectors.iter().any(|selector| selector.matches(&service.labels)))
+                && Selector::any(&to.service_selectors, &service.labels)
         })
     }
 }

@@ -62,6 +62,19 @@ impl Selector {
         self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
             && self.match_expressions.iter().all(|requirement| requirement.holds(labels))
     }
+
+    /// Whether any of some selectors chooses something with these labels. Where there are none, all is chosen.
+    pub fn any(selectors: &[Selector], labels: &Labels) -> bool {
+        selectors.is_empty() || selectors.iter().any(|selector| selector.matches(labels))
+    }
+}
+
+/// The labels of a node that selectors see: those of the file, and those that Kubernetes gives every node.
+pub fn effective_labels(own: &Labels, name: &str, zone: Option<&str>) -> Labels {
+    let mut labels = own.clone();
+    labels.insert(LABEL_HOSTNAME.to_owned(), name.to_owned());
+    labels.extend(zone.map(|zone| (LABEL_ZONE.to_owned(), zone.to_owned())));
+    labels
 }
 
 impl Requirement {

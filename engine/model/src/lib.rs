@@ -19,6 +19,7 @@ mod observed;
 pub mod ours;
 mod plan;
 mod report;
+mod secrets;
 pub mod service;
 mod spec;
 mod transaction;
@@ -34,7 +35,7 @@ pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
-    Selector, SpeakerNode, SpeakerSpec,
+    Selector, SpeakerNode, SpeakerSpec, effective_labels,
 };
 pub use lb_report::{
     LbAddress, LbInterface, LbMember, LbNode, LbReport, LbStanding, LbState, LbUnfit, LbWhere, Scanned,
@@ -42,18 +43,19 @@ pub use lb_report::{
 pub use mac::stable_mac;
 pub use node::{
     Address, Binary, Content, Fdb, File, Hook, Key, Link, LinkKind, Module, Neighbour, NftChain, NftTable,
-    NodeObject, Route, ServiceElements, Spec, Symlink, Sysctl, Unit,
+    NodeObject, Package, Route, ServiceElements, Spec, Symlink, Sysctl, Unit,
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, LinkFact, Observed,
-    Problem, Rival, RouteFact, Scope, conflicts,
+    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact, LinkFact,
+    Observed, Problem, Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use report::{
     EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService,
     TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
+pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
 pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 

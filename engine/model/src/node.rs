@@ -71,6 +71,8 @@ pub enum Spec {
     NftChain(NftChain),
     /// A service, as elements of the proxy's sets.
     Service(ServiceElements),
+    /// A package of the distribution.
+    Package(Package),
     /// A systemd unit.
     Unit(Unit),
 }
@@ -107,6 +109,8 @@ pub enum Key {
     NftChain(String, String),
     /// `namespace/name`.
     Service(String),
+    /// Package name.
+    Package(String),
     /// Unit name.
     Unit(String),
 }
@@ -315,6 +319,14 @@ pub struct ServiceElements {
     pub elements: Vec<String>,
 }
 
+/// A package of the distribution that homelab installed because it was not there, and that only homelab uses. It comes
+/// before the transaction that needs it, which has no impact, and goes with one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    /// Name.
+    pub name: String,
+}
+
 /// A systemd unit and the process behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unit {
@@ -326,9 +338,10 @@ pub struct Unit {
     pub state: String,
     /// The unit file on disk is newer than what systemd loaded (`NeedDaemonReload`).
     pub reload_needed: bool,
-    /// SHA-256 of the executable that the main process runs; empty if there is none.
+    /// SHA-256 of the node binary that the main process runs, or the path of another executable; empty if there is none.
     pub running: String,
-    /// SHA-256 of the [`crate::ours::NODE_SPEC`] that the process has loaded; empty if unknown.
+    /// SHA-256 of the [`crate::ours::NODE_SPEC`] that the agent has loaded; of other units, of the unit file that the
+    /// process was started from ([`crate::ours::UNIT_DIGEST`]). Empty if unknown.
     pub config: String,
 }
 
@@ -352,6 +365,7 @@ impl Spec {
             Spec::NftTable(o) => Key::NftTable(o.name.clone()),
             Spec::NftChain(o) => Key::NftChain(o.table.clone(), o.name.clone()),
             Spec::Service(o) => Key::Service(o.name.clone()),
+            Spec::Package(o) => Key::Package(o.name.clone()),
             Spec::Unit(o) => Key::Unit(o.name.clone()),
         }
     }
@@ -375,6 +389,7 @@ impl std::fmt::Display for Key {
             Key::NftChain(table, name) => write!(f, "nft chain {table} {name}"),
             Key::Service(name) if name.is_empty() => f.write_str("service (elements of none)"),
             Key::Service(name) => write!(f, "service {name}"),
+            Key::Package(name) => write!(f, "package {name}"),
             Key::Unit(name) => write!(f, "unit {name}"),
         }
     }
@@ -424,6 +439,12 @@ impl Object for NodeObject {
         let Some(object) = change.after().or(change.before()) else { return NOTHING };
         match (&object.spec, change) {
             (_, Change::Create { .. }) => NOTHING,
+            (Spec::Unit(unit), Change::Update { .. }) if unit.name != crate::ours::UNIT => {
+                (Impact::Brief, "sessions with routers begin anew; meanwhile these send nothing to this node")
+            }
+            (Spec::Unit(unit), _) if unit.name != crate::ours::UNIT => {
+                (Impact::Disruptive, "routers forget this node's routes: connections through it may end")
+            }
             (Spec::Unit(_), Change::Update { before, after }) if only_configured(before, after) => NOTHING,
             (Spec::Unit(_), Change::Update { .. }) => {
                 (Impact::Brief, "the agent restarts; packets keep flowing")

@@ -14,7 +14,8 @@ use crate::{Cluster, ours};
 /// Where to look on a node for objects that cannot be found by a mark of ours: paths, sysctls, units.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Scope {
-    /// Keys and the module that each belongs to. Only binaries, symbolic links, files, sysctls and units count.
+    /// Keys and the module that each belongs to. Only binaries, symbolic links, files, sysctls, packages and
+    /// units count.
     pub keys: Vec<(Key, Module)>,
     /// Name that the VXLAN link will have.
     pub device: String,
@@ -88,8 +89,32 @@ pub struct Facts {
     /// What else gives services load-balancer addresses, or announces them, on this node.
     #[serde(default)]
     pub rival_balancers: Vec<Balancer>,
+    /// FRR, if it is installed.
+    #[serde(default)]
+    pub frr: Option<FrrFact>,
+    /// There is `apt-get`.
+    #[serde(default)]
+    pub apt: bool,
     /// `Udp: InCsumErrors` and `Tcp: InCsumErrors` of /proc/net/snmp: packets that came in with wrong checksums.
     pub checksum_errors: u64,
+}
+
+/// FRR on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrrFact {
+    /// Version of Debian's package, if it is from there.
+    pub version: Option<String>,
+    /// homelab installed it, and nobody has taken it into use since (`frr.service` is off).
+    pub ours: bool,
+    /// bfdd is there to be run, too.
+    pub bfd: bool,
+    /// A bgpd runs that is not ours.
+    pub bgpd: bool,
+    /// A bfdd runs that is not ours.
+    pub bfdd: bool,
+    /// Neighbours in the configuration of that bgpd, sorted.
+    pub neighbors: Vec<IpAddr>,
 }
 
 /// A link.

@@ -21,6 +21,8 @@ pub const FILE_HEADER: &str = "# Managed by homelab; local changes are overwritt
 pub const NODE_SPEC: &str = "/etc/homelab/node.json";
 /// Keys of the agents' membership traffic; mode 0600, content never in plans.
 pub const KEYS: &str = "/etc/homelab/membership.keys";
+/// Passwords of BGP peers ([`crate::PasswordFile`]); mode 0600, content never in plans.
+pub const BGP_PASSWORDS: &str = "/var/lib/homelab/bgp-passwords";
 /// Configuration directory.
 pub const ETC: &str = "/etc/homelab";
 /// Directory of the node binary, one sub-directory per content digest.
@@ -47,6 +49,26 @@ pub const CORDONED: &str = "/var/lib/homelab/cordoned";
 pub const UNIT: &str = "homelab-node.service";
 /// Path of the unit file.
 pub const UNIT_FILE: &str = "/etc/systemd/system/homelab-node.service";
+/// The unit of FRR's bgpd. Ours, and apart from the package's own `frr.service`.
+pub const BGP_UNIT: &str = "homelab-bgp.service";
+/// The unit of FRR's bfdd.
+pub const BGP_BFD_UNIT: &str = "homelab-bgp-bfd.service";
+/// The unit of FRR's zebra, by which bgpd and bfdd hear of each other.
+pub const BGP_ZEBRA_UNIT: &str = "homelab-bgp-zebra.service";
+/// All of them.
+pub const BGP_UNITS: [&str; 3] = [BGP_BFD_UNIT, BGP_ZEBRA_UNIT, BGP_UNIT];
+/// Name of our FRR among those of one machine (`-N`, `--pathspace`): a part of the paths of its files and sockets.
+pub const FRR_PATHSPACE: &str = "homelab";
+/// Configuration directory of our FRR.
+pub const FRR_ETC: &str = "/etc/frr/homelab";
+/// Sockets of our FRR.
+pub const FRR_RUN: &str = "/run/frr/homelab";
+/// Debian's package of FRR.
+pub const FRR_PACKAGE: &str = "frr";
+/// Directory of one record for each package that homelab installed.
+pub const PACKAGES: &str = "/var/lib/homelab/packages";
+/// Variable in a unit's environment that says which unit file its process was started from.
+pub const UNIT_DIGEST: &str = "HOMELAB_UNIT";
 /// sysctl values for early boot.
 pub const SYSCTL_FILE: &str = "/etc/sysctl.d/90-homelab.conf";
 /// File name of the CNI configuration list (in the runtime's `conf_dir`). Low, so that it wins.
@@ -62,6 +84,11 @@ pub const BRIDGE: &str = "homelab0";
 
 /// IPAM store of the CNI plugin, one directory per network.
 pub const IPAM: &str = "/var/lib/homelab/ipam";
+
+/// Path of the unit file of this name.
+pub fn unit_file(name: &str) -> String {
+    UNIT_FILE.replace(UNIT, name)
+}
 
 /// Path of the binary with this digest (lower-case hex SHA-256).
 pub fn binary_path(sha256: &str) -> String {

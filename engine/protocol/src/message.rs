@@ -38,6 +38,12 @@ pub enum Request {
     Unlock,
     /// The laptop is still there. There is no response.
     Beat,
+    /// Install a package before the transaction that needs it, if it is not there; its service stays off. It stays when
+    /// the transaction is taken back.
+    Install {
+        /// Its name.
+        package: String,
+    },
     /// Write a transaction down and arm its undo. Changes nothing of ours yet.
     Begin(Box<Transaction>),
     /// Carry out the changes of the transaction that this session began; undo them if one fails.
@@ -70,7 +76,7 @@ pub enum Request {
     },
     /// The text of a secret file of ours, for a node that lacks it.
     Secret {
-        /// Path: only [`homelab_model::ours::KEYS`].
+        /// Path: [`homelab_model::ours::KEYS`] or [`homelab_model::ours::BGP_PASSWORDS`].
         path: String,
     },
     /// What this node holds of each service. Changes nothing.
@@ -154,6 +160,8 @@ pub enum Response {
         /// The displaced holder.
         holder: Option<Holder>,
     },
+    /// Answer to [`Request::Install`]: it is there.
+    Installed,
     /// Answer to [`Request::Begin`]: written down and armed.
     Armed,
     /// Progress of [`Request::Run`]: this many changes are done.
@@ -427,6 +435,7 @@ mod tests {
             Response::Busy(holder.clone()),
             Response::Unlocked { holder: Some(holder) },
             Response::Unlocked { holder: None },
+            Response::Installed,
             Response::Armed,
             Response::Progress { done: 3 },
             Response::Applied(Box::new(Applied { observed: Observed::default() })),

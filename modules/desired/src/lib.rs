@@ -2,9 +2,14 @@
 //!
 //! The laptop renders this to plan, and the agent renders it to repair: one definition of desired state.
 
+mod bgp;
+
 use homelab_model::{Binary, Content, File, Module, NodeObject, NodeSpec, Scope, Spec, Symlink, Unit, ours};
 use minijinja::{Environment, context};
 
+pub use bgp::peers as bgp_peers;
+/// Which node tells which router what: the laptop warns of addresses that nobody tells.
+pub use homelab_speaker::bgp::{Can, peers_of, routes, unfit};
 /// Which nodes may announce which address: the laptop warns of those that nobody may.
 pub use homelab_speaker::candidates::{Candidate, candidates};
 /// What the laptop needs of the tunnel to make a [`NodeSpec`].
@@ -20,6 +25,7 @@ pub fn desired(spec: &NodeSpec) -> Vec<NodeObject> {
 /// All objects of a node but its services, of which there may be thousands.
 pub fn foundation(spec: &NodeSpec) -> Vec<NodeObject> {
     let mut objects = agent_objects(spec);
+    objects.extend(bgp::objects(spec));
     objects.extend(homelab_vtep::objects(spec));
     objects.extend(homelab_cni::objects(spec));
     objects.extend(homelab_proxy::foundation(spec));
@@ -33,7 +39,7 @@ pub fn scope(spec: &NodeSpec) -> Scope {
 }
 
 fn agent_objects(spec: &NodeSpec) -> Vec<NodeObject> {
-    let root = || "0:0".to_owned();
+    let root = || ROOT.to_owned();
     let specs = [
         Spec::Binary(Binary {
             path: ours::binary_path(&spec.binary_sha256),
@@ -66,7 +72,22 @@ fn agent_objects(spec: &NodeSpec) -> Vec<NodeObject> {
             config: spec.digest(),
         }),
     ];
-    specs.into_iter().map(|spec| NodeObject { module: Module::Agent, spec }).collect()
+    specs.into_iter().map(of_agent).collect()
+}
+
+/// An owner.
+pub(crate) const ROOT: &str = "0:0";
+
+pub(crate) fn of_agent(spec: Spec) -> NodeObject {
+    NodeObject { module: Module::Agent, spec }
+}
+
+/// A rendered template with one line end at its end. It is part of this binary and every value is set: a test renders it.
+pub(crate) fn tidy(text: Result<String, minijinja::Error>) -> String {
+    let mut text = text.unwrap_or_default();
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
 }
 
 /// The agent's unit file.
@@ -84,9 +105,5 @@ fn unit_file(spec: &NodeSpec) -> String {
             speaker => spec.speaker.is_some(),
         },
     );
-    // The template is part of this binary and every value is set: a test renders it.
-    let mut text = text.unwrap_or_default();
-    text.truncate(text.trim_end().len());
-    text.push('\n');
-    text
+    tidy(text)
 }

@@ -7,7 +7,9 @@ mod fixtures;
 use std::path::Path;
 
 use fixtures::{nets, peer};
-use homelab_model::{Content, File, NodeSpec, SpeakerSpec, Spec, ours, plan_node};
+use homelab_model::{
+    BgpPeer, BgpSpec, Content, File, NodeSpec, SpeakerNode, SpeakerSpec, Spec, ours, plan_node,
+};
 
 fn spec(dual: bool) -> NodeSpec {
     let cidrs = nets("10.244.1.0/24", "fd00:10:244:1::/64", dual);
@@ -78,6 +80,60 @@ fn only_an_agent_that_announces_addresses_may_send_frames() {
             "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6 AF_PACKET",
         ]
     );
+}
+
+/// A speaker with one router for all nodes.
+fn bgp(bfd: bool) -> SpeakerSpec {
+    let peer = BgpPeer {
+        name: "router".into(),
+        peer_address: "192.168.50.1".parse().expect("address"),
+        peer_asn: 64513,
+        peer_port: BgpPeer::PORT,
+        source_address: None,
+        router_id: None,
+        hold_time: BgpPeer::HOLD_TIME,
+        keepalive_time: 30,
+        connect_time: BgpPeer::CONNECT_TIME,
+        password: false,
+        bfd_profile: bfd.then(|| "fast".to_owned()),
+        ebgp_multi_hop: false,
+        enable_graceful_restart: false,
+        node_selectors: Vec::new(),
+    };
+    let nodes = vec![SpeakerNode {
+        name: "node1".into(),
+        address: "192.168.50.11".parse().expect("address"),
+        labels: Default::default(),
+    }];
+    SpeakerSpec {
+        nodes,
+        bgp: Some(BgpSpec { my_asn: 64512, peers: vec![peer], ..BgpSpec::default() }),
+        ..SpeakerSpec::default()
+    }
+}
+
+#[test]
+fn routers() {
+    let speaker = Some(bgp(true));
+    check("bgp.txt", &NodeSpec { speaker, packages: vec!["frr".to_owned()], ..spec(false) });
+}
+
+#[test]
+fn only_nodes_with_sessions_have_daemons_and_only_watched_ones_bfdd() {
+    let units = |speaker: SpeakerSpec, node: &str| -> Vec<String> {
+        let spec = NodeSpec { speaker: Some(speaker), node: node.to_owned(), ..spec(false) };
+        let objects = homelab_desired::desired(&spec).into_iter();
+        objects
+            .filter_map(|o| match o.spec {
+                Spec::Unit(unit) if unit.name != ours::UNIT => Some(unit.name),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(units(bgp(false), "node1"), ["homelab-bgp-zebra.service", "homelab-bgp.service"]);
+    assert_eq!(units(bgp(true), "node1").len(), 3);
+    assert_eq!(units(bgp(true), "node2"), [""; 0], "a node that the speakers do not know");
+    assert_eq!(units(SpeakerSpec::default(), "node1"), [""; 0]);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use crate::error::{ApplyError, Error};
 use crate::files::{self, Records};
 use crate::node::Node;
 use crate::services::is_service;
-use crate::{nft, sysctl, unit};
+use crate::unit::Jobs;
+use crate::{nft, package, sysctl, unit};
 
 impl Node {
     /// Carries out changes in order, and says after each how many are done.
@@ -108,8 +109,18 @@ impl Node {
                     Some(Spec::Unit(unit)) => Some(unit),
                     _ => None,
                 };
-                unit::set(&self.root, before, o, self.reload_pending, self.jobs)?;
-                self.reload_pending = false;
+                let file = ours::unit_file(&o.name);
+                if unit::set(&self.root, before, o, self.reload_pending.contains(&file), self.jobs)? {
+                    self.reload_pending.clear();
+                }
+                self.reload_pending.remove(&file);
+                Ok(())
+            }
+            // A machine that starts is not kept waiting for packages: what is missing then is told as left.
+            Spec::Package(_) if self.jobs == Jobs::Queue => Ok(()),
+            Spec::Package(o) => {
+                package::install_package(&self.root, &o.name)?;
+                self.records = Records::load(&self.root)?;
                 Ok(())
             }
             // The rest is the kernel's, or a transaction of nft.
@@ -149,6 +160,11 @@ impl Node {
         match spec {
             Spec::Sysctl(o) => sysctl::put_back(&self.root, &mut self.records, o),
             Spec::File(_) | Spec::Symlink(_) | Spec::Binary(_) => self.take_away(spec),
+            Spec::Package(o) => {
+                package::remove(&self.root, &o.name)?;
+                self.records = Records::load(&self.root)?;
+                Ok(())
+            }
             Spec::Unit(o) => unit::delete(&self.root, o, self.jobs),
             _ => Ok(()),
         }
@@ -173,13 +189,15 @@ impl Node {
     /// A file was written or deleted: systemd must know if it is one of its own.
     fn written(&mut self, path: &str) {
         let units = Path::new(ours::UNIT_FILE).parent();
-        self.reload_pending |= units.is_some_and(|directory| Path::new(path).starts_with(directory));
+        if units.is_some_and(|directory| Path::new(path).starts_with(directory)) {
+            self.reload_pending.insert(path.to_owned());
+        }
     }
 
     /// Makes systemd read its unit files again if one was written and no unit was changed since. Dropping the node
     /// does the same; a process that ends by `exit` should call it.
     pub fn reload_if_needed(&mut self) -> Result<(), Error> {
-        if std::mem::take(&mut self.reload_pending) { unit::reload(&self.root) } else { Ok(()) }
+        if std::mem::take(&mut self.reload_pending).is_empty() { Ok(()) } else { unit::reload(&self.root) }
     }
 
     /// After the last object is deleted: takes away what is left of running pods' network (their bridge is gone),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
-use homelab_model::{Change, Content, KeyRing, NodeObject, ours};
+use homelab_model::{Change, Content, NodeObject, ours, secret_summary};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -128,18 +128,21 @@ fn previous(root: &Root) -> Result<Previous, Error> {
         .map_err(|e| Error::Record { path: format!("{}/{PREVIOUS}", ours::VAR), reason: e.to_string() })
 }
 
-/// The text of a secret and what objects say of it; None if there is none. Only [`ours::KEYS`] holds one.
+/// The text of a secret and what objects say of it; None if there is none. Only [`ours::KEYS`] and
+/// [`ours::BGP_PASSWORDS`] hold one.
 pub fn read_secret(root: &Root, path: &str) -> Result<Option<(String, String)>, Error> {
-    if path != ours::KEYS {
+    if secret_summary(path, "").is_none() {
         return Err(Error::Invalid(format!("{path} holds no secret of homelab's")));
     }
     let Some(file) = files::file(root, path)? else { return Ok(None) };
     let Content::Secret(_) = file.content else {
-        return Err(Error::Invalid(format!("{path} is no file of membership keys")));
+        return Err(Error::Invalid(format!("what is in {path} is not what belongs there")));
     };
     let real = root.path(path);
     let text = fs::read_to_string(&real).map_err(|e| Error::io("reading", &real, e))?;
     // It may have been replaced since.
-    let ring = KeyRing::parse(&text).map_err(|e| Error::Invalid(format!("{path}: {e}")))?;
-    Ok(Some((ring.summary(), text)))
+    match secret_summary(path, &text) {
+        Some(Some(summary)) => Ok(Some((summary, text))),
+        _ => Err(Error::Invalid(format!("what is in {path} is not what belongs there"))),
+    }
 }

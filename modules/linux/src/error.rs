@@ -61,6 +61,22 @@ pub enum Error {
         /// What went wrong; last lines of its journal if it did not start.
         message: String,
     },
+    /// A package could not be installed, or taken away.
+    #[error("package {name}: {message}")]
+    Package {
+        /// Its name.
+        name: String,
+        /// What apt says.
+        message: String,
+    },
+    /// One of our daemons of FRR does not answer, or refuses what it is told.
+    #[error("{daemon}: {message}")]
+    Frr {
+        /// Which.
+        daemon: &'static str,
+        /// FRR's words, without passwords.
+        message: String,
+    },
     /// Something that is not ours has the name or place of an object of ours.
     #[error("{0}")]
     Foreign(String),

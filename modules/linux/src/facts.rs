@@ -10,7 +10,7 @@ use crate::kernel::Snapshot;
 use crate::netlink::Foreign;
 use crate::root::Root;
 use crate::rt::LinkInfo;
-use crate::{nft, rivals, runtimes, sysctl, unit};
+use crate::{frr, nft, package, rivals, runtimes, sysctl, unit};
 
 /// Directories of systemd's own libraries, whose file names carry its version.
 const SYSTEMD_LIBRARIES: [&str; 4] = [
@@ -80,6 +80,8 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
         rival_proxies,
         rival_balancers,
         forward_drops: foreign.forward_drops,
+        frr: frr::frr(root),
+        apt: root.path(package::APT_GET).exists(),
         checksum_errors: fs::read_to_string(root.proc("net/snmp")).map(|t| checksum_errors(&t)).unwrap_or(0),
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod facts;
 pub mod fault;
 mod files;
+mod frr;
 mod inspect;
 mod kernel;
 pub mod l2;
@@ -19,6 +20,7 @@ mod lock;
 pub mod netlink;
 pub mod nft;
 mod node;
+mod package;
 pub mod pod;
 mod probe;
 mod process;
@@ -31,6 +33,7 @@ mod services;
 mod sysctl;
 pub mod transaction;
 mod unit;
+pub mod vtysh;
 mod wait;
 
 pub use asides::read_secret;
@@ -43,6 +46,7 @@ pub use lock::{
     touch_progress,
 };
 pub use node::{Kinds, Node, without_strangers};
+pub use package::install_package;
 pub use probe::probe;
 pub use root::Root;
 pub use rt::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};

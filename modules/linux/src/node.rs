@@ -21,7 +21,7 @@ use crate::root::Root;
 use crate::ruleset::{Ruleset, Started};
 use crate::services::{Connections, Proxy, Synced};
 use crate::unit::{Jobs, Shown};
-use crate::{facts, nft, sysctl};
+use crate::{facts, nft, package, sysctl};
 
 /// Which kinds of objects to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Kinds {
     pub sysctls: bool,
     /// Files, symbolic links, node binaries.
     pub files: bool,
-    /// systemd units. Starts `systemctl`.
+    /// systemd units and packages. Starts `systemctl`.
     pub units: bool,
 }
 
@@ -60,8 +60,8 @@ pub struct Node {
     ruleset: Ruleset,
     pub(crate) proxy: Proxy,
     pub(crate) records: Records,
-    /// Unit files were written since systemd last read them.
-    pub(crate) reload_pending: bool,
+    /// Unit files that were written since systemd last read them.
+    pub(crate) reload_pending: BTreeSet<String>,
     /// The files of the open transaction that this node works on, if it works on one.
     pub(crate) kept: Option<Kept>,
     /// Texts of secrets, by what objects say of them ([`homelab_model::Content::Secret`]). Never shown.
@@ -102,7 +102,7 @@ impl Node {
             ruleset: Ruleset::default(),
             proxy: Proxy::default(),
             records,
-            reload_pending: false,
+            reload_pending: BTreeSet::new(),
             kept: None,
             secrets: BTreeMap::new(),
             jobs: Jobs::Wait,
@@ -251,6 +251,11 @@ impl Node {
         if let Some(shown) = shown {
             let units = shown.finish(&self.root)?.into_iter().map(Spec::Unit);
             objects.extend(units.map(|spec| modules.object(spec, Module::Agent)));
+            let packages = scope.keys.iter().filter_map(|(key, _)| match key {
+                Key::Package(name) => package::observe(&self.root, name).map(Spec::Package),
+                _ => None,
+            });
+            objects.extend(packages.map(|spec| modules.object(spec, Module::Agent)));
         }
         Ok((objects, snapshot))
     }

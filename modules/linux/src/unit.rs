@@ -112,6 +112,7 @@ impl State {
         let (running, config) = if self.pid == 0 {
             Default::default()
         } else {
+            let config = if self.name == ours::UNIT { config } else { started_from };
             (executable(root, self.pid), config(root, self.pid))
         };
         Some(Unit {
@@ -154,6 +155,14 @@ fn executable(root: &Root, pid: u32) -> String {
 /// The configuration that the agent with this process id says it has loaded.
 fn config(root: &Root, pid: u32) -> String {
     agent_report(root).filter(|report| report.pid == pid).map(|report| report.config).unwrap_or_default()
+}
+
+/// The unit file that a process says it was started from.
+fn started_from(root: &Root, pid: u32) -> String {
+    let environment = fs::read(root.proc(&format!("{pid}/environ"))).unwrap_or_default();
+    let mut variables = environment.split(|byte| *byte == 0).filter_map(|v| std::str::from_utf8(v).ok());
+    let value = variables.find_map(|v| v.strip_prefix(ours::UNIT_DIGEST)?.strip_prefix('='));
+    value.unwrap_or_default().to_owned()
 }
 
 /// Whether the machine is being shut down.
@@ -201,15 +210,15 @@ pub(crate) fn reload(root: &Root) -> Result<(), Error> {
     systemctl(&["daemon-reload"]).map_err(|message| Error::Unit { name: "daemon-reload".to_owned(), message })
 }
 
-/// Brings a unit from `before` (None: it is not there) to `after`. `files_changed`: unit files were written since
-/// systemd last read them. Afterwards systemd has read them.
+/// Brings a unit from `before` (None: it is not there) to `after`. `file_changed`: its file was written since systemd
+/// last read it. Afterwards systemd has read it; true: and all others.
 pub(crate) fn set(
     root: &Root,
     before: Option<&Unit>,
     after: &Unit,
-    files_changed: bool,
+    file_changed: bool,
     jobs: Jobs,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let name = after.name.as_str();
     must_run(root, name)?;
     let error = |message: String| Error::Unit { name: name.to_owned(), message };
@@ -219,30 +228,31 @@ pub(crate) fn set(
         let verb = if after.enabled { "enable" } else { "disable" };
         systemctl(&["--no-reload", verb, "--", name]).map_err(error)?;
     }
-    let other_file = before.is_some_and(|b| files_changed || b.reload_needed);
-    if other_file {
+    let reloaded = before.is_some_and(|b| file_changed || b.reload_needed);
+    if reloaded {
         reload(root)?;
     }
     if after.state != "active" {
         let _ = jobs.run("stop", name);
         let _ = systemctl(&["reset-failed", "--", name]);
-        return Ok(());
+        return Ok(reloaded);
     }
     let as_it_was =
         |b: &Unit| (&b.state, &b.running, &b.config) == (&after.state, &after.running, &after.config);
     if before.is_some_and(as_it_was) {
-        return Ok(());
+        return Ok(reloaded);
     }
     // What a process may do is its unit file's, so another file takes another process.
-    let new_config = |b: &Unit| !other_file && (&b.state, &b.running) == (&after.state, &after.running);
-    if jobs == Jobs::Wait && before.is_some_and(new_config) && reads_again(root, after) {
-        return Ok(());
+    let new_config = |b: &Unit| !reloaded && (&b.state, &b.running) == (&after.state, &after.running);
+    let is_agent = name == ours::UNIT;
+    if is_agent && jobs == Jobs::Wait && before.is_some_and(new_config) && reads_again(root, after) {
+        return Ok(reloaded);
     }
     // A unit that failed too often in a row may not start before that is forgotten.
     let _ = systemctl(&["reset-failed", "--", name]);
     let mut started = jobs.run("restart", name);
     if jobs == Jobs::Queue {
-        return started.map_err(error);
+        return started.map(|()| reloaded).map_err(error);
     }
     let mut now = Shown::start(root, &[name])?.finish(root)?;
     if before.is_none() && (started.is_err() || now.iter().any(|u| u.reload_needed)) {
@@ -253,7 +263,7 @@ pub(crate) fn set(
     }
     let state = now.first().map_or("gone", |unit| unit.state.as_str());
     match started {
-        Ok(()) if state == "active" => Ok(()),
+        Ok(()) if state == "active" => Ok(reloaded),
         Ok(()) => Err(error(format!("it is {state} after its start\n{}", journal(name)))),
         Err(message) => Err(error(format!("{message}\n{}", journal(name)))),
     }
@@ -302,6 +312,10 @@ pub(crate) fn delete(root: &Root, unit: &Unit, jobs: Jobs) -> Result<(), Error> 
         }
     }
     let _ = systemctl(&["reset-failed", "--", name]);
+    if name == ours::BGP_ZEBRA_UNIT {
+        // Sockets of the daemons; it goes after bgpd, and bfdd lives well without its own.
+        let _ = fs::remove_dir_all(root.path(ours::FRR_RUN));
+    }
     Ok(())
 }
 
@@ -317,6 +331,16 @@ fn journal(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_says_which_unit_file_it_is_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path()).with_proc(directory.path().join("proc"));
+        assert_eq!(started_from(&root, 7), "");
+        fs::create_dir_all(root.proc("7")).unwrap();
+        fs::write(root.proc("7/environ"), b"A=b\0HOMELAB_UNITS=no\0HOMELAB_UNIT=abc\0LANG=C\0").unwrap();
+        assert_eq!(started_from(&root, 7), "abc");
+    }
 
     #[test]
     fn systemctl_show_is_read() {

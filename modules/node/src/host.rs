@@ -106,6 +106,8 @@ pub(crate) trait Host {
     /// Takes back whatever [`Host::arm`] left; `None` for the name where only that of a dead boot is known.
     fn disarm(&mut self, id: Option<&str>) -> Result<(), String>;
 
+    /// Installs a package, unless it is there and ours.
+    fn install(&mut self, package: &str) -> Result<(), String>;
     /// The texts of secrets among the objects of the next changes.
     fn secrets(&mut self, texts: &BTreeMap<String, String>);
     /// The text of a secret file.

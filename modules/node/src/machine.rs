@@ -206,6 +206,10 @@ impl Host for Machine {
         self.apart(|root| store::disarm(root, id.unwrap_or(NOBODY)))
     }
 
+    fn install(&mut self, package: &str) -> Result<(), String> {
+        homelab_linux::install_package(&self.root, package).map_err(text)
+    }
+
     fn secrets(&mut self, texts: &BTreeMap<String, String>) {
         self.node.set_secrets(texts.clone());
     }

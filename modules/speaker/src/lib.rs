@@ -3,8 +3,10 @@
 //! Nothing here has a socket or a clock: frames and datagrams come in, frames and datagrams go out, and time is an
 //! argument.
 
+mod addresses;
 pub mod announce;
 pub mod arp;
+pub mod bgp;
 pub mod candidates;
 pub mod election;
 pub mod frame;

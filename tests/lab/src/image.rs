@@ -1,7 +1,9 @@
 //! The nodes' image: a Debian root directory, built once per recipe and shared, read-only, by all labs.
 
 use crate::command::{output_with_input, run};
-use crate::image_files::{DISABLED, ENABLED, FILES, MASKED, MODULES, PACKAGES, SUDO_PASSWORD, SUITE};
+use crate::image_files::{
+    DISABLED, ENABLED, FILES, MASKED, MODULES, OFFERED, PACKAGES, SUDO_PASSWORD, SUITE,
+};
 use crate::{Error, Result, oci, paths};
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,10 +13,13 @@ use std::process::Command;
 /// Changed by hand when the code below makes another image from the same lists.
 const RECIPE: u32 = 1;
 
+/// Makes a repository of the packages that are only offered.
+const OFFER: &str = include_str!("../files/offer.sh");
+
 /// Everything the image depends on, as text.
 fn recipe() -> String {
     format!(
-        "{RECIPE} {SUITE} {PACKAGES:?} {MASKED:?} {ENABLED:?} {DISABLED:?} {FILES:?} {MODULES:?} {} {} {SUDO_PASSWORD}",
+        "{RECIPE} {SUITE} {PACKAGES:?} {OFFERED:?} {OFFER} {MASKED:?} {ENABLED:?} {DISABLED:?} {FILES:?} {MODULES:?} {} {} {SUDO_PASSWORD}",
         kernel_release().unwrap_or_default(),
         std::env::consts::ARCH,
     )
@@ -58,11 +63,13 @@ fn build(root: &Path) -> Result<()> {
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-exclude=/usr/share/man/*",
             "--dpkgopt=path-exclude=/usr/share/locale/*",
+            &format!("--customize-hook={}", fetch_offered()),
             SUITE,
             &target,
         ],
     )?;
     let inside = |args: &[&str]| run("chroot", &[&[target.as_str()], args].concat());
+    inside(&["sh", "-c", OFFER])?;
     inside(&["useradd", "--create-home", "--shell=/bin/bash", "--uid=1000", "debian"])?;
     inside(&["useradd", "--create-home", "--shell=/bin/bash", "--uid=1001", "--groups=sudo", "pw"])?;
     output_with_input(Command::new("chroot").arg(root).arg("chpasswd"), &format!("pw:{SUDO_PASSWORD}\n"))?
@@ -93,6 +100,20 @@ fn build(root: &Path) -> Result<()> {
         paths::remove(file)?;
     }
     paths::write(&root.join("etc/machine-id"), "")
+}
+
+/// For mmdebstrap, while it has the network: downloads the packages that are only offered, and what they depend on that
+/// the image does not have.
+fn fetch_offered() -> String {
+    format!(
+        r#"set -e
+cache="$1/var/cache/apt/archives"
+rm -f "$cache"/*.deb
+APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get install --quiet --yes --download-only --no-install-recommends {}
+mkdir -p "$1/opt/apt"
+mv "$cache"/*.deb "$1/opt/apt""#,
+        OFFERED.join(" ")
+    )
 }
 
 /// Host keys that the package made: one set for all nodes, so worthless.

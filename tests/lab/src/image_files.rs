@@ -37,6 +37,10 @@ pub(crate) const PACKAGES: &[&str] = &[
     "tcpdump",
 ];
 
+/// Packages that the nodes' apt can install, without any other network: with what they depend on, they are a repository
+/// inside the image.
+pub(crate) const OFFERED: &[&str] = &["bird2", "frr", "gobgpd"];
+
 /// Password of the user `pw` for sudo.
 pub(crate) const SUDO_PASSWORD: &str = "lab-sudo-pw";
 

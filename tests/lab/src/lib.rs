@@ -31,6 +31,9 @@
 //! ```
 
 mod access;
+mod bgp;
+mod bgp_config;
+mod bgp_read;
 mod cgroup;
 mod command;
 mod disk;
@@ -53,6 +56,7 @@ mod snapshot;
 mod snapshot_collect;
 mod supervisor;
 
+pub use bgp::{BgpNeighbor, BgpPath, BgpPaths, BgpProgram, BgpRouter, BgpSessions};
 pub use command::Output;
 pub use error::{Error, Result};
 pub use fault::Impairment;

@@ -29,6 +29,7 @@ const SPEAKER: &[&str] = &[
     "chacha20poly1305",
     "foca",
     "ipnet",
+    "minijinja",
     "postcard",
     "rand",
     "serde",

@@ -54,7 +54,10 @@ impl Session {
         let transport = transport(global, terminal)?;
         let signals = Signals::default();
         let runtime = signals.listen(terminal)?;
-        let options = options(global, manner);
+        let mut options = options(global, manner);
+        if manner.passwords {
+            options.passwords = Some(input::passwords(&loaded)?);
+        }
         let random = Random::new()?;
         Ok(Session {
             cluster: loaded.cluster,
@@ -165,20 +168,23 @@ pub(crate) struct Manner<'a> {
     pub(crate) rollout: Option<&'a Rollout>,
     /// They are only tried for so long.
     pub(crate) hold: Option<Duration>,
+    /// It needs to know the passwords of BGP peers.
+    pub(crate) passwords: bool,
 }
 
 impl Manner<'_> {
     pub(crate) fn of(command: &Command) -> Manner<'_> {
         fn changing<'a>(command: &'static str, how: &'a Changing) -> Manner<'a> {
-            Manner { command, rollout: Some(&how.rollout), hold: how.trial.hold }
+            Manner { command, rollout: Some(&how.rollout), hold: how.trial.hold, ..Manner::default() }
         }
         let looking = |command| Manner { command, ..Manner::default() };
         match command {
-            Command::Apply { changing: how, .. } => changing("apply", how),
+            Command::Apply { changing: how, .. } => Manner { passwords: true, ..changing("apply", how) },
+            Command::Plan { .. } => Manner { passwords: true, ..looking("plan") },
             Command::Rollback(how) => changing("rollback", how),
             Command::Destroy(how) => changing("destroy", how),
             Command::RotateKey { rollout, .. } => {
-                Manner { command: "rotate-key", rollout: Some(rollout), hold: None }
+                Manner { command: "rotate-key", rollout: Some(rollout), ..Manner::default() }
             }
             Command::Cordon { .. } => looking("cordon"),
             Command::Uncordon { .. } => looking("uncordon"),

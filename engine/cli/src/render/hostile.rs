@@ -8,9 +8,9 @@ use homelab_driver::{
 };
 use homelab_model::service::Protocol;
 use homelab_model::{
-    AgentFact, Confirmed, Content, Facts, File, History, Holder, LbStanding, LbUnfit, Module, NodeObject,
-    Observed, OpenTransaction, Phase, Problem, Reverted, ServiceReport, Spec, Summary, TraceOutcome,
-    TracePacket, TraceReport, TraceStep, plan_node,
+    AgentFact, Confirmed, Content, Facts, File, History, Holder, LbBgp, LbRoute, LbSession, LbStanding,
+    LbUnfit, Module, NodeObject, Observed, OpenTransaction, Phase, Problem, Reverted, ServiceReport, Spec,
+    Summary, TraceOutcome, TracePacket, TraceReport, TraceStep, plan_node,
 };
 use proptest::prelude::*;
 
@@ -209,6 +209,22 @@ fn balancers(said: &str) -> Vec<LbAnswer> {
         (address.conflict, address.unfit) = (Some(said.into()), vec![(said.into(), LbUnfit::NoInterface)]);
         address.interfaces.iter_mut().for_each(|i| (i.name, i.mac) = (said.into(), Some(said.into())));
     }
+    let word = || said.to_owned();
+    let session = LbSession {
+        peer: word(),
+        router: word(),
+        state: word(),
+        last_reset: Some(word()),
+        bfd: Some(word()),
+        ..LbSession::default()
+    };
+    let told = LbSession { state: LbSession::ESTABLISHED.into(), ..session.clone() };
+    let route = LbRoute {
+        prefix: "192.168.50.200/32".parse().unwrap(),
+        addresses: vec!["192.168.50.200".parse().unwrap()],
+        peers: vec![word()],
+    };
+    report.bgp = Some(LbBgp { problem: Some(word()), sessions: vec![session, told], routes: vec![route] });
     let mut other = node.clone();
     let report = other.report.as_mut().unwrap();
     report.node = "node2".into();

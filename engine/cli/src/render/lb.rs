@@ -5,6 +5,7 @@ use homelab_model::{LbInterface, LbNode, LbWhere};
 use serde_json::{Value, json};
 
 use super::lb_notes::{Note, of_address, of_node};
+use super::lb_routers;
 use super::markdown::{cell, code, prose};
 use super::page::{Page, Paint, Shown, Span, bold, line, yellow};
 use super::table::aligned;
@@ -30,6 +31,7 @@ fn state(row: &LbRow) -> &'static str {
     match row.state {
         // Its owner has not said.
         LbWhere::Elsewhere => "unknown",
+        _ if row.is_routed() => "routed",
         state => state.as_str(),
     }
 }
@@ -37,12 +39,18 @@ fn state(row: &LbRow) -> &'static str {
 fn cells(row: &LbRow) -> [String; 8] {
     let none = || "-".to_owned();
     let interfaces: Vec<String> = row.interfaces.iter().map(interface).collect();
+    let [owner, interface] = if row.is_routed() {
+        lb_routers::places(row)
+    } else {
+        let owner = row.owner.clone().unwrap_or_else(none);
+        [owner, if interfaces.is_empty() { none() } else { interfaces.join(", ") }]
+    };
     [
         row.address.to_string(),
         row.services.join(", "),
         row.pool.clone().unwrap_or_else(none),
-        row.owner.clone().unwrap_or_else(none),
-        if interfaces.is_empty() { none() } else { interfaces.join(", ") },
+        owner,
+        interface,
         row.age.map_or_else(none, words),
         state(row).to_owned(),
         row.moves.to_string(),
@@ -63,6 +71,11 @@ fn conclusion(nodes: &[LbAnswer], picture: &LbPicture) -> String {
             1 => text.push_str("; 1 needs attention"),
             bad => text.push_str(&format!("; {bad} need attention")),
         }
+        let sessions = &picture.sessions;
+        if !sessions.is_empty() {
+            let up = sessions.iter().filter(|row| row.is_good()).count();
+            text.push_str(&format!("; {up} of {} with routers up", count(sessions.len(), "session")));
+        }
         let cordoned: Vec<&str> =
             picture.nodes.iter().filter(|n| n.cordoned).map(|n| n.name.as_str()).collect();
         if !cordoned.is_empty() {
@@ -82,7 +95,9 @@ fn conclusion(nodes: &[LbAnswer], picture: &LbPicture) -> String {
 }
 
 fn notes(picture: &LbPicture) -> impl Iterator<Item = Note> {
-    picture.addresses.iter().flat_map(of_address).chain(picture.nodes.iter().flat_map(of_node))
+    let addresses = picture.addresses.iter().flat_map(of_address);
+    let sessions = picture.sessions.iter().filter_map(lb_routers::of_session);
+    addresses.chain(sessions).chain(picture.nodes.iter().flat_map(of_node))
 }
 
 /// The addresses for people. `picture` may hold fewer addresses than `nodes` tell of.
@@ -97,6 +112,7 @@ pub fn lb_human(nodes: &[LbAnswer], picture: &LbPicture, paint: Paint) -> Shown 
         }
         page.blank();
     }
+    lb_routers::human(&mut page, picture);
     let mut said = false;
     for note in notes(picture) {
         said = true;
@@ -132,6 +148,7 @@ pub fn lb_markdown(nodes: &[LbAnswer], picture: &LbPicture) -> Shown {
         line!(page, format!("| {} |", cells.join(" | ")));
     }
     page.blank();
+    lb_routers::markdown(&mut page, picture);
     for note in notes(picture) {
         let details =
             if note.details.is_empty() { String::new() } else { format!(": {}", note.details.join("; ")) };
@@ -160,12 +177,14 @@ fn row_json(row: &LbRow) -> Value {
         row.unfit.iter().map(|(node, why)| json!({"node": node, "reason": why})).collect();
     let views: Vec<Value> =
         row.views.iter().map(|(owner, by)| json!({"owner": owner, "seen_by": by})).collect();
+    let told_by: Vec<Value> =
+        row.told_by.iter().map(|(node, peers)| json!({"node": node, "peers": peers})).collect();
     json!({
         "address": row.address, "services": row.services, "pool": row.pool, "owner": row.owner,
         "state": state(row), "good": row.is_good(), "since": row.since_unix_ms.map(utc_ms),
         "seconds": row.age, "moves": row.moves, "conflict": row.conflict,
         "interfaces": row.interfaces.iter().map(interface_json).collect::<Vec<_>>(),
-        "unfit": unfit, "views": views, "announced_by": row.doubled,
+        "unfit": unfit, "views": views, "announced_by": row.doubled, "told_by": told_by,
     })
 }
 
@@ -180,7 +199,7 @@ fn node_json(node: &LbNodeRow, error: Option<&ErrorText>) -> Value {
     json!({
         "name": node.name, "error": error, "told": node.told, "agent": node.agent, "settled": node.settled,
         "ready": node.ready, "cordoned": node.cordoned, "cordoned_by": node.by, "interfaces": interfaces,
-        "away": away,
+        "away": away, "bgp_problem": node.bgp_problem,
     })
 }
 
@@ -192,6 +211,6 @@ pub fn lb_json(cluster: &str, nodes: &[LbAnswer], picture: &LbPicture) -> Value 
     let addresses: Vec<Value> = picture.addresses.iter().map(row_json).collect();
     json!({
         "format_version": 1, "cluster": cluster, "healthy": picture.is_good(), "addresses": addresses,
-        "nodes": of_nodes,
+        "nodes": of_nodes, "sessions": lb_routers::json(picture),
     })
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use homelab_driver::{LbNodeRow, LbPicture, LbRow};
 use homelab_model::{LABEL_EXCLUDE, LbStanding, LbUnfit, LbWhere, SpeakerSpec};
 
+use super::lb_routers;
 use crate::planfile::{utc, utc_ms};
 
 /// Something to be said.
@@ -21,11 +22,11 @@ pub(super) struct Note {
 }
 
 impl Note {
-    fn new(bad: bool, text: String) -> Note {
+    pub(super) fn new(bad: bool, text: String) -> Note {
         Note { bad, text, ..Note::default() }
     }
 
-    fn hint(mut self, hint: impl Into<String>) -> Note {
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Note {
         self.hints.push(hint.into());
         self
     }
@@ -100,6 +101,7 @@ pub(super) fn of_address(row: &LbRow) -> Vec<Note> {
     let owner = row.owner.as_deref().unwrap_or("nobody");
     let mut notes = Vec::new();
     match (row.state, &row.conflict) {
+        (LbWhere::Nobody, _) if row.is_routed() => {}
         (LbWhere::Nobody, _) => notes.push(nobody(row)),
         (LbWhere::Conflict, mac) => {
             let mac = mac.as_deref().map(|mac| format!(" with the MAC {mac}")).unwrap_or_default();
@@ -181,6 +183,7 @@ pub(super) fn of_node(node: &LbNodeRow) -> Vec<Note> {
             );
         }
     }
+    notes.extend(lb_routers::of_node(node));
     for standing in [LbStanding::Down, LbStanding::Left, LbStanding::Unknown] {
         let by: Vec<String> =
             node.away.iter().filter(|(_, s, _)| *s == standing).map(|(by, _, _)| by.clone()).collect();
@@ -214,5 +217,9 @@ pub fn lb_warnings(picture: &LbPicture) -> Vec<String> {
     let lost =
         |row: &&LbRow| matches!(row.state, LbWhere::Nobody | LbWhere::Conflict) || !row.doubled.is_empty();
     let notes = picture.addresses.iter().filter(lost).flat_map(of_address).filter(|note| note.bad);
-    notes.map(|note| format!("load-balancer address {}; homelab status lb says more", note.text)).collect()
+    let addresses = notes.map(|note| format!("load-balancer address {}", note.text));
+    let sessions = picture.sessions.iter().filter_map(lb_routers::of_session);
+    let nodes = picture.nodes.iter().filter_map(lb_routers::of_node);
+    let all = addresses.chain(sessions.chain(nodes).map(|note| note.text));
+    all.map(|text| format!("{text}; homelab status lb says more")).collect()
 }

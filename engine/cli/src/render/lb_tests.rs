@@ -1,7 +1,7 @@
 //! Golden outputs of load-balancer addresses.
 
 use homelab_driver::LbPicture;
-use homelab_model::{Holder, LbNode, LbReport, LbStanding, LbState, LbUnfit};
+use homelab_model::{Holder, LbBgp, LbNode, LbReport, LbRoute, LbSession, LbStanding, LbState, LbUnfit};
 
 use super::*;
 use crate::fake::says;
@@ -81,6 +81,75 @@ fn addresses_that_are_well_need_no_words() {
     let none: Vec<LbAnswer> = vec![("node1".into(), Ok(LbNode::default()))];
     let shown = lb_human(&none, &LbPicture::of(&none), Paint(false));
     assert_eq!(&*shown, "No node is told to announce load-balancer addresses.\n");
+}
+
+/// Two nodes that tell a router of addresses, one of which nobody announces.
+fn routed() -> Vec<LbAnswer> {
+    let mut nodes = good();
+    for index in 0..2 {
+        let session = LbSession {
+            peer: "router".into(),
+            router: "192.168.50.1 AS64513".into(),
+            state: LbSession::ESTABLISHED.into(),
+            since_unix_ms: Some(report(&mut nodes, index).time_unix_ms - 61_000),
+            routes_sent: 2,
+            dropped: 1,
+            last_reset: Some("Peer closed the session".into()),
+            bfd: Some("Up".into()),
+        };
+        let route = |address: &str| LbRoute {
+            prefix: format!("{address}/32").parse().unwrap(),
+            addresses: vec![address.parse().unwrap()],
+            peers: vec!["router".into()],
+        };
+        let routes = vec![route("192.168.50.200"), route("192.168.50.201")];
+        report(&mut nodes, index).bgp = Some(LbBgp { problem: None, sessions: vec![session], routes });
+    }
+    for index in 0..3 {
+        let address = &mut report(&mut nodes, index).addresses[1];
+        (address.owner, address.since_unix_ms, address.interfaces) = (None, None, Vec::new());
+        let why = LbUnfit::NoAdvertisement;
+        address.unfit = ["node1", "node2", "node3"].map(|node| (node.to_owned(), why)).to_vec();
+    }
+    nodes
+}
+
+#[test]
+fn sessions_with_routers_have_a_table_of_their_own() {
+    let nodes = routed();
+    let picture = LbPicture::of(&nodes);
+    assert!(picture.is_good(), "{picture:?}");
+    insta::assert_snapshot!(lb_human(&nodes, &picture, Paint(false)));
+    let json = lb_json("home", &nodes, &picture);
+    assert_eq!(json["addresses"][1]["state"], "routed");
+    assert_eq!(json["addresses"][0]["told_by"][1], serde_json::json!({"node": "node2", "peers": ["router"]}));
+    assert_eq!((&json["sessions"][0]["seconds"], &json["healthy"]), (&61.into(), &true.into()));
+}
+
+#[test]
+fn lost_sessions_say_what_to_do() {
+    let mut nodes = routed();
+    let own = report(&mut nodes, 0).bgp.as_mut().unwrap();
+    (own.sessions[0].state, own.sessions[0].since_unix_ms) = ("Active".into(), None);
+    let other = report(&mut nodes, 1).bgp.as_mut().unwrap();
+    other.sessions[0].bfd = Some("Down".into());
+    other.problem = Some("bgpd does not run".into());
+    let picture = LbPicture::of(&nodes);
+    assert!(!picture.is_good());
+    insta::assert_snapshot!(lb_human(&nodes, &picture, Paint(false)));
+    insta::assert_snapshot!(lb_markdown(&nodes, &picture));
+    assert_eq!(
+        lb_warnings(&picture),
+        [
+            "node1 has no BGP session with router (192.168.50.1 AS64513): it is Active; homelab status lb says more",
+            "node2: BFD does not hear router (192.168.50.1 AS64513); homelab status lb says more",
+            "node2: BGP does not work as it should: bgpd does not run; homelab status lb says more",
+        ]
+    );
+    // Nobody tells of it now: an address that is for routers alone is lost.
+    report(&mut nodes, 1).bgp.as_mut().unwrap().sessions[0].state = "Idle".into();
+    let picture = LbPicture::of(&nodes);
+    assert!(lb_human(&nodes, &picture, Paint(false)).contains("192.168.50.201: no node can have it"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod human;
 mod json;
 mod lb;
 mod lb_notes;
+mod lb_routers;
 #[cfg(test)]
 mod lb_tests;
 mod markdown;

@@ -2,6 +2,9 @@
 
 mod advertisements;
 mod agent;
+mod bgp;
+mod bgp_meaning;
+mod bgp_values;
 mod labels;
 mod network;
 mod node_ports;
@@ -19,6 +22,8 @@ use homelab_model::Cluster;
 use crate::problem::{Fault, Severity, Span};
 use crate::raw::File;
 use crate::spanned::Spanned;
+use crate::value::quote;
+use crate::words::{list, nearest};
 use values::Parsed;
 
 /// The cluster with defaults, unless something necessary is missing or wrong.
@@ -28,7 +33,7 @@ pub(crate) fn cluster(file: &File, faults: &mut Vec<Fault>) -> Option<Cluster> {
     let network = network::network(file, &nodes, faults);
     let agent = agent::agent(file, &nodes, faults);
     let node_ports = node_ports::node_ports(file, &nodes, agent, faults);
-    let pools = pools::load_balancer(file, &network.vxlan, faults);
+    let pools = pools::load_balancer(file, &nodes, &network.vxlan, faults);
     let place = services::Place { nodes: &nodes, network: &network, node_ports: &node_ports, pools: &pools };
     let services = services::services(file, place, faults);
     let manifests = agent::manifests(file, faults);
@@ -76,6 +81,42 @@ fn seen_before<T: Eq + Hash + Clone>(seen: &mut HashMap<T, Span>, value: &T, spa
 /// Whether an address or range is IPv4.
 fn family(v4: bool) -> &'static str {
     if v4 { "IPv4" } else { "IPv6" }
+}
+
+/// The name of an entry, one of `what`; `kind` is what a name of such is called, with its article.
+fn name(
+    seen: &mut HashMap<String, Span>,
+    text: Option<&Spanned<String>>,
+    (kind, what): (&str, &str),
+    faults: &mut Vec<Fault>,
+) -> Option<Spanned<String>> {
+    let name = take(faults, text?, |t| values::label(t, kind))?;
+    if let Some(first) = seen_before(seen, &name.value, name.span) {
+        faults.push(duplicate(what, &name, first));
+    }
+    Some(name)
+}
+
+/// Tells of a name that no entry has. `names` has None for an entry whose own name is wrong: it may be the one that is meant.
+fn known<'a>(
+    names: impl IntoIterator<Item = Option<&'a Spanned<String>>>,
+    text: &Spanned<String>,
+    (code, what, home): (&'static str, &str, &str),
+    faults: &mut Vec<Fault>,
+) {
+    let Some(names) = names.into_iter().map(|name| Some(name?.value.as_str())).collect::<Option<Vec<_>>>()
+    else {
+        return;
+    };
+    if names.contains(&text.value.as_str()) {
+        return;
+    }
+    let help = match nearest(&text.value, names.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if names.is_empty() => format!("add it to `{home}`"),
+        None => format!("known {what}s: {}", list(&names, "and")),
+    };
+    faults.push(Fault::new(code, text.span, format!("there is no {what} {}", quote(&text.value))).help(help));
 }
 
 /// Two of a kind with one name.

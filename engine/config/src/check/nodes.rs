@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use homelab_model::{LABEL_HOSTNAME, LABEL_ZONE, Labels, Node, SshSettings};
+use homelab_model::{LABEL_HOSTNAME, LABEL_ZONE, Labels, Node, SshSettings, effective_labels};
 use ipnet::IpNet;
 
 use super::{clean, family, labels, seen_before, take, values};
@@ -29,6 +29,12 @@ impl Parsed {
     /// What a message calls it.
     pub(super) fn title(&self) -> String {
         self.name.as_ref().map_or_else(|| "a node".into(), |n| n.value.clone())
+    }
+
+    /// The labels that selectors see.
+    pub(super) fn effective_labels(&self) -> Labels {
+        let name = self.name.as_ref().map_or("", |n| &n.value);
+        effective_labels(&self.labels, name, self.zone.as_ref().map(|z| z.value.as_str()))
     }
 }
 

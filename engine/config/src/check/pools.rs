@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use homelab_model::{L2Advertisement, LoadBalancer, Pool, PoolRange, ServiceAllocation, SpeakerSpec, Vxlan};
+use homelab_model::{
+    BgpSettings, L2Advertisement, LoadBalancer, Pool, PoolRange, ServiceAllocation, SpeakerSpec, Vxlan,
+};
 
-use super::{advertisements, clean, duplicate, labels, seen_before, take, values};
+use super::{advertisements, bgp, clean, labels, nodes, take, values};
 use crate::problem::{Fault, Span};
 use crate::raw::{self, File};
 use crate::spanned::Spanned;
-use crate::value::quote;
-use crate::words::{list, nearest};
 
 /// A pool as far as it can be understood.
 pub(super) struct ParsedPool {
@@ -32,6 +32,7 @@ pub(super) struct Pools {
     pub(super) pools: Vec<ParsedPool>,
     l2_advertisements: Vec<L2Advertisement>,
     port: u16,
+    bgp: Option<BgpSettings>,
     pub(super) complete: bool,
 }
 
@@ -47,29 +48,27 @@ impl Pools {
             })
         };
         let pools = self.pools.into_iter().map(pool).collect::<Option<_>>()?;
-        let (l2_advertisements, port) = (self.l2_advertisements, self.port);
-        self.complete.then_some(LoadBalancer { pools, l2_advertisements, port, bgp: None })
+        let (l2_advertisements, port, bgp) = (self.l2_advertisements, self.port, self.bgp);
+        self.complete.then_some(LoadBalancer { pools, l2_advertisements, port, bgp })
     }
 }
 
 /// The pool of that name; a fault where there is none.
 pub(super) fn known(pools: &[ParsedPool], text: &Spanned<String>, faults: &mut Vec<Fault>) {
-    let names: Vec<&str> = pools.iter().filter_map(|p| p.name.as_ref()).map(|n| n.value.as_str()).collect();
-    // A pool whose own name is wrong may be the one that is meant.
-    if names.contains(&text.value.as_str()) || names.len() < pools.len() {
-        return;
-    }
-    let help = match nearest(&text.value, names.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None if names.is_empty() => "add it to `loadBalancer.pools`".to_owned(),
-        None => format!("known pools: {}", list(&names, "and")),
-    };
-    faults.push(
-        Fault::new("unknown-pool", text.span, format!("there is no pool {}", quote(&text.value))).help(help),
+    super::known(
+        pools.iter().map(|p| p.name.as_ref()),
+        text,
+        ("unknown-pool", "pool", "loadBalancer.pools"),
+        faults,
     );
 }
 
-pub(super) fn load_balancer(file: &File, vxlan: &Vxlan, faults: &mut Vec<Fault>) -> Pools {
+pub(super) fn load_balancer(
+    file: &File,
+    nodes: &[nodes::Parsed],
+    vxlan: &Vxlan,
+    faults: &mut Vec<Fault>,
+) -> Pools {
     let before = faults.len();
     let empty = raw::LoadBalancer::default();
     let raw = file.load_balancer.as_ref().unwrap_or(&empty);
@@ -77,12 +76,7 @@ pub(super) fn load_balancer(file: &File, vxlan: &Vxlan, faults: &mut Vec<Fault>)
     let mut pools = Vec::new();
     for pool in raw.pools.as_deref().unwrap_or_default() {
         let raw = &pool.value;
-        let name = raw.name.as_ref().and_then(|n| take(faults, n, |t| values::label(t, "a pool name")));
-        if let Some(name) = &name
-            && let Some(first) = seen_before(&mut names, &name.value, name.span)
-        {
-            faults.push(duplicate("pools", name, first));
-        }
+        let name = super::name(&mut names, raw.name.as_ref(), ("a pool name", "pools"), faults);
         let mut ranges = Vec::new();
         for text in raw.addresses.as_deref().unwrap_or_default() {
             let Some(range) = take(faults, text, values::pool_range) else { continue };
@@ -109,6 +103,8 @@ pub(super) fn load_balancer(file: &File, vxlan: &Vxlan, faults: &mut Vec<Fault>)
         });
     }
     let l2_advertisements = advertisements::advertisements(raw, &pools, faults);
+    let bgp = raw.bgp.as_ref().map(|raw| bgp::bgp(raw, &pools, nodes, faults));
+    advertisements::silent(&pools, &l2_advertisements, bgp.as_ref().map(|bgp| &bgp.spec), faults);
     let port = raw.port.as_ref().map_or(SpeakerSpec::PORT, |port| port.value);
     if port == vxlan.port && (raw.port.is_some() || !pools.is_empty()) {
         let tunnel = file.network.as_ref().and_then(|n| n.vxlan.as_ref()?.port.as_ref());
@@ -123,7 +119,7 @@ pub(super) fn load_balancer(file: &File, vxlan: &Vxlan, faults: &mut Vec<Fault>)
             faults.push(fault);
         }
     }
-    Pools { pools, l2_advertisements, port, complete: clean(faults, before) }
+    Pools { pools, l2_advertisements, port, bgp, complete: clean(faults, before) }
 }
 
 fn allocation(raw: &raw::ServiceAllocation, faults: &mut Vec<Fault>) -> ServiceAllocation {

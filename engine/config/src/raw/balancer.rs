@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Interface, Label, LabelKey, LabelValue, PoolEntry};
+use super::{Bgp, Interface, Label, LabelKey, LabelValue, PoolEntry};
 use crate::spanned::{Spanned, Texts};
 
 /// Addresses on the LAN for services.
@@ -15,12 +15,14 @@ pub(crate) struct LoadBalancer {
     /// Pools of addresses.
     #[schemars(with = "Option<Vec<Pool>>", length(max = 100))]
     pub(crate) pools: Option<Vec<Spanned<Pool>>>,
-    /// Where addresses are announced on the LAN (ARP, NDP). Default: those of all pools, by all nodes.
+    /// Where addresses are announced on the LAN (ARP, NDP). Default without `bgp`: those of all pools, by all nodes.
     #[schemars(with = "Option<Vec<L2Advertisement>>", length(max = 100))]
     pub(crate) l2_advertisements: Option<Vec<Spanned<L2Advertisement>>>,
     /// UDP port on which the nodes agree on who announces what.
     #[schemars(range(min = 1, max = 65535), extend("default" = 7946))]
     pub(crate) port: Option<Spanned<u16>>,
+    /// Routers that are told of the addresses by BGP, which FRR speaks on the nodes.
+    pub(crate) bgp: Option<Bgp>,
 }
 
 /// A pool of addresses.

@@ -1,6 +1,7 @@
 //! The file as it is written. The JSON Schema is made from these types, and their comments are its descriptions.
 
 mod balancer;
+mod bgp;
 mod service;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -8,6 +9,7 @@ use serde::Deserialize;
 
 use crate::spanned::{OneOrMany, Spanned, Texts};
 pub(crate) use balancer::{L2Advertisement, LoadBalancer, Selector, ServiceAllocation};
+pub(crate) use bgp::{BfdProfile, Bgp, BgpAdvertisement, BgpPeer};
 pub(crate) use service::{Endpoint, EndpointBlock, Service};
 
 /// A text with a pattern and an example for the schema; `check` gives the exact words.
@@ -56,6 +58,12 @@ text! {
     LabelKey, "^([-a-z0-9.]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", ["kubernetes.io/hostname"];
     /// Value of a label.
     LabelValue, "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$", ["node1"];
+    /// Time in whole seconds.
+    Duration, "^(0|([0-9]+h)?([0-9]+m)?([0-9]+s)?)$", ["90s"];
+    /// BGP community, or its name.
+    Community, "^[^\\s]+$", ["64512:100"];
+    /// Name of a BGP community.
+    CommunityName, "^[A-Za-z]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", ["vip"];
     /// Jump hosts.
     Jump, "^[^\\s,]+(,[^\\s,]+)*$", ["admin@router.home:22"];
 }

@@ -1,7 +1,12 @@
 //! A cluster as the file that describes it.
 
+use std::collections::BTreeMap;
+
 use homelab_model::service::{Affinity, Endpoint, Policy, Port, Type};
-use homelab_model::{Cluster, ContainerEndpoint, Declared, Mtu, Node, Pool, SshSettings};
+use homelab_model::{
+    BgpAdvertisement, BgpCommunity, BgpPeer, BgpSettings, Cluster, ContainerEndpoint, Declared, Mtu, Node,
+    Pool, SshSettings,
+};
 use serde_json::{Value, json};
 
 /// What the file says in JSON, with every key written out.
@@ -45,10 +50,45 @@ pub(crate) fn write(cluster: &Cluster) -> Value {
             "pools": cluster.load_balancer.pools.iter().map(pool).collect::<Vec<_>>(),
             "l2Advertisements": cluster.load_balancer.l2_advertisements,
             "port": cluster.load_balancer.port,
+            "bgp": cluster.load_balancer.bgp.as_ref().map(write_bgp),
         },
         "services": cluster.services.iter().map(write_service).collect::<Vec<_>>(),
         "manifests": cluster.manifests,
         "agent": {"address": cluster.agent.address, "port": cluster.agent.port},
+    })
+}
+
+fn write_bgp(bgp: &BgpSettings) -> Value {
+    let spec = &bgp.spec;
+    let minutes = |seconds: u16| match (seconds / 60, seconds % 60) {
+        (0, rest) => format!("{rest}s"),
+        (minutes, rest) => format!("{minutes}m{rest}s"),
+    };
+    let peer = |p: &BgpPeer| {
+        json!({
+            "name": p.name, "peerAddress": p.peer_address, "peerASN": p.peer_asn, "peerPort": p.peer_port,
+            "sourceAddress": p.source_address, "routerID": p.router_id, "holdTime": minutes(p.hold_time),
+            "keepaliveTime": minutes(p.keepalive_time), "connectTime": minutes(p.connect_time),
+            "passwordFile": bgp.password_files.get(&p.name), "bfdProfile": p.bfd_profile, "ebgpMultiHop": p.ebgp_multi_hop,
+            "enableGracefulRestart": p.enable_graceful_restart, "nodeSelectors": p.node_selectors,
+        })
+    };
+    // Every second community by a name.
+    let named = |c: &BgpCommunity| format!("C{}", c.to_string().replace(':', "-"));
+    let all = spec.advertisements.iter().flat_map(|one| &one.communities);
+    let names: BTreeMap<String, String> = all.map(|c| (named(c), c.to_string())).collect();
+    let community = |(at, c): (usize, &BgpCommunity)| if at % 2 == 0 { named(c) } else { c.to_string() };
+    let advertisement = |one: &BgpAdvertisement| {
+        let mut block = json!(one);
+        block["communities"] = one.communities.iter().enumerate().map(community).collect();
+        block
+    };
+    json!({
+        "myASN": spec.my_asn,
+        "peers": spec.peers.iter().map(peer).collect::<Vec<_>>(),
+        "advertisements": spec.advertisements.iter().map(advertisement).collect::<Vec<_>>(),
+        "bfdProfiles": spec.bfd_profiles,
+        "communities": names.iter().map(|(name, value)| json!({"name": name, "value": value})).collect::<Vec<_>>(),
     })
 }
 

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use homelab_model::{
-    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, History, Holder, Key, LbNode,
-    LinkFact, LinkKind, NodeObject, NodeSpec, Object, Observed, OpenTransaction, Phase, Previous, Reverted,
-    Scope, ServiceReport, Spec, TraceReport, ours,
+    AddressFact, AttachmentFact, Change, CniRuntime, Confirmed, Content, Facts, FrrFact, History, Holder,
+    Key, LbNode, LinkFact, LinkKind, NodeObject, NodeSpec, Object, Observed, OpenTransaction, Package, Phase,
+    Previous, Reverted, Scope, ServiceReport, Spec, TraceReport, ours,
 };
 use homelab_protocol::{Failure, Fault as Kind, Request, Response, Transaction};
 
@@ -107,6 +107,12 @@ pub(crate) struct Machine {
     pub(crate) sessions: u64,
     /// Who holds the lock: session and holder.
     pub(crate) lock: Option<(u64, Holder)>,
+    /// apt-get works here.
+    pub(crate) apt: bool,
+    /// It only looks as if it did.
+    pub(crate) says_apt: bool,
+    /// FRR that somebody else installed.
+    pub(crate) own_frr: Option<FrrFact>,
     /// Sessions that were ended by `Unlock`.
     pub(crate) killed: BTreeSet<u64>,
     pub(crate) open: Option<Open>,
@@ -152,6 +158,9 @@ impl Machine {
             runtimes: Vec::new(),
             uploads: 0,
             sessions: 0,
+            apt: true,
+            says_apt: false,
+            own_frr: None,
             lock: None,
             killed: BTreeSet::new(),
             open: None,
@@ -355,12 +364,34 @@ impl Machine {
 
     /// What the key file says.
     pub(crate) fn key_summary(&self) -> Option<String> {
-        match &self.objects.get(&Key::File(ours::KEYS.to_owned()))?.spec {
+        self.secret_summary(ours::KEYS)
+    }
+
+    /// What a secret file says.
+    pub(crate) fn secret_summary(&self, path: &str) -> Option<String> {
+        match &self.objects.get(&Key::File(path.to_owned()))?.spec {
             Spec::File(homelab_model::File { content: Content::Secret(summary), .. }) => {
                 Some(summary.clone())
             }
             _ => None,
         }
+    }
+
+    /// Installs a package, if it can.
+    pub(super) fn install(&mut self, package: &str) -> Response {
+        if !self.apt {
+            return Response::Failed(fail("package frr: E: Unable to locate package frr", true));
+        }
+        let spec = Spec::Package(Package { name: package.to_owned() });
+        self.objects.insert(spec.key(), NodeObject { module: homelab_model::Module::Agent, spec });
+        Response::Installed
+    }
+
+    /// FRR, if we or its owner installed it.
+    fn frr(&self) -> Option<FrrFact> {
+        let ours = self.objects.contains_key(&Key::Package(ours::FRR_PACKAGE.to_owned()));
+        let fact = FrrFact { ours, bfd: true, ..FrrFact::default() };
+        self.own_frr.clone().or(ours.then_some(fact))
     }
 
     /// Whether nothing of ours is left.
@@ -418,6 +449,8 @@ impl Machine {
                 runtimes: self.runtimes.clone(),
                 attachments: self.attachments.clone(),
                 cordoned: self.balancers.cordoned.clone(),
+                frr: self.frr(),
+                apt: self.apt || self.says_apt,
                 ..Facts::default()
             },
             objects,

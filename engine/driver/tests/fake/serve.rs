@@ -218,12 +218,13 @@ impl Serve<'_> {
                 return Ok(true);
             }
             Request::Secret { path } => {
-                let summary = node.key_summary().filter(|_| path == ours::KEYS);
+                let summary = node.secret_summary(&path);
                 match summary.and_then(|s| node.texts.get(&s).map(|text| (s.clone(), text.clone()))) {
                     Some((summary, text)) => Response::Secret(Secret { summary, text }),
                     None => failed("there is no such secret"),
                 }
             }
+            Request::Install { package } => node.install(&package),
             Request::Services => Response::Services { services: node.services.clone() },
             Request::Trace(packet) => match node.traces.get(&packet.destination) {
                 Some(traced) => Response::Traced(Box::new(traced.clone())),

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use homelab_model::{Binary, Content, File, KeyRing, Symlink, ours};
+use homelab_model::{Binary, Content, File, Symlink, ours, secret_summary};
 
 use super::aside::stray;
 use super::digest::file_digest;
@@ -62,14 +62,14 @@ pub(super) fn file_at(real: &Path, path: &str) -> Result<Option<File>, Error> {
         Content::Opaque(type_name(meta.file_type()).to_owned())
     } else {
         let limit = if path == ours::NODE_SPEC { MAX_RECORD } else { MAX_TEXT };
-        let Some(content) = content(real, path == ours::KEYS, limit)? else { return Ok(None) };
+        let Some(content) = content(real, path, limit)? else { return Ok(None) };
         content
     };
     Ok(Some(File { path: path.to_owned(), mode: meta.mode() & 0o7777, owner: owner(&meta), content }))
 }
 
 /// None if the file went away in the meantime. Of a secret nothing is shown but what tells it from others.
-fn content(real: &Path, secret: bool, limit: u64) -> Result<Option<Content>, Error> {
+fn content(real: &Path, path: &str, limit: u64) -> Result<Option<Content>, Error> {
     let mut bytes = Vec::new();
     let read = fs::File::open(real).and_then(|f| f.take(limit + 1).read_to_end(&mut bytes));
     match read {
@@ -80,11 +80,15 @@ fn content(real: &Path, secret: bool, limit: u64) -> Result<Option<Content>, Err
     let large = bytes.len() as u64 > limit;
     let text = String::from_utf8(bytes).ok().filter(|_| !large);
     let what = match text {
-        Some(text) if secret => match KeyRing::parse(&text) {
-            Ok(ring) => return Ok(Some(Content::Secret(ring.summary()))),
-            Err(_) => "damaged keys",
+        Some(text) => match secret_summary(path, &text) {
+            Some(Some(summary)) => return Ok(Some(Content::Secret(summary))),
+            // A digest of what somebody wrote by hand would give a weak password away.
+            Some(None) if path != ours::KEYS => {
+                return Ok(Some(Content::Opaque("damaged secret".to_owned())));
+            }
+            Some(None) => "damaged keys",
+            None => return Ok(Some(Content::Text(text))),
         },
-        Some(text) => return Ok(Some(Content::Text(text))),
         None if large => "large file",
         None => "binary file",
     };

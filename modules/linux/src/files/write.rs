@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use homelab_model::{self as model, Content, KeyRing};
+use homelab_model::{self as model, Content, secret_summary};
 
 use super::aside::{previous, undo};
 use super::digest::{digest_of_self, file_digest};
@@ -96,8 +96,8 @@ fn secret<'a>(
         return Err(Error::Invalid(format!("{} is a secret, and its mode is {:04o}", file.path, file.mode)));
     }
     let Some(text) = secrets.get(summary) else { return Err(lost(&file.path, summary)) };
-    match KeyRing::parse(text) {
-        Ok(ring) if ring.summary() == summary => Ok(text),
+    match secret_summary(&file.path, text) {
+        Some(Some(is)) if is == summary => Ok(text),
         _ => Err(Error::Invalid(format!("what was sent for {} is not {summary}", file.path))),
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn among(kinds: Kinds, spec: &Spec) -> bool {
         Spec::Link(_) | Spec::Address(_) | Spec::Neighbour(_) | Spec::Fdb(_) | Spec::Route(_) => kinds.links,
         Spec::NftTable(_) | Spec::NftChain(_) => kinds.nft,
         Spec::Service(_) => kinds.services,
-        Spec::Unit(_) => kinds.units,
+        Spec::Unit(_) | Spec::Package(_) => kinds.units,
     }
 }
 

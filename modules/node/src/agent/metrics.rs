@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use homelab_linux::Synced;
-use homelab_model::LbReport;
+use homelab_model::{LbBgp, LbReport, LbSession};
 use prometheus::core::Collector;
 use prometheus::{
     Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -44,6 +44,12 @@ pub(super) struct Metrics {
     addresses: IntGaugeVec,
     /// By reason.
     refused: IntCounterVec,
+    pub(super) bgp_changes: IntCounter,
+    pub(super) bgp_failures: IntCounter,
+    /// By peer, like the next two.
+    bgp_up: IntGaugeVec,
+    bgp_routes: IntGaugeVec,
+    bgp_drops: IntGaugeVec,
     memory: IntGauge,
 }
 
@@ -61,6 +67,7 @@ impl Metrics {
         let buckets = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
         let counter = |name: &str, help: &str| add(of, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| add(of, IntGauge::new(name, help));
+        let by_peer = |name: &str, help: &str| add(of, IntGaugeVec::new(Opts::new(name, help), &["peer"]));
         Ok(Metrics {
             repairs: counter("homelab_repairs_total", "Objects repaired.")?,
             errors: gauge("homelab_errors", "Errors now, as the agent's report names them.")?,
@@ -139,6 +146,20 @@ impl Metrics {
                     &["reason"],
                 ),
             )?,
+            bgp_changes: counter(
+                "homelab_bgp_configurations_total",
+                "Changes of the running configurations of FRR's daemons.",
+            )?,
+            bgp_failures: counter(
+                "homelab_bgp_configuration_failures_total",
+                "Looks at the running configurations of FRR's daemons that failed.",
+            )?,
+            bgp_up: by_peer("homelab_bgp_session_up", "1: the session with the router is established.")?,
+            bgp_routes: by_peer("homelab_bgp_routes_sent", "Routes that the router was told.")?,
+            bgp_drops: by_peer(
+                "homelab_bgp_session_drops",
+                "How often the session was lost since bgpd knows the router.",
+            )?,
             memory: gauge("process_resident_memory_bytes", "Resident memory of the agent.")?,
             registry,
         })
@@ -169,6 +190,19 @@ impl Metrics {
         }
         for address in report.iter().flat_map(|report| &report.addresses) {
             self.addresses.with_label_values(&[address.state().as_str()]).inc();
+        }
+    }
+
+    /// Takes over what is known of sessions with routers; None: there are none.
+    pub(super) fn bgp(&self, report: Option<&LbBgp>) {
+        for by_peer in [&self.bgp_up, &self.bgp_routes, &self.bgp_drops] {
+            by_peer.reset();
+        }
+        for session in report.iter().flat_map(|report| &report.sessions) {
+            let peer = [session.peer.as_str()];
+            self.bgp_up.with_label_values(&peer).set(i64::from(session.state == LbSession::ESTABLISHED));
+            self.bgp_routes.with_label_values(&peer).set(i64::from(session.routes_sent));
+            self.bgp_drops.with_label_values(&peer).set(i64::from(session.dropped));
         }
     }
 
@@ -224,6 +258,10 @@ mod tests {
         metrics.synced(Duration::from_millis(20), Err(()));
         metrics.addresses(Some(&report()));
         metrics.refused("frame");
+        let state = LbSession::ESTABLISHED.to_owned();
+        let session =
+            LbSession { peer: "router".into(), state, routes_sent: 3, dropped: 2, ..LbSession::default() };
+        metrics.bgp(Some(&LbBgp { sessions: vec![session], ..LbBgp::default() }));
         metrics
     }
 
@@ -275,6 +313,9 @@ mod tests {
             "homelab_lb_members{standing=\"alive\"} 1",
             "homelab_lb_members{standing=\"itself\"} 1",
             "homelab_lb_refused_total{reason=\"frame\"} 1",
+            "homelab_bgp_session_up{peer=\"router\"} 1",
+            "homelab_bgp_routes_sent{peer=\"router\"} 3",
+            "homelab_bgp_session_drops{peer=\"router\"} 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

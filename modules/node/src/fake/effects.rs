@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use homelab_model::{Change, Content, Key, Module, NodeObject, Object, Spec, Sysctl, Unit, diff, ours};
+use homelab_model::{
+    Change, Content, Key, Module, NodeObject, Object, Package, Spec, Sysctl, Unit, diff, ours,
+};
 
 use super::State;
 
@@ -52,6 +54,10 @@ impl State {
             let unit = Unit { name, enabled: enabled && file, state, reload_needed: false, running, config };
             let object = NodeObject { module: Module::Agent, spec: Spec::Unit(unit) };
             objects.insert(object.key(), object);
+        }
+        for name in &self.disk.packages {
+            let spec = Spec::Package(Package { name: name.clone() });
+            objects.insert(spec.key(), NodeObject { module: Module::Agent, spec });
         }
         objects.into_values().collect()
     }

@@ -67,12 +67,21 @@ impl Process {
         {
             return Err(message.clone());
         }
-        let is_unit = matches!(key, Key::Unit(_));
-        if is_unit == state.volatile.agent_locked {
+        let unlocked = matches!(key, Key::Unit(_) | Key::Package(_));
+        if unlocked == state.volatile.agent_locked {
             state.lock_misused = true;
         }
         match key {
             Key::Unit(_) => state.change_unit(change, self.boot),
+            Key::Package(name) => {
+                match change.after() {
+                    None => drop(state.disk.packages.remove(&name)),
+                    // A machine that starts does not wait for it.
+                    Some(_) if self.boot => {}
+                    Some(_) => drop(state.disk.packages.insert(name)),
+                }
+                Ok(())
+            }
             Key::Binary(_) | Key::Symlink(_) | Key::File(_) => {
                 let kept = self.kept.as_ref().is_some_and(|kept| kept.contains(&key));
                 assert!(kept, "{key} is changed without being kept");
@@ -295,6 +304,14 @@ impl Host for Process {
         }
         self.world.reach("disarm.timer.after");
         self.world.0.borrow_mut().disk.recovery = false;
+        Ok(())
+    }
+
+    fn install(&mut self, package: &str) -> Result<(), String> {
+        if package == "missing" {
+            return Err("package missing: E: Unable to locate package missing".to_owned());
+        }
+        self.world.0.borrow_mut().disk.packages.insert(package.to_owned());
         Ok(())
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Disk {
     pub(crate) files: BTreeMap<Key, NodeObject>,
     /// Units that are started at boot.
     pub(crate) enabled: BTreeSet<String>,
+    /// Packages that were installed for us.
+    pub(crate) packages: BTreeSet<String>,
     /// What was set aside for the open transaction.
     pub(crate) undo: BTreeMap<Key, NodeObject>,
     /// What is kept of the last confirmed transaction, and its name.

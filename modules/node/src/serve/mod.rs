@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use homelab_model::{Holder, NodeObject, NodeSpec, Scope, ours};
+use homelab_model::{Holder, NodeObject, NodeSpec, Scope, ours, secret_summary};
 use homelab_protocol::{
     Applied, Failure, Fault, FrameError, Hello, LOCK_PATIENCE, PROTOCOL, Request, Response, Transaction,
     write_frame,
@@ -120,6 +120,10 @@ impl<H: Host> Session<'_, H> {
                 }
                 self.host.displace().map_or_else(error_of, |holder| Response::Unlocked { holder })
             }
+            Request::Install { .. } if self.lock.is_none() => not_locked(),
+            Request::Install { package } => {
+                self.host.install(&package).map_or_else(error_of, |()| Response::Installed)
+            }
             Request::Begin(transaction) => self.begin(*transaction),
             Request::Run => self.run(writer),
             Request::Confirm { id } => {
@@ -135,7 +139,7 @@ impl<H: Host> Session<'_, H> {
             Request::Probe { targets } => {
                 self.host.probe(&targets).map_or_else(error_of, |reached| Response::Reached { reached })
             }
-            Request::Secret { path } if path != ours::KEYS => {
+            Request::Secret { path } if secret_summary(&path, "").is_none() => {
                 error_of(format!("{path} is no secret of homelab's"))
             }
             Request::Secret { path } => self.host.read_secret(&path).map_or_else(error_of, Response::Secret),

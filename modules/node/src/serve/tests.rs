@@ -1,7 +1,9 @@
 //! Sessions against the fake machine.
 
 use homelab_model::service::Protocol;
-use homelab_model::{Content, File, Key, Module, NodeObject, Object, Spec, TraceOutcome, TracePacket, ours};
+use homelab_model::{
+    Change, Content, File, Key, Module, NodeObject, NodeSpec, Object, Spec, TraceOutcome, TracePacket, ours,
+};
 use homelab_protocol::{Fault, PROTOCOL, Request, Response, Transaction};
 
 use crate::fake::World;
@@ -156,6 +158,33 @@ fn what_could_not_be_taken_back_is_not_begun() {
     assert!(world.observed().is_empty());
     let state = world.0.borrow();
     assert!(state.volatile.timer.is_none() && !state.disk.boot_unit && !state.disk.reserve);
+}
+
+#[test]
+fn a_package_comes_before_the_transaction_and_stays_when_that_is_taken_back() {
+    let world = World::new();
+    let install = |package: &str| send(Request::Install { package: package.into() });
+    let heard = talk(&world, vec![hello(), install("frr"), lock(), install("missing"), install("frr")]);
+    assert_eq!(failure(heard.get(1)).fault, Fault::NotLocked);
+    assert!(failure(heard.get(3)).message.contains("Unable to locate package"));
+    assert_eq!(heard[4], Response::Installed);
+
+    let told = NodeSpec { packages: vec!["frr".into()], ..spec(1, 1, 1) };
+    let mut transaction = transaction(&world, "0a", &homelab_desired::desired(&told));
+    // The plan was made before it came.
+    let package = world.observed().into_iter().find(|o| matches!(o.spec, Spec::Package(_))).expect("frr");
+    transaction.changes.insert(0, Change::Create { after: package.clone() });
+    let back = send(Request::Rollback { id: "0a".into(), reason: "of me".into() });
+    let mut steps = run(&transaction);
+    steps.push(back);
+    let heard = talk(&world, steps);
+    assert!(matches!(heard.last(), Some(Response::RolledBack { left }) if left.is_empty()), "{heard:?}");
+    assert_eq!(world.observed(), [package]);
+
+    assert_eq!(apply(&world, &transaction), Known::Confirmed);
+    let gone = self::transaction(&world, "0b", &homelab_desired::desired(&spec(1, 1, 1)));
+    assert_eq!(apply(&world, &gone), Known::Confirmed);
+    assert!(world.0.borrow().disk.packages.is_empty() && !world.0.borrow().lock_misused);
 }
 
 #[test]

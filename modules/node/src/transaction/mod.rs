@@ -58,8 +58,9 @@ fn lock_apply<H: Host>(host: &mut H) -> Result<Guard, Refusal> {
     }
 }
 
-fn is_unit(change: &Change<NodeObject>) -> bool {
-    matches!(change.key(), Key::Unit(_))
+/// Whether a change is made by programs that may need the agent, or take long: without the lock that keeps it out.
+fn is_unlocked(change: &Change<NodeObject>) -> bool {
+    matches!(change.key(), Key::Unit(_) | Key::Package(_))
 }
 
 pub(crate) fn is_nft(change: &Change<NodeObject>) -> bool {
@@ -68,7 +69,10 @@ pub(crate) fn is_nft(change: &Change<NodeObject>) -> bool {
 
 /// Whether the object outlives a reboot; what does not is the agent's to make again.
 fn is_durable(object: &NodeObject) -> bool {
-    matches!(object.spec, Spec::Binary(_) | Spec::Symlink(_) | Spec::File(_) | Spec::Unit(_))
+    matches!(
+        object.spec,
+        Spec::Binary(_) | Spec::Symlink(_) | Spec::File(_) | Spec::Package(_) | Spec::Unit(_)
+    )
 }
 
 #[cfg(test)]

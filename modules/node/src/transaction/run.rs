@@ -4,7 +4,7 @@ use homelab_model::{Change, NodeObject, Phase};
 use homelab_protocol::{Failure, Fault};
 
 use super::journal::Journal;
-use super::{Refusal, error, is_unit, lock_apply, refuse, undo};
+use super::{Refusal, error, is_unlocked, lock_apply, refuse, undo};
 use crate::host::{ApplyFailure, Host};
 
 /// Carries out the changes of the open transaction `id`, or undoes them if one fails. Afterwards it waits to be
@@ -64,8 +64,8 @@ fn in_segments<H: Host>(
     let point = host.marker();
     let total = changes.len();
     let mut done = 0;
-    for segment in changes.chunk_by(|a, b| is_unit(a) == is_unit(b)) {
-        let guard = if is_unit(&segment[0]) { None } else { Some(host.lock().map_err(nameless)?) };
+    for segment in changes.chunk_by(|a, b| is_unlocked(a) == is_unlocked(b)) {
+        let guard = if is_unlocked(&segment[0]) { None } else { Some(host.lock().map_err(nameless)?) };
         point(&format!("effect.{done}.before"));
         host.apply(segment, &mut |n| {
             point(&format!("effect.{}.after", done + n - 1));

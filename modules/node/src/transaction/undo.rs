@@ -6,7 +6,7 @@ use homelab_model::{Change, Key, Module, NodeObject, Phase, Reverted, Spec, diff
 use homelab_protocol::Fault;
 
 use super::journal::{Journal, read_reverted, write_reverted};
-use super::{Refusal, error, finish, is_durable, is_nft, is_unit, lock_apply, refuse};
+use super::{Refusal, error, finish, is_durable, is_nft, is_unlocked, lock_apply, refuse};
 use crate::host::Host;
 
 /// How often to look and mend. The second time is for what the agent did meanwhile.
@@ -110,7 +110,7 @@ fn restore<H: Host>(host: &mut H, journal: &Journal, boot: bool) -> Result<Vec<S
         failures.clear();
         // Rules refer to each other: those of the first pass change together.
         for part in todo.chunk_by(|a, b| pass == 0 && is_nft(a) && is_nft(b)) {
-            if is_unit(&part[0]) {
+            if is_unlocked(&part[0]) {
                 guard = None;
             } else if guard.is_none() {
                 guard = host.lock().ok();

@@ -2,6 +2,7 @@
 //!
 //! On a thread of its own: peers wait some hundred milliseconds for an answer, and a look at the kernel may take longer.
 
+mod bgp;
 mod task;
 
 use std::io::Write as _;
@@ -51,12 +52,13 @@ pub(super) struct Handle {
     bell: UnixStream,
     errors: Arc<Mutex<Vec<String>>>,
     thread: Option<JoinHandle<()>>,
+    bgp: bgp::Handle,
     ready: Option<bool>,
     unready_since: Option<Instant>,
 }
 
 impl Handle {
-    /// Starts the thread. It has nothing to do before [`Handle::configure`].
+    /// Starts the threads. They have nothing to do before [`Handle::configure`].
     pub(super) fn start(metrics: Arc<Metrics>) -> Result<Handle, String> {
         let (commands, receiver) = channel();
         let (bell, rings) = UnixStream::pair().map_err(|e| e.to_string())?;
@@ -65,10 +67,12 @@ impl Handle {
         }
         let errors = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&errors);
-        let work = move || task::run(&receiver, &rings, &metrics, &shared);
+        let bgp = bgp::Handle::start(Arc::clone(&metrics))?;
+        let said = bgp.said();
+        let work = move || task::run(&receiver, &rings, &metrics, &shared, &said);
         let thread =
             std::thread::Builder::new().name("speaker".to_owned()).spawn(work).map_err(|e| e.to_string())?;
-        Ok(Handle { commands, bell, errors, thread: Some(thread), ready: None, unready_since: None })
+        Ok(Handle { commands, bell, errors, thread: Some(thread), bgp, ready: None, unready_since: None })
     }
 
     fn say(&self, command: Command) {
@@ -88,13 +92,16 @@ impl Handle {
                 services: spec.services.iter().filter(balanced).cloned().collect(),
             })
         });
+        self.bgp.configure(told.clone());
         self.say(Command::Configure(told));
         self.cordon();
     }
 
     /// Reads whether the node is cordoned.
     pub(super) fn cordon(&self) {
-        self.say(Command::Cordon(Path::new(ours::CORDONED).exists()));
+        let cordoned = Path::new(ours::CORDONED).exists();
+        self.bgp.cordon(cordoned);
+        self.say(Command::Cordon(cordoned));
     }
 
     /// Whether services are in place.
@@ -108,6 +115,7 @@ impl Handle {
         }
         if self.ready != Some(ready) {
             self.ready = Some(ready);
+            self.bgp.ready(ready);
             self.say(Command::Ready(ready));
         }
     }
@@ -117,6 +125,7 @@ impl Handle {
         let ended = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
         errors.extend(ended.then(|| "the speaker has ended: no addresses are announced".to_owned()));
+        errors.extend(self.bgp.errors());
         errors
     }
 
@@ -124,6 +133,9 @@ impl Handle {
     pub(super) fn leave(&self) {
         let (done, wait): (Sender<()>, Receiver<()>) = channel();
         self.say(Command::Leave(done));
-        let _ = wait.recv_timeout(HANDOVER);
+        let withdrawn = self.bgp.leave();
+        for wait in [wait, withdrawn] {
+            let _ = wait.recv_timeout(HANDOVER);
+        }
     }
 }

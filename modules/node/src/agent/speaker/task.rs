@@ -22,6 +22,7 @@ use homelab_speaker::speaker::{Event, Output, Settings, Speaker};
 use homelab_speaker::state::Interface;
 use tracing::{error, info, warn};
 
+use super::bgp::Said;
 use super::{Command, Told};
 use crate::agent::metrics::Metrics;
 
@@ -43,8 +44,9 @@ pub(super) fn run(
     bell: &UnixStream,
     metrics: &Metrics,
     errors: &Mutex<Vec<String>>,
+    bgp: &Said,
 ) {
-    if let Err(message) = Task::new(metrics, errors).and_then(|mut task| task.serve(commands, bell)) {
+    if let Err(message) = Task::new(metrics, errors, bgp).and_then(|mut task| task.serve(commands, bell)) {
         error!("speaker: {message}");
     }
 }
@@ -52,6 +54,8 @@ pub(super) fn run(
 struct Task<'a> {
     metrics: &'a Metrics,
     errors: &'a Mutex<Vec<String>>,
+    /// What is known of sessions with routers.
+    bgp: &'a Said,
     start: Instant,
     told: Option<Box<Told>>,
     cordoned: bool,
@@ -74,10 +78,11 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    fn new(metrics: &'a Metrics, errors: &'a Mutex<Vec<String>>) -> Result<Task<'a>, String> {
+    fn new(metrics: &'a Metrics, errors: &'a Mutex<Vec<String>>, bgp: &'a Said) -> Result<Task<'a>, String> {
         Ok(Task {
             metrics,
             errors,
+            bgp,
             start: Instant::now(),
             told: None,
             cordoned: false,
@@ -406,7 +411,8 @@ impl<'a> Task<'a> {
     fn tell(&mut self) {
         let Some(speaker) = self.speaker.as_ref().filter(|_| self.news) else { return };
         self.news = false;
-        let report = speaker.report(self.now());
+        let bgp = self.bgp.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let report = LbReport { bgp, ..speaker.report(self.now()) };
         let same = |old: &LbReport| LbReport { time_unix_ms: report.time_unix_ms, ..old.clone() } == report;
         if self.report.as_ref().is_some_and(same) {
             return;
