@@ -55,12 +55,8 @@ pub const BGP_UNIT: &str = "homelab-bgp.service";
 pub const BGP_BFD_UNIT: &str = "homelab-bgp-bfd.service";
 /// The unit of FRR's zebra, by which bgpd and bfdd hear of each other.
 pub const BGP_ZEBRA_UNIT: &str = "homelab-bgp-zebra.service";
-/// All of them.
-pub const BGP_UNITS: [&str; 3] = [BGP_BFD_UNIT, BGP_ZEBRA_UNIT, BGP_UNIT];
 /// Name of our FRR among those of one machine (`-N`, `--pathspace`): a part of the paths of its files and sockets.
 pub const FRR_PATHSPACE: &str = "homelab";
-/// Configuration directory of our FRR.
-pub const FRR_ETC: &str = "/etc/frr/homelab";
 /// Sockets of our FRR.
 pub const FRR_RUN: &str = "/run/frr/homelab";
 /// Debian's package of FRR.

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 pub(crate) fn sessions_script(program: BgpProgram) -> &'static str {
     match program {
         BgpProgram::Frr => "vtysh -c 'show bgp neighbors json'",
-        BgpProgram::Bird => "birdc show protocols all",
+        // Times that it shows are a millisecond more or less at each look: what names a session is its connection.
+        BgpProgram::Bird => "birdc show protocols all; ss -Htn state established 'sport = :179'",
         BgpProgram::Gobgp => "gobgp -j neighbor",
     }
 }
@@ -79,12 +80,16 @@ fn bird_sessions(text: &str) -> BgpSessions {
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if !line.starts_with(' ') && words.get(1) == Some(&"BGP") {
-            which = (words.last() == Some(&"Established")).then(|| words[4].to_owned());
+            which = (words.last() == Some(&"Established")).then(String::new);
         } else if let ["Neighbor", "address:", address] = words[..] {
             // A link-local address would have its interface behind it.
             if let Ok(address) = address.parse() {
                 sessions.insert(address, which.take());
             }
+        } else if let Some(Ok(peer)) = words.last().map(|word| word.parse::<std::net::SocketAddr>())
+            && let Some(Some(name)) = sessions.get_mut(&peer.ip().to_canonical())
+        {
+            *name = peer.port().to_string();
         }
     }
     sessions
