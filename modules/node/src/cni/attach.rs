@@ -235,10 +235,10 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
     first
 }
 
-/// Frees entries whose links are gone, in all networks.
+/// Frees entries whose links are gone, in all networks and of all boots.
 pub(crate) fn sweep(data_dir: &Path) -> Result<usize, CniError> {
     let mut freed = 0;
-    for store in Store::all(data_dir)? {
+    for store in Store::of_every_boot(data_dir)? {
         freed += store.sweep(|| links(&mut PodSocket::open().map_err(kernel)?))?;
     }
     Ok(freed)

@@ -13,6 +13,9 @@ use homelab_model::AttachmentFact;
 /// Identity of the running boot. Systemd-nspawn gives each boot of a container one of its own.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Directory of what is remembered of names, beside those of the boots.
+const NAMES: &str = "names";
+
 /// How many names of pods are remembered: an IPv6 range has room for more than a directory.
 const NAMES_MAX: usize = 1024;
 
@@ -33,6 +36,18 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// The directories in a directory; none if there is no such directory.
+fn directories(directory: &Path) -> Result<Vec<PathBuf>, CniError> {
+    let listing = match fs::read_dir(directory) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(directory)(error)),
+    };
+    let directories =
+        listing.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(directories.map(|entry| entry.path()).collect())
 }
 
 /// The entries in a directory; none if there is no such directory.
@@ -68,16 +83,18 @@ impl Store {
 
     /// All stores below a data directory.
     pub(crate) fn all(data_dir: &Path) -> Result<Vec<Store>, CniError> {
-        let networks = match fs::read_dir(data_dir) {
-            Ok(networks) => networks,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(data_dir)(error)),
-        };
-        networks
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| Store::at(entry.path()))
-            .collect()
+        directories(data_dir)?.into_iter().map(Store::at).collect()
+    }
+
+    /// All stores below a data directory, of every boot. An entry without a link is nobody's in any of them; and the agent
+    /// of a node that is a container may see another boot's name than the runtime beside it.
+    pub(crate) fn of_every_boot(data_dir: &Path) -> Result<Vec<Store>, CniError> {
+        let mut stores = Vec::new();
+        for network in directories(data_dir)? {
+            let boots = directories(&network)?.into_iter().filter(|boot| !boot.ends_with(NAMES));
+            stores.extend(boots.map(|entries| Store { network: network.clone(), entries }));
+        }
+        Ok(stores)
     }
 
     /// The entries of this boot, without the lock: a snapshot.
@@ -87,7 +104,7 @@ impl Store {
 
     /// Where it is remembered what pods of a name had.
     fn names(&self) -> PathBuf {
-        self.network.join("names")
+        self.network.join(NAMES)
     }
 
     /// The entries of this boot with what they say for people.
@@ -370,5 +387,39 @@ impl Locked<'_> {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(failed(&store.entries)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_frees_what_has_no_link_of_any_boot_unless_an_add_is_under_way() {
+        let data = tempfile::tempdir().unwrap();
+        let network = data.path().join("home");
+        let place = |part: &str| {
+            let path = network.join(part);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            symlink("c/eth0", &path).unwrap();
+            path
+        };
+        let [live, dead, older, named] =
+            ["boot2/hl1,10.0.0.2", "boot2/hl2,10.0.0.3", "boot1/hl3,10.0.0.4", "names/ab,10.0.0.3"]
+                .map(place);
+        let there = |path: &Path| path.symlink_metadata().is_ok();
+        let sweep = || -> usize {
+            let stores = Store::of_every_boot(data.path()).unwrap();
+            let links = || Ok(BTreeSet::from(["hl1".to_owned()]));
+            stores.iter().map(|store| store.sweep(links).unwrap()).sum()
+        };
+        let adding = File::create(network.join("adding")).unwrap();
+        adding.lock_shared().unwrap();
+        assert_eq!(sweep(), 0);
+        assert!(there(&dead));
+        adding.unlock().unwrap();
+        assert_eq!(sweep(), 2);
+        assert_eq!([live, dead, older, named].map(|path| there(&path)), [true, false, false, true]);
+        assert!(Store::of_every_boot(&data.path().join("none")).unwrap().is_empty());
     }
 }
