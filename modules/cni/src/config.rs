@@ -7,6 +7,8 @@ use homelab_model::ours;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use crate::bandwidth::{self, Bandwidth};
+use crate::hostport::{self, PortMapping};
 use crate::names::{check_name, is_ifname};
 use crate::{CniError, Code};
 
@@ -66,6 +68,10 @@ pub struct Network {
     pub ranges: Vec<IpNet>,
     /// `dns`, handed through to the result.
     pub dns: Map<String, Value>,
+    /// `portMappings`: ports of the node that lead to the pod.
+    pub port_mappings: Vec<PortMapping>,
+    /// `bandwidth`: how fast the pod may receive and send.
+    pub bandwidth: Bandwidth,
 }
 
 /// Fields that the plugin knows, and those that a runtime adds.
@@ -84,6 +90,9 @@ const KNOWN: &[&str] = &[
     "runtimeConfig",
     "prevResult",
 ];
+
+/// Capabilities that the plugin carries out in full (CNI's CONVENTIONS.md).
+const OWN_CAPABILITIES: &[&str] = &["portMappings", "bandwidth"];
 
 /// Standard input as a JSON object.
 pub(crate) fn decode(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
@@ -168,7 +177,8 @@ pub(crate) fn network(map: &Map<String, Value>) -> Result<Network, CniError> {
         Some(Value::Object(dns)) => dns.clone(),
         Some(other) => return Err(wrong("dns", other, "an object")),
     };
-    Ok(Network { bridge: bridge.to_owned(), bridge_mac, mtu, ranges, dns })
+    let (port_mappings, bandwidth) = (hostport::port_mappings(map)?, bandwidth::bandwidth(map)?);
+    Ok(Network { bridge: bridge.to_owned(), bridge_mac, mtu, ranges, dns, port_mappings, bandwidth })
 }
 
 /// Refuses what the plugin would have to ignore: a configuration that is only half carried out is worse than an
@@ -184,7 +194,7 @@ fn unsupported(map: &Map<String, Value>) -> Result<(), CniError> {
     }
     for outer in ["capabilities", "runtimeConfig"] {
         let Some(Value::Object(inner)) = map.get(outer) else { continue };
-        for (field, value) in inner {
+        for (field, value) in inner.iter().filter(|(field, _)| !OWN_CAPABILITIES.contains(&field.as_str())) {
             let empty = match value {
                 Value::Null | Value::Bool(false) => true,
                 Value::Array(items) => items.is_empty(),

@@ -37,6 +37,8 @@ pub enum Code {
     Kernel = 103,
     /// CHECK found something other than what ADD made.
     Mismatch = 104,
+    /// A port of the node that leads to another pod already.
+    PortTaken = 110,
 }
 
 /// An error of the plugin.

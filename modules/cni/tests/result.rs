@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use homelab_cni::ipam::Entry;
-use homelab_cni::{AddResult, Attachment, Base, CniError, Code, Network, Version, Wiring, alias};
+use homelab_cni::{AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, Version, Wiring, alias};
 use serde_json::{Map, Value, json};
 
 fn answer(version: Version) -> Value {
@@ -13,6 +13,8 @@ fn answer(version: Version) -> Value {
         bridge_mac: None,
         mtu: Some(1450),
         ranges: vec!["10.244.1.0/24".parse().expect("net"), "fd00:1::/64".parse().expect("net")],
+        port_mappings: Vec::new(),
+        bandwidth: Bandwidth::default(),
         dns: Map::new(),
     };
     let attachment = Attachment { container: "c1".into(), ifname: "eth0".into() };

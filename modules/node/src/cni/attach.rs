@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use homelab_cni::ipam::{self, Entry};
 use homelab_cni::{
-    AddResult, Attachment, Base, CniError, Code, Network, PrevResult, Sandbox, Wiring, alias, bridge_sysctls,
-    gateway_net,
+    AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring,
+    alias, bridge_sysctls, gateway_net,
 };
 use homelab_linux::pod::{Bridge, Netns, PodError, PodRoute, PodSocket, Veth, write_sysctl};
-use homelab_linux::{LinkInfo, VethEnd, mac_text};
+use homelab_linux::{Bucket, LinkInfo, VethEnd, mac_text};
 use homelab_model::{ours, stable_mac};
 use ipnet::IpNet;
 
+use super::hostport::{Claimed, Claims};
 use super::store::{Reserved, Store};
 
 /// How often to look at a bridge that is just being made, a millisecond apart.
@@ -36,18 +37,33 @@ pub(crate) fn add(
     let bridge = ensure_bridge(&mut host, base, network)?;
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     let store = Store::of(base)?;
-    let reserved = store.lock()?.reserve(&network.ranges, &owner, (attachment, pod), || links(&mut host))?;
+    let reserved = store
+        .lock()?
+        .reserve(&network.ranges, &owner, (attachment, pod), || left(&base.data_dir, &mut host))?;
     let mtu = network.mtu.unwrap_or(bridge.mtu);
     let wiring = Wiring::new(base, network, attachment, &reserved.entry);
-    match wire(&mut host, &bridge, &netns, &wiring, mtu) {
-        Ok(()) => {}
-        Err(Failed::Taken(error)) => return Err(taken(&mut host, &store, &reserved, &wiring, error)),
-        Err(Failed::Made(error)) => {
-            let _ = host.delete_link(&wiring.host);
+    let holder = (owner.as_str(), &reserved.entry.addresses[..]);
+    let mut ports = match Claims::claim(base, network, attachment, pod, holder, &mut host) {
+        Ok(ports) => ports,
+        Err(error) => {
             // The error that counts is the first.
             let _ = store.remove(&reserved.entry);
-            return Err(kernel(error));
+            return Err(error);
         }
+    };
+    let wired = match wire(&mut host, &bridge, &netns, &wiring, (mtu, network.bandwidth)) {
+        Ok(()) => ports.as_mut().map_or(Ok(()), |ports| ports.open(&mut host)),
+        Err(Failed::Taken(error)) => {
+            undo(ports, &mut host);
+            return Err(taken(&mut host, &store, &reserved, &wiring, error));
+        }
+        Err(Failed::Made(error)) => Err(kernel(error)),
+    };
+    if let Err(error) = wired {
+        undo(ports, &mut host);
+        let _ = host.delete_link(&wiring.host);
+        let _ = store.remove(&reserved.entry);
+        return Err(error);
     }
     let result = AddResult {
         version: base.version,
@@ -121,6 +137,19 @@ fn links(host: &mut PodSocket) -> Result<BTreeSet<String>, CniError> {
     Ok(host.links().map_err(kernel)?.into_iter().map(|link| link.name).collect())
 }
 
+fn undo(ports: Option<Claimed>, host: &mut PodSocket) {
+    if let Some(ports) = ports {
+        ports.undo(host);
+    }
+}
+
+/// [`links`], and no port leads to a pod whose link is not among them: its address is about to be free.
+fn left(data_dir: &Path, host: &mut PodSocket) -> Result<BTreeSet<String>, CniError> {
+    let links = links(host)?;
+    Claims::of(data_dir)?.sync()?;
+    Ok(links)
+}
+
 enum Failed {
     /// A name was taken and nothing was made.
     Taken(PodError),
@@ -133,7 +162,7 @@ fn wire(
     bridge: &LinkInfo,
     netns: &Netns,
     wiring: &Wiring,
-    mtu: u32,
+    (mtu, bandwidth): (u32, Bandwidth),
 ) -> Result<(), Failed> {
     let veth = Veth {
         host: VethEnd { name: &wiring.host, mac: Some(wiring.host_mac) },
@@ -146,7 +175,10 @@ fn wire(
     };
     host.create_veth(netns, &veth)
         .map_err(|error| if error.is_taken() { Failed::Taken(error) } else { Failed::Made(error) })?;
-    configure(netns, wiring).map_err(Failed::Made)?;
+    if let Some(rate) = bandwidth.ingress {
+        host.limit(&wiring.host, &bucket(rate)).map_err(Failed::Made)?;
+    }
+    configure(netns, wiring, bandwidth.egress).map_err(Failed::Made)?;
     // The first packet of a pod must not be lost: ARP tries again only after a second.
     host.settle(&wiring.host).map_err(Failed::Made)?;
     if !bridge.operational {
@@ -156,8 +188,12 @@ fn wire(
     Ok(())
 }
 
+fn bucket(rate: Rate) -> Bucket {
+    Bucket { rate: rate.bytes_per_second, burst: rate.burst, limit: rate.queue() }
+}
+
 /// Everything inside the pod. The process stays there; `host` is a socket of the node's namespace.
-fn configure(netns: &Netns, wiring: &Wiring) -> Result<(), PodError> {
+fn configure(netns: &Netns, wiring: &Wiring, egress: Option<Rate>) -> Result<(), PodError> {
     netns.enter()?;
     let escaped = wiring.ifname.replace('.', "/");
     // No other pod may configure this one by router advertisements (CVE-2020-10749), with or without IPv6 of ours.
@@ -177,6 +213,9 @@ fn configure(netns: &Netns, wiring: &Wiring) -> Result<(), PodError> {
         })
         .collect();
     let mut pod = PodSocket::open()?;
+    if let Some(rate) = egress {
+        pod.limit(&wiring.ifname, &bucket(rate))?;
+    }
     pod.configure(&wiring.ifname, &addresses, &routes)?;
     pod.settle(&wiring.ifname)
 }
@@ -202,10 +241,12 @@ fn taken(
     CniError::with(Code::Attached, message, error)
 }
 
-/// DEL: to nothing, whatever is there. The address is freed last, when no pod has it any more.
+/// DEL: to nothing, whatever is there. The address is freed last, when no pod has it and no port leads to it any more.
 pub(crate) fn del(base: &Base, attachment: &Attachment) -> Result<(), CniError> {
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
+    let ports = Claims::of(&base.data_dir)?.release(&owner);
     PodSocket::open().and_then(|mut host| host.delete_link(&owner)).map_err(kernel)?;
+    ports?;
     Store::of(base)?.release(&owner)
 }
 
@@ -252,8 +293,42 @@ pub(crate) fn check(
             return mismatch(format!("{address} is not reserved for this container"));
         }
     }
+    check_ports(base, network, &owner)?;
+    check_rate(&mut host, &wiring.host, network.bandwidth.ingress)?;
     netns.enter().map_err(kernel)?;
-    check_pod(&wiring, port.mtu, prev)
+    check_pod(&wiring, port.mtu, prev)?;
+    check_rate(&mut PodSocket::open().map_err(kernel)?, &wiring.ifname, network.bandwidth.egress)
+}
+
+/// A link has the limit that the runtime asked for. Where it asks for none, another plugin of the chain may have set one.
+fn check_rate(socket: &mut PodSocket, link: &str, rate: Option<Rate>) -> Result<(), CniError> {
+    let Some(rate) = rate else { return Ok(()) };
+    match socket.limit_of(link).map_err(kernel)? {
+        Some(held) if held == rate.bytes_per_second => Ok(()),
+        held => Err(CniError::with(
+            Code::Mismatch,
+            format!("link {link} is not limited to {} bytes per second", rate.bytes_per_second),
+            held.map_or("no limit".to_owned(), |held| format!("but to {held}")),
+        )),
+    }
+}
+
+/// The node's ports that lead to the pod: those that the runtime names, and all of them in the kernel.
+fn check_ports(base: &Base, network: &Network, owner: &str) -> Result<(), CniError> {
+    let mismatch = |message: String| Err(CniError::new(Code::Mismatch, message));
+    let claim = Claims::of(&base.data_dir)?.get(owner)?;
+    let held = claim.as_ref().map(|claim| &claim.ports[..]).unwrap_or_default();
+    if let Some(port) = network.port_mappings.iter().find(|port| !held.contains(port)) {
+        return mismatch(format!(
+            "{} port {} of the node is not the pod's",
+            port.protocol.as_str(),
+            port.host_port
+        ));
+    }
+    match claim.map_or(Ok(None), |claim| Claims::missing(&claim))? {
+        Some(what) => mismatch(format!("a port of the node leads nowhere: {what} is missing")),
+        None => Ok(()),
+    }
 }
 
 /// The pod's side. Its MTU must be that of the node's end, not the configured one: a pod keeps the MTU with which it
@@ -316,9 +391,12 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
         valid.iter().map(|a| ipam::owner(&base.name, &a.container, &a.ifname)).collect();
     let store = Store::of(base)?;
     let mut host = PodSocket::open().map_err(kernel)?;
+    let claims = Claims::of(&base.data_dir)?;
     let mut first = Ok(());
     for entry in store.entries()?.iter().filter(|entry| !keep.contains(&entry.owner)) {
-        let removed = host.delete_link(&entry.owner).map_err(kernel).and_then(|_| store.remove(entry));
+        let ports = claims.release(&entry.owner);
+        let removed = host.delete_link(&entry.owner).map_err(kernel);
+        let removed = ports.and(removed).and_then(|_| store.remove(entry));
         first = first.and(removed);
     }
     first
@@ -328,7 +406,7 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
 pub(crate) fn sweep(data_dir: &Path) -> Result<usize, CniError> {
     let mut freed = 0;
     for store in Store::all(data_dir)? {
-        freed += store.sweep(|| links(&mut PodSocket::open().map_err(kernel)?))?;
+        freed += store.sweep(|| left(data_dir, &mut PodSocket::open().map_err(kernel)?))?;
     }
     Ok(freed)
 }

@@ -3,6 +3,7 @@
 //! pod.
 
 mod attach;
+pub(crate) mod hostport;
 mod store;
 
 use std::io::{self, Read, Write};

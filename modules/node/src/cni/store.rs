@@ -25,8 +25,16 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> CniError {
     move |error| CniError::with(Code::Io, format!("IPAM store {}", path.display()), error)
 }
 
+/// The running boot, as a name for its directories.
+pub(super) fn boot() -> Result<String, CniError> {
+    let mut boot = [0; 64];
+    let length =
+        File::open(BOOT_ID).and_then(|mut file| file.read(&mut boot)).map_err(failed(Path::new(BOOT_ID)))?;
+    Ok(String::from_utf8_lossy(&boot[..length]).trim().to_owned())
+}
+
 /// What is not there is gone.
-fn gone(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
@@ -40,12 +48,7 @@ impl Store {
     }
 
     fn at(network: PathBuf) -> Result<Store, CniError> {
-        let mut boot = [0; 64];
-        let length = File::open(BOOT_ID)
-            .and_then(|mut file| file.read(&mut boot))
-            .map_err(failed(Path::new(BOOT_ID)))?;
-        let boot = String::from_utf8_lossy(&boot[..length]);
-        let entries = network.join(boot.trim());
+        let entries = network.join(boot()?);
         Ok(Store { network, entries })
     }
 
@@ -59,6 +62,8 @@ impl Store {
         networks
             .filter_map(Result::ok)
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            // No network is named with a dot: claims of the node's ports.
+            .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
             .map(|entry| Store::at(entry.path()))
             .collect()
     }

@@ -1,5 +1,9 @@
 //! A node and its pods as network namespaces, and the plugin called as a runtime calls it.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
+pub(crate) mod talk;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
