@@ -1,5 +1,5 @@
-//! What the fuzz tests of `engine/config`, `engine/protocol` and `modules/speaker` share. `HOMELAB_FUZZ_SECONDS` says how
-//! long each runs (default 1.5), `HOMELAB_FUZZ_SEED` where to begin.
+//! What the fuzz tests of `engine/config`, `engine/protocol`, `modules/cni` and `modules/speaker` share.
+//! `HOMELAB_FUZZ_SECONDS` says how long each runs (default 1.5), `HOMELAB_FUZZ_SEED` where to begin.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! Pods reach each other, the LAN and what is beyond, with real packets.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use homelab_tests::{Check, Cluster, Place, Pod, Server, run};
 
@@ -11,6 +12,7 @@ fn main() {
             ("pods_reach_everything_over_ipv4", pods_reach_everything_over_ipv4),
             ("pods_reach_everything_over_both_families", pods_reach_everything_over_both_families),
             ("mtu_follows_the_smallest_lan_interface_flannel_463", mtu_follows_the_smallest_lan_interface),
+            ("status_and_the_agents_sweep", status_and_the_agents_sweep),
         ],
     )
 }
@@ -142,4 +144,45 @@ fn mtu_follows_the_smallest_lan_interface(cluster: &mut Cluster) {
     let plan = cluster.homelab_ok(&["plan"]);
     let text = plan.stdout + &plan.stderr;
     assert!(text.contains("too large for node2"), "a warning names the node:\n{text}");
+}
+
+/// STATUS as a runtime of CNI 1.1 asks it.
+const STATUS: &str = r#"
+jq '.plugins[0] + {name, cniVersion: .cniVersions[-1]}' /etc/cni/net.d/05-homelab.conflist |
+  CNI_COMMAND=STATUS CNI_PATH=/opt/cni/bin /opt/cni/bin/homelab
+"#;
+
+/// A node is ready while its agent is at work and its tunnel stands, whatever becomes of other nodes; and addresses of pods
+/// that ended without a DEL come back by the agent alone.
+fn status_and_the_agents_sweep(cluster: &mut Cluster) {
+    cluster.apply();
+    let code = |cluster: &Cluster| {
+        let output = cluster.lab.exec("node1", &["sh", "-c", STATUS]).expect("a shell starts");
+        let error: serde_json::Value = serde_json::from_str(&output.stdout).unwrap_or_default();
+        (output.success(), error["code"].as_u64().unwrap_or(0))
+    };
+    assert_eq!(code(cluster), (true, 0));
+    cluster.sh("node2", "ip link del homelab0; ip link set eth0 down");
+    assert_eq!(code(cluster), (true, 0), "another node's trouble is not this one's");
+    cluster.sh("node1", "systemctl stop homelab-node");
+    assert_eq!(code(cluster), (false, 50));
+    cluster.sh("node1", "ip link del homelab.1");
+    assert_eq!(code(cluster), (false, 51));
+
+    // Pods come and go meanwhile, the last without a DEL.
+    cluster.pod("node1", "gone");
+    cluster.sh("node1", "ip netns pids gone | xargs --no-run-if-empty kill; ip netns delete gone");
+    let entries = "ls /var/lib/homelab/ipam/*/*-*-*/ | wc -l";
+    assert_eq!(cluster.sh("node1", entries), "1");
+    cluster.sh("node1", "systemctl start homelab-node");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while cluster.sh("node1", entries) != "0" || code(cluster) != (true, 0) {
+        assert!(
+            Instant::now() < deadline,
+            "{} entries, STATUS {:?}",
+            cluster.sh("node1", entries),
+            code(cluster)
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }

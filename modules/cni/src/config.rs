@@ -15,6 +15,12 @@ use crate::{CniError, Code};
 /// A version of the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    /// 0.1.0, the first, whose result has one address of each family.
+    V0_1_0,
+    /// 0.2.0, the first with VERSION.
+    V0_2_0,
+    /// 0.3.0, the first with chains of plugins and results that list interfaces.
+    V0_3_0,
     /// 0.3.1
     V0_3_1,
     /// 0.4.0, the first with CHECK.
@@ -27,11 +33,22 @@ pub enum Version {
 
 impl Version {
     /// All that the plugin speaks, in order.
-    pub const ALL: [Version; 4] = [Version::V0_3_1, Version::V0_4_0, Version::V1_0_0, Version::V1_1_0];
+    pub const ALL: [Version; 7] = [
+        Version::V0_1_0,
+        Version::V0_2_0,
+        Version::V0_3_0,
+        Version::V0_3_1,
+        Version::V0_4_0,
+        Version::V1_0_0,
+        Version::V1_1_0,
+    ];
 
     /// As in `cniVersion`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Version::V0_1_0 => "0.1.0",
+            Version::V0_2_0 => "0.2.0",
+            Version::V0_3_0 => "0.3.0",
             Version::V0_3_1 => "0.3.1",
             Version::V0_4_0 => "0.4.0",
             Version::V1_0_0 => "1.0.0",
@@ -66,6 +83,10 @@ pub struct Network {
     pub mtu: Option<u32>,
     /// The node's pod ranges, one or two, of different families.
     pub ranges: Vec<IpNet>,
+    /// Addresses that no pod gets unless it asks for them.
+    pub exclude: Vec<IpNet>,
+    /// Whether a pod of a name gets the addresses back that the last one of that name had.
+    pub sticky: bool,
     /// `dns`, handed through to the result.
     pub dns: Map<String, Value>,
     /// `portMappings`: ports of the node that lead to the pod.
@@ -74,15 +95,21 @@ pub struct Network {
     pub bandwidth: Bandwidth,
 }
 
-/// Fields that the plugin knows, and those that a runtime adds.
+/// Fields that the plugin knows, and those that a runtime adds or has for itself.
 const KNOWN: &[&str] = &[
     "cniVersion",
+    "cniVersions",
     "name",
     "type",
+    "disableCheck",
+    "disableGC",
+    "loadOnlyInlinedPlugins",
     "bridge",
     "bridgeMac",
     "mtu",
     "ranges",
+    "exclude",
+    "sticky",
     "dataDir",
     "dns",
     "args",
@@ -91,8 +118,18 @@ const KNOWN: &[&str] = &[
     "prevResult",
 ];
 
-/// Capabilities that the plugin carries out in full (CNI's CONVENTIONS.md).
-const OWN_CAPABILITIES: &[&str] = &["portMappings", "bandwidth"];
+/// Capabilities that a runtime may hand over (CNI's CONVENTIONS.md): those of the first line are followed; the others have
+/// no meaning for a network whose ranges are the node's and whose names are Kubernetes'.
+const CAPABILITIES: &[&str] = &[
+    "portMappings",
+    "bandwidth",
+    "ips",
+    "mac",
+    "dns", //
+    "ipRanges",
+    "aliases",
+    "cgroupPath",
+];
 
 /// Standard input as a JSON object.
 pub(crate) fn decode(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
@@ -103,12 +140,13 @@ pub(crate) fn decode(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
     }
 }
 
-/// `cniVersion`; absent means 0.1.0 (specification 0.1.0), which the plugin does not speak.
+/// `cniVersion`; absent or empty means 0.1.0, as the reference implementation reads it.
 pub(crate) fn version(map: &Map<String, Value>) -> Result<Version, CniError> {
     let text = match map.get("cniVersion") {
         None => "0.1.0",
+        Some(Value::String(text)) if text.is_empty() => "0.1.0",
         Some(Value::String(text)) => text,
-        Some(other) => return Err(wrong("cniVersion", other, "a string")),
+        Some(other) => return Err(CniError::with(Code::Decode, "field cniVersion is not a string", other)),
     };
     Version::parse(text).ok_or_else(|| {
         let supported: Vec<&str> = Version::ALL.into_iter().map(Version::as_str).collect();
@@ -120,7 +158,7 @@ pub(crate) fn version(map: &Map<String, Value>) -> Result<Version, CniError> {
     })
 }
 
-fn wrong(field: &str, value: &Value, want: &str) -> CniError {
+pub(crate) fn wrong(field: &str, value: &Value, want: &str) -> CniError {
     CniError::with(Code::Config, format!("field {field} is not {want}"), value)
 }
 
@@ -172,13 +210,58 @@ pub(crate) fn network(map: &Map<String, Value>) -> Result<Network, CniError> {
             _ => return Err(wrong("mtu", value, &format!("a number from {least} to 65535"))),
         },
     };
-    let dns = match map.get("dns") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(dns)) => dns.clone(),
-        Some(other) => return Err(wrong("dns", other, "an object")),
+    let sticky = match map.get("sticky") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(sticky)) => *sticky,
+        Some(other) => return Err(wrong("sticky", other, "true or false")),
     };
     let (port_mappings, bandwidth) = (hostport::port_mappings(map)?, bandwidth::bandwidth(map)?);
-    Ok(Network { bridge: bridge.to_owned(), bridge_mac, mtu, ranges, dns, port_mappings, bandwidth })
+    let (exclude, dns) = (exclude(map)?, dns(map)?);
+    Ok(Network {
+        bridge: bridge.to_owned(),
+        bridge_mac,
+        mtu,
+        ranges,
+        exclude,
+        sticky,
+        dns,
+        port_mappings,
+        bandwidth,
+    })
+}
+
+/// Addresses and networks.
+fn exclude(map: &Map<String, Value>) -> Result<Vec<IpNet>, CniError> {
+    let values = match map.get("exclude") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(values)) => values,
+        Some(other) => return Err(wrong("exclude", other, "a list of addresses and networks")),
+    };
+    let parse = |value: &Value| {
+        let text = value.as_str()?;
+        text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from)).map(|net| net.trunc())
+    };
+    values
+        .iter()
+        .map(|value| parse(value).ok_or_else(|| wrong("exclude[]", value, "an address or a network")))
+        .collect()
+}
+
+/// `dns`, and what the runtime says of it in the words of its capability.
+fn dns(map: &Map<String, Value>) -> Result<Map<String, Value>, CniError> {
+    let object = |field: &str, value: Option<&Value>| match value {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(dns)) => Ok(dns.clone()),
+        Some(other) => Err(wrong(field, other, "an object")),
+    };
+    let mut dns = object("dns", map.get("dns"))?;
+    let wish = object("runtimeConfig.dns", map.get("runtimeConfig").and_then(|config| config.get("dns")))?;
+    for (theirs, ours) in [("servers", "nameservers"), ("searches", "search"), ("options", "options")] {
+        if let Some(value) = wish.get(theirs).filter(|value| !value.is_null()) {
+            dns.insert(ours.to_owned(), value.clone());
+        }
+    }
+    Ok(dns)
 }
 
 /// Refuses what the plugin would have to ignore: a configuration that is only half carried out is worse than an
@@ -194,7 +277,7 @@ fn unsupported(map: &Map<String, Value>) -> Result<(), CniError> {
     }
     for outer in ["capabilities", "runtimeConfig"] {
         let Some(Value::Object(inner)) = map.get(outer) else { continue };
-        for (field, value) in inner.iter().filter(|(field, _)| !OWN_CAPABILITIES.contains(&field.as_str())) {
+        for (field, value) in inner.iter().filter(|(field, _)| !CAPABILITIES.contains(&field.as_str())) {
             let empty = match value {
                 Value::Null | Value::Bool(false) => true,
                 Value::Array(items) => items.is_empty(),
@@ -243,56 +326,4 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
         *octet = u8::from_str_radix(part, 16).ok()?;
     }
     (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
-}
-
-/// What an earlier ADD answered, as far as CHECK compares it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PrevResult {
-    /// MAC address of the container's interface, lower-case; empty if the result names none.
-    pub mac: String,
-    /// Addresses of the container's interface.
-    pub addresses: Vec<IpNet>,
-    /// Gateways of default routes.
-    pub gateways: Vec<IpAddr>,
-}
-
-/// `prevResult`, for the interface `ifname`.
-pub(crate) fn prev_result(map: &Map<String, Value>, ifname: &str) -> Result<PrevResult, CniError> {
-    let Some(prev) = map.get("prevResult").filter(|prev| !prev.is_null()) else {
-        return Err(CniError::new(Code::Config, "CHECK needs field prevResult"));
-    };
-    let bad = |what: &str, value: &Value| {
-        CniError::with(Code::Decode, format!("prevResult.{what} cannot be read"), value)
-    };
-    let list = |field: &str| match prev.get(field) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(items)) => Ok(items.clone()),
-        Some(other) => Err(bad(field, other)),
-    };
-    let interfaces = list("interfaces")?;
-    let in_container =
-        |i: &Value| i["name"] == ifname && i["sandbox"].as_str().is_some_and(|s| !s.is_empty());
-    let position = interfaces.iter().position(in_container).ok_or_else(|| {
-        CniError::new(Code::Config, format!("prevResult has no interface {ifname} of the container"))
-    })?;
-    let mut result = PrevResult {
-        mac: interfaces[position]["mac"].as_str().unwrap_or_default().to_lowercase(),
-        ..PrevResult::default()
-    };
-    for ip in list("ips")? {
-        // Addresses of other interfaces belong to other plugins of the chain.
-        if ip["interface"].as_u64().is_some_and(|index| index != position as u64) {
-            continue;
-        }
-        let address = ip["address"].as_str().and_then(|text| text.parse().ok());
-        result.addresses.push(address.ok_or_else(|| bad("ips", &ip))?);
-    }
-    for route in list("routes")? {
-        let dst: IpNet =
-            route["dst"].as_str().and_then(|text| text.parse().ok()).ok_or_else(|| bad("routes", &route))?;
-        if let (0, Some(gw)) = (dst.prefix_len(), route["gw"].as_str()) {
-            result.gateways.push(gw.parse().map_err(|_| bad("routes", &route))?);
-        }
-    }
-    Ok(result)
 }

@@ -23,10 +23,13 @@ pub enum Code {
     Config = 7,
     /// The pod's network namespace is the plugin's own (as in the reference implementation's `skel`).
     NetworkNamespace = 8,
-    /// A condition that passes: try again.
+    /// A condition that passes: memory or buffers of the kernel are short, or addresses of pods that are gone cannot be
+    /// freed before other ADDs are done.
     TryAgain = 11,
-    /// STATUS: the plugin cannot serve ADD now.
+    /// STATUS: the plugin cannot serve ADD now; containers that are there are not concerned.
     Unavailable = 50,
+    /// STATUS: the plugin cannot serve ADD now, and containers that are there may not reach those of other nodes.
+    Limited = 51,
     /// No free address in the node's pod range.
     Exhausted = 100,
     /// A link that homelab did not make is in the way.
@@ -37,6 +40,8 @@ pub enum Code {
     Kernel = 103,
     /// CHECK found something other than what ADD made.
     Mismatch = 104,
+    /// The address that was asked for belongs to another pod.
+    AddressTaken = 105,
     /// A port of the node that leads to another pod already.
     PortTaken = 110,
 }

@@ -9,11 +9,12 @@ use homelab_model::{
 use ipnet::IpNet;
 use minijinja::{Environment, context};
 
+use crate::Version;
 use crate::ipam::gateway;
 
 /// `cniVersion` of the configuration list. Not 1.1.0: a runtime refuses a list that is newer than its libcni, and
-/// containerd 1.6, CRI-O and podman as Debian 12 has them carry libcni 1.1, which ends at 1.0.0. The plugin itself
-/// answers 0.3.1 to 1.1.0.
+/// containerd 1.6, CRI-O and podman as Debian 12 has them carry libcni 1.1, which ends at 1.0.0. Newer ones read
+/// `cniVersions` and take the last of them, 1.1.0 with STATUS.
 pub const LIST_VERSION: &str = "1.0.0";
 
 /// The MAC address of a node's bridge.
@@ -135,6 +136,7 @@ fn conflist(spec: &NodeSpec) -> String {
         include_str!("../templates/homelab.conflist"),
         context! {
             version => LIST_VERSION,
+            newest => Version::V1_1_0.as_str(),
             name => json(&spec.cluster),
             plugin => json(ours::CNI_PLUGIN),
             bridge => json(&spec.bridge),

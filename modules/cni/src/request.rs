@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::config::{self, Base, Network, PrevResult, Version};
+use crate::config::{self, Base, Network, Version};
 use crate::names::{check_name, is_ifname};
+use crate::previous::{self, PrevResult, Previous};
+use crate::wishes::{self, Wishes};
 use crate::{CniError, Code};
 
 /// A network interface of a container.
@@ -39,8 +41,10 @@ pub enum Request {
         attachment: Attachment,
         /// Where it is.
         sandbox: Sandbox,
-        /// The name that the runtime gives the pod: `namespace/name`, or `name`.
-        pod: Option<String>,
+        /// What is asked beyond that.
+        wishes: Wishes,
+        /// What the plugins before this one answered.
+        previous: Previous,
     },
     /// Detach a container, tolerating absence of everything.
     Del {
@@ -90,7 +94,9 @@ impl Request {
         match command.as_str() {
             "ADD" | "DEL" | "CHECK" | "STATUS" | "GC" => {}
             "VERSION" => {
-                let map = config::decode(stdin)?;
+                // Runtimes of 0.2.0 and 0.3.x send nothing.
+                let empty = stdin.iter().all(u8::is_ascii_whitespace);
+                let map = if empty { Map::new() } else { config::decode(stdin)? };
                 let version = map.get("cniVersion").and_then(Value::as_str);
                 let version = version.unwrap_or(Version::V1_1_0.as_str()).to_owned();
                 return Ok(Request::Version { version });
@@ -108,7 +114,7 @@ impl Request {
         let since = match command.as_str() {
             "CHECK" => Version::V0_4_0,
             "STATUS" | "GC" => Version::V1_1_0,
-            _ => Version::V0_3_1,
+            _ => Version::V0_1_0,
         };
         if version < since {
             return Err(CniError::with(
@@ -126,12 +132,13 @@ impl Request {
             _ => {
                 let attachment = attachment(env)?;
                 let sandbox = sandbox(env)?;
-                let pod = pod_name(&env("CNI_ARGS").unwrap_or_default())?;
                 let network = config::network(&map)?;
+                let wishes = wishes::wishes(&env("CNI_ARGS").unwrap_or_default(), &map)?;
                 if command == "ADD" {
-                    return Ok(Request::Add { base, network, attachment, sandbox, pod });
+                    let previous = previous::previous(&map, base.version)?;
+                    return Ok(Request::Add { base, network, attachment, sandbox, wishes, previous });
                 }
-                let prev = config::prev_result(&map, &attachment.ifname)?;
+                let prev = previous::prev_result(&map, &attachment.ifname)?;
                 Ok(Request::Check { base, network, attachment, sandbox, prev })
             }
         }
@@ -150,22 +157,26 @@ fn required(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<String, 
         .ok_or_else(|| CniError::new(Code::Environment, format!("environment variable {name} is missing")))
 }
 
-fn checked(container: String, ifname: String, code: Code) -> Result<Attachment, CniError> {
+/// Errors name what is wrong by `names`.
+fn checked(container: String, ifname: String, code: Code, names: [&str; 2]) -> Result<Attachment, CniError> {
     // Container ids are 64 digits in practice; a bound keeps them inside paths and attributes.
     if !check_name(&container, 512) {
-        let message =
-            "container id must begin with a letter or digit and hold only letters, digits, '_', '.', '-'";
+        let message = format!(
+            "{} must begin with a letter or digit and hold only letters, digits, '_', '.', '-'",
+            names[0]
+        );
         return Err(CniError::with(code, message, format!("{container:?}")));
     }
     if !is_ifname(&ifname) {
-        let message = "interface name must have 1 to 15 bytes without '/', ':', '%' or white space";
+        let message = format!("{} must have 1 to 15 bytes without '/', ':', '%' or white space", names[1]);
         return Err(CniError::with(code, message, format!("{ifname:?}")));
     }
     Ok(Attachment { container, ifname })
 }
 
 fn attachment(env: &dyn Fn(&str) -> Option<String>) -> Result<Attachment, CniError> {
-    checked(required(env, "CNI_CONTAINERID")?, required(env, "CNI_IFNAME")?, Code::Environment)
+    let names = ["CNI_CONTAINERID", "CNI_IFNAME"];
+    checked(required(env, names[0])?, required(env, names[1])?, Code::Environment, names)
 }
 
 fn sandbox(env: &dyn Fn(&str) -> Option<String>) -> Result<Sandbox, CniError> {
@@ -176,40 +187,9 @@ fn sandbox(env: &dyn Fn(&str) -> Option<String>) -> Result<Sandbox, CniError> {
     Ok(Sandbox { path, may_be_own: env("CNI_NETNS_OVERRIDE").is_some_and(|value| truth(&value)) })
 }
 
-/// What Go's `strconv.ParseBool` takes as true: the reference implementation reads both flags with it.
+/// What Go's `strconv.ParseBool` takes as true, as the reference implementation reads it.
 fn truth(text: &str) -> bool {
     matches!(text, "1" | "t" | "T" | "TRUE" | "true" | "True")
-}
-
-/// `CNI_ARGS`: `KEY=value` pairs with semicolons. Kubernetes' own are known; others are refused unless `IgnoreUnknown`
-/// is set, as the reference plugins do. The name that the runtime gives the pod: `namespace/name`, or `name`.
-fn pod_name(args: &str) -> Result<Option<String>, CniError> {
-    let (mut namespace, mut name) = (None, None);
-    let mut ignore = false;
-    let mut unknown = Vec::new();
-    for pair in args.split(';').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').ok_or_else(|| {
-            CniError::with(Code::Environment, "CNI_ARGS holds no KEY=value pair", format!("{pair:?}"))
-        })?;
-        match key {
-            "IgnoreUnknown" => ignore = truth(value),
-            "K8S_POD_NAMESPACE" => namespace = Some(value),
-            "K8S_POD_NAME" => name = Some(value),
-            _ if key.starts_with("K8S_POD_") => {}
-            _ => unknown.push(key),
-        }
-    }
-    if ignore || unknown.is_empty() {
-        // It goes into a symbolic link's target, for people and for services that name their endpoints.
-        let good = |text: &&str| check_name(text, 253);
-        let namespace = namespace.filter(good).map(|namespace| format!("{namespace}/"));
-        return Ok(name.filter(good).map(|name| namespace.unwrap_or_default() + name));
-    }
-    Err(CniError::with(
-        Code::Environment,
-        "CNI_ARGS holds unknown keys and IgnoreUnknown is not set",
-        unknown.join(", "),
-    ))
 }
 
 fn valid_attachments(map: &Map<String, Value>) -> Result<Vec<Attachment>, CniError> {
@@ -221,7 +201,8 @@ fn valid_attachments(map: &Map<String, Value>) -> Result<Vec<Attachment>, CniErr
         .iter()
         .map(|item| {
             let field = |name: &str| item[name].as_str().unwrap_or_default().to_owned();
-            checked(field("containerID"), field("ifname"), Code::Config)
+            let names = ["containerID", "ifname"];
+            checked(field(names[0]), field(names[1]), Code::Config, names)
         })
         .collect()
 }

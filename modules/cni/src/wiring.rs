@@ -32,8 +32,8 @@ pub struct Wiring {
     pub alias: String,
     /// The pod's end.
     pub ifname: String,
-    /// Its MAC address, derived from its address: a pod that inherits an address inherits the neighbour entries
-    /// that others still hold for it, so no gratuitous ARP or unsolicited NA is needed.
+    /// Its MAC address, derived from its address unless another is asked for: a pod that inherits an address inherits the
+    /// neighbour entries that others still hold for it, so no gratuitous ARP or unsolicited NA is needed.
     pub mac: [u8; 6],
     /// MTU of both ends, bytes; None leaves the kernel's default.
     pub mtu: Option<u32>,
@@ -42,8 +42,14 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// The wiring of an attachment that holds `entry`.
-    pub fn new(base: &Base, network: &Network, attachment: &Attachment, entry: &Entry) -> Wiring {
+    /// The wiring of an attachment that holds `entry`, with the MAC address that is asked for, if one is.
+    pub fn new(
+        base: &Base,
+        network: &Network,
+        attachment: &Attachment,
+        entry: &Entry,
+        mac: Option<[u8; 6]>,
+    ) -> Wiring {
         let addresses: Vec<PodAddress> = entry
             .addresses
             .iter()
@@ -60,7 +66,7 @@ impl Wiring {
             host_mac: host_mac(base, attachment),
             alias: alias(attachment),
             ifname: attachment.ifname.clone(),
-            mac: entry.addresses.first().map(pod_mac).unwrap_or_default(),
+            mac: mac.or_else(|| entry.addresses.first().map(pod_mac)).unwrap_or_default(),
             mtu: network.mtu,
             addresses,
         }

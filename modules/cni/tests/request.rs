@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use homelab_cni::{Attachment, Code, Request, Version, error_version};
+use homelab_cni::{Attachment, Code, Previous, Request, Version, Wishes, error_version};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -41,14 +41,16 @@ fn code(env: &Env, conf: &Value) -> Code {
 fn add_of_every_version() {
     for version in Version::ALL {
         let request = parse(&env("ADD"), &conf(version.as_str())).expect("request");
-        let Request::Add { base, network, attachment, sandbox, pod } = request else { panic!("{request:?}") };
+        let Request::Add { base, network, attachment, sandbox, wishes, previous } = request else {
+            panic!("{request:?}")
+        };
         assert_eq!(base.version, version);
         assert_eq!(base.data_dir.to_str(), Some("/var/lib/homelab/ipam"));
         assert_eq!(network.ranges.len(), 2);
         assert_eq!(network.bridge_mac, Some([2, 0, 0, 0, 0, 1]));
         assert_eq!(attachment, Attachment { container: "c0ffee".into(), ifname: "eth0".into() });
         assert!(!sandbox.may_be_own);
-        assert_eq!(pod, None);
+        assert_eq!((wishes, previous), (Wishes::default(), Previous::default()));
     }
 }
 
@@ -63,26 +65,43 @@ fn the_pods_name_is_kept() {
     ] {
         let mut env = env("ADD");
         env.insert("CNI_ARGS", args.to_owned());
-        let Ok(Request::Add { pod, .. }) = parse(&env, &conf("1.0.0")) else { panic!("{args}") };
-        assert_eq!(pod.as_deref(), expected, "{args}");
+        let Ok(Request::Add { wishes, .. }) = parse(&env, &conf("1.0.0")) else { panic!("{args}") };
+        assert_eq!(wishes.pod.as_deref(), expected, "{args}");
     }
 }
 
 #[test]
 fn versions_that_are_not_spoken() {
-    for version in ["0.1.0", "0.2.0", "0.3.0", "1.1.1", "1.2.0", "2.0.0", "1.0", ""] {
+    for version in ["0.0.1", "0.5.0", "1.1.1", "1.2.0", "2.0.0", "1.0", "v1.0.0"] {
         assert_eq!(code(&env("ADD"), &conf(version)), Code::Version, "{version}");
         assert_eq!(code(&env("DEL"), &conf(version)), Code::Version, "{version}");
     }
-    let mut none = conf("1.0.0");
+    // What says no version is of the first.
+    let mut none = conf("");
+    assert!(
+        matches!(parse(&env("ADD"), &none), Ok(Request::Add { base, .. }) if base.version == Version::V0_1_0)
+    );
     none.as_object_mut().expect("object").remove("cniVersion");
-    assert_eq!(code(&env("ADD"), &none), Code::Version);
+    assert!(
+        matches!(parse(&env("ADD"), &none), Ok(Request::Add { base, .. }) if base.version == Version::V0_1_0)
+    );
+    none["cniVersion"] = json!(1.1);
+    assert_eq!(code(&env("ADD"), &none), Code::Decode);
     // Commands are younger than the first version.
-    assert_eq!(code(&env("CHECK"), &conf("0.3.1")), Code::Version);
-    for command in ["STATUS", "GC"] {
-        assert_eq!(code(&env(command), &conf("1.0.0")), Code::Version);
+    for version in Version::ALL {
+        let is = |command: &str, since: Version| {
+            let result = parse(&env(command), &conf(version.as_str()));
+            let refused = matches!(result, Err((Code::Version, _)));
+            assert_eq!(refused, version < since, "{command} {version:?}: {result:?}");
+        };
+        is("ADD", Version::V0_1_0);
+        is("DEL", Version::V0_1_0);
+        is("CHECK", Version::V0_4_0);
+        is("STATUS", Version::V1_1_0);
+        is("GC", Version::V1_1_0);
     }
     assert_eq!(error_version(conf("0.4.0").to_string().as_bytes()), "0.4.0");
+    assert_eq!(error_version(b"{}"), "0.1.0");
     assert_eq!(error_version(b"garbage"), "1.1.0");
 }
 
@@ -93,7 +112,8 @@ fn version_repeats_the_question() {
     assert_eq!(request, Request::Version { version: "0.4.0".into() });
     assert_eq!(parse_bytes(&env, b"{").expect_err("refused").0, Code::Decode);
     let answer: Value = serde_json::from_str(&homelab_cni::version_json("0.4.0")).expect("JSON");
-    let all = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    assert!(matches!(parse_bytes(&env, b""), Ok(Request::Version { version }) if version == "1.1.0"));
+    let all = json!(["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
     assert_eq!(answer, json!({ "cniVersion": "0.4.0", "supportedVersions": all }));
 }
 
@@ -125,11 +145,17 @@ fn environment_that_is_missing_or_hostile() {
         ("CNI_ARGS", "no-pair"),
         ("CNI_ARGS", "WHAT=ever"),
         ("CNI_ARGS", "IgnoreUnknown=0;WHAT=ever"),
+        ("CNI_ARGS", "IgnoreUnknown=maybe"),
+        ("CNI_ARGS", "IP=10.244.1.999"),
+        ("CNI_ARGS", "IP=10.244.1.9,10.244.1.10"),
+        ("CNI_ARGS", "MAC=01:00:5e:00:00:01"),
     ];
     for (name, value) in hostile {
         let mut env = env("ADD");
         env.insert(name, value.to_owned());
-        assert_eq!(code(&env, &conf("1.0.0")), Code::Environment, "{name}={value}");
+        let (code, message) = parse(&env, &conf("1.0.0")).expect_err("refused");
+        assert_eq!(code, Code::Environment, "{name}={value}");
+        assert!(message.contains(name), "specification: the message must name the variable: {message}");
     }
     let mut long = env("ADD");
     long.insert("CNI_CONTAINERID", "a".repeat(513));
@@ -180,6 +206,15 @@ fn configuration_that_is_wrong() {
         ("ranges", json!(["10.0.0.0/24", "10.1.0.0/24"])),
         ("ranges", json!(["fd00::/127"])),
         ("dns", json!([])),
+        ("exclude", json!("10.244.1.7")),
+        ("exclude", json!(["10.244.1.7-9"])),
+        ("sticky", json!("yes")),
+        ("runtimeConfig", json!({ "ips": "10.244.1.7" })),
+        ("runtimeConfig", json!({ "ips": ["10.244.1.7", "10.244.1.8/24"] })),
+        ("runtimeConfig", json!({ "ips": [7] })),
+        ("runtimeConfig", json!({ "mac": "01:00:5e:00:00:01" })),
+        ("runtimeConfig", json!({ "dns": [] })),
+        ("args", json!({ "cni": { "ips": ["nowhere"] } })),
     ];
     for (field, value) in cases {
         let mut conf = conf("1.0.0");
@@ -202,6 +237,7 @@ fn fields_that_are_not_supported_are_named_with_their_value() {
         ("mtus", json!(1450)),
         ("runtimeConfig", json!({ "infinibandGUID": "c2:11:22:33:44:55:66:77" })),
         ("capabilities", json!({ "infinibandGUID": true })),
+        ("runtimeConfig", json!({ "deviceID": "0000:04:00.5" })),
     ];
     for (field, value) in cases {
         let mut conf = conf("1.0.0");
@@ -216,6 +252,70 @@ fn fields_that_are_not_supported_are_named_with_their_value() {
     conf["cni.dev/whatever"] = json!(1);
     conf["prevResult"] = json!({ "cniVersion": "1.1.0" });
     assert!(parse(&env("ADD"), &conf).is_ok(), "empty wishes and the runtime's own fields");
+}
+
+#[test]
+fn what_is_asked_for_one_pod() {
+    let wishes = |args: &str, extra: &Value| {
+        let mut env = env("ADD");
+        env.insert("CNI_ARGS", args.to_owned());
+        let mut conf = conf("1.0.0");
+        conf.as_object_mut().expect("object").extend(extra.as_object().expect("object").clone());
+        let Ok(Request::Add { wishes, network, .. }) = parse(&env, &conf) else { panic!("{args} {extra}") };
+        let addresses: Vec<String> = wishes.addresses.iter().map(ToString::to_string).collect();
+        (addresses, wishes.mac, network.dns)
+    };
+    let mac = Some([0xc2, 0x11, 0x22, 0x33, 0x44, 0x55]);
+    let (addresses, found, _) = wishes("IP=10.244.1.9/24;MAC=c2:11:22:33:44:55", &json!({}));
+    assert_eq!((addresses, found), (vec!["10.244.1.9".to_owned()], mac));
+    assert_eq!(wishes("IP=10.244.1.9,fd00:1::9", &json!({})).0, ["10.244.1.9", "fd00:1::9"]);
+    assert_eq!(wishes("IP=;MAC=", &json!({})).0, [""; 0]);
+    // args before CNI_ARGS, runtimeConfig before both; what a plugin does not know in args is no error.
+    let args =
+        json!({ "cni": { "ips": ["10.244.1.8"], "labels": [{ "key": "app", "value": "x" }] }, "else": 1 });
+    assert_eq!(wishes("IP=10.244.1.9", &json!({ "args": args })).0, ["10.244.1.8"]);
+    let runtime = json!({ "ips": ["10.244.1.7/24", "fd00:1::7"], "mac": "c2:11:22:33:44:55" });
+    let (addresses, found, _) = wishes("IP=10.244.1.9", &json!({ "args": args, "runtimeConfig": runtime }));
+    assert_eq!((addresses, found), (vec!["10.244.1.7".to_owned(), "fd00:1::7".to_owned()], mac));
+    // Capabilities without a meaning here, asked for and declared.
+    let polite = json!({
+        "capabilities": { "ips": true, "mac": true, "ipRanges": true, "aliases": true, "dns": true },
+        "runtimeConfig": {
+            "ipRanges": [[{ "subnet": "10.1.2.0/24" }]], "aliases": ["primary-db"], "cgroupPath": "/kubelet.slice",
+            "dns": { "servers": ["10.96.0.10"], "searches": ["cluster.local"], "options": ["ndots:5"] },
+        },
+        "dns": { "domain": "home", "nameservers": ["192.0.2.1"] },
+        "exclude": ["10.244.1.200/29", "fd00:1::ff"], "sticky": true,
+        "cniVersions": ["1.0.0", "1.1.0"], "disableCheck": false, "disableGC": true,
+    });
+    let dns = json!({ "domain": "home", "nameservers": ["10.96.0.10"], "search": ["cluster.local"], "options": ["ndots:5"] });
+    assert_eq!(Value::Object(wishes("", &polite).2), dns);
+}
+
+#[test]
+fn add_reads_what_came_before() {
+    let previous = |version: &str, prev: Value| {
+        let mut conf = conf(version);
+        conf["prevResult"] = prev;
+        match parse(&env("ADD"), &conf) {
+            Ok(Request::Add { previous, .. }) => Ok(previous),
+            Ok(other) => panic!("{other:?}"),
+            Err((code, _)) => Err(code),
+        }
+    };
+    let full = json!({
+        "cniVersion": "1.0.0", "interfaces": [{ "name": "lo", "sandbox": "/x" }],
+        "ips": [{ "address": "127.0.0.1/8", "interface": 0 }], "routes": [{ "dst": "192.0.2.0/24" }], "dns": {},
+    });
+    let found = previous("1.0.0", full.clone()).expect("read");
+    assert_eq!((found.interfaces.len(), found.ips.len(), found.routes.len()), (1, 1, 1));
+    assert_eq!(previous("1.0.0", Value::Null), Ok(Previous::default()));
+    assert_eq!(previous("0.2.0", full), Ok(Previous::default()), "no chains before 0.3.0");
+    for broken in
+        [json!(5), json!([]), json!({ "interfaces": {} }), json!({ "ips": [7] }), json!({ "dns": [] })]
+    {
+        assert_eq!(previous("1.0.0", broken.clone()), Err(Code::Decode), "{broken}");
+    }
 }
 
 #[test]
@@ -235,7 +335,10 @@ fn check_reads_prev_result() {
     assert_eq!(code(&env("CHECK"), &conf), Code::Config, "no prevResult");
     conf["prevResult"] = json!({
         "cniVersion": "0.4.0",
-        "interfaces": [{ "name": "homelab0" }, { "name": "hl1" }, { "name": "eth0", "mac": "02:AA:00:00:00:01", "sandbox": "/x" }],
+        "interfaces": [
+            { "name": "homelab0" }, { "name": "hl1" },
+            { "name": "eth0", "mac": "02:AA:00:00:00:01", "mtu": 1450, "sandbox": "/x" },
+        ],
         "ips": [
             { "version": "4", "interface": 2, "address": "10.244.1.7/24", "gateway": "10.244.1.1" },
             { "version": "4", "interface": 1, "address": "192.0.2.1/24" },
@@ -243,7 +346,7 @@ fn check_reads_prev_result() {
         "routes": [{ "dst": "0.0.0.0/0", "gw": "10.244.1.1" }, { "dst": "192.0.2.0/24" }],
     });
     let Ok(Request::Check { prev, .. }) = parse(&env("CHECK"), &conf) else { panic!("no CHECK") };
-    assert_eq!(prev.mac, "02:aa:00:00:00:01");
+    assert_eq!((prev.mac.as_str(), prev.mtu), ("02:aa:00:00:00:01", Some(1450)));
     assert_eq!(prev.addresses, ["10.244.1.7/24".parse().expect("net")]);
     assert_eq!(prev.gateways, ["10.244.1.1".parse::<std::net::IpAddr>().expect("address")]);
     for (broken, want) in [

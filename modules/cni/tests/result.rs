@@ -1,18 +1,31 @@
 //! Answers in the shape of each version.
 
+#[path = "schemas/mod.rs"]
+mod schemas;
+
 use std::path::Path;
 
 use homelab_cni::ipam::Entry;
-use homelab_cni::{AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, Version, Wiring, alias};
+use homelab_cni::{
+    AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, Previous, Version, Wiring, alias,
+    version_json,
+};
 use serde_json::{Map, Value, json};
 
 fn answer(version: Version) -> Value {
+    chained(version, 2, &Previous::default())
+}
+
+/// The answer of a plugin that made the first `routed` of its default routes, after others.
+fn chained(version: Version, routed: usize, previous: &Previous) -> Value {
     let base = Base { version, name: "home".into(), data_dir: "/x".into() };
     let network = Network {
         bridge: "homelab0".into(),
         bridge_mac: None,
         mtu: Some(1450),
         ranges: vec!["10.244.1.0/24".parse().expect("net"), "fd00:1::/64".parse().expect("net")],
+        exclude: Vec::new(),
+        sticky: false,
         port_mappings: Vec::new(),
         bandwidth: Bandwidth::default(),
         dns: Map::new(),
@@ -20,7 +33,7 @@ fn answer(version: Version) -> Value {
     let attachment = Attachment { container: "c1".into(), ifname: "eth0".into() };
     let addresses = vec!["10.244.1.7".parse().expect("address"), "fd00:1::7".parse().expect("address")];
     let entry = Entry { owner: "hl0123456789abc".into(), addresses };
-    let mut wiring = Wiring::new(&base, &network, &attachment, &entry);
+    let mut wiring = Wiring::new(&base, &network, &attachment, &entry, None);
     assert_eq!(wiring.host_mac[0] & 3, 2, "local unicast");
     wiring.host_mac = [2, 0, 0, 0, 0, 9];
     let result = AddResult {
@@ -31,6 +44,8 @@ fn answer(version: Version) -> Value {
         wiring: &wiring,
         mtu: 1450,
         sandbox: Path::new("/run/netns/x"),
+        routed: &wiring.addresses[..routed],
+        previous,
     };
     serde_json::from_str(&result.to_json()).expect("JSON")
 }
@@ -56,7 +71,7 @@ fn newest() {
 
 #[test]
 fn older_ones_differ_by_two_fields() {
-    for version in [Version::V0_3_1, Version::V0_4_0, Version::V1_0_0] {
+    for version in [Version::V0_3_0, Version::V0_3_1, Version::V0_4_0, Version::V1_0_0] {
         let mut want = answer(Version::V1_1_0);
         want["cniVersion"] = version.as_str().into();
         for interface in want["interfaces"].as_array_mut().expect("interfaces") {
@@ -67,6 +82,64 @@ fn older_ones_differ_by_two_fields() {
             want["ips"][1]["version"] = "6".into();
         }
         assert_eq!(answer(version), want);
+    }
+}
+
+#[test]
+fn oldest() {
+    for version in [Version::V0_1_0, Version::V0_2_0] {
+        let want = json!({
+            "cniVersion": version.as_str(),
+            "ip4": {
+                "ip": "10.244.1.7/24", "gateway": "10.244.1.1",
+                "routes": [{ "dst": "0.0.0.0/0", "gw": "10.244.1.1" }],
+            },
+            "ip6": { "ip": "fd00:1::7/64", "gateway": "fd00:1::1", "routes": [{ "dst": "::/0", "gw": "fd00:1::1" }] },
+            "dns": {},
+        });
+        assert_eq!(answer(version), want);
+    }
+}
+
+#[test]
+fn what_came_before_stays_and_indices_move() {
+    let dns = json!({ "nameservers": ["192.0.2.53"] });
+    let previous = Previous {
+        interfaces: vec![
+            json!({ "name": "lo", "mac": "00:00:00:00:00:00", "sandbox": "/run/netns/x", "mtu": 65536 }),
+        ],
+        ips: vec![json!({ "address": "127.0.0.1/8", "interface": 0 })],
+        routes: vec![json!({ "dst": "192.0.2.0/24", "gw": "127.0.0.1", "table": 7 })],
+        dns: dns.as_object().expect("object").clone(),
+    };
+    let result = chained(Version::V1_1_0, 1, &previous);
+    let names: Vec<&str> =
+        result["interfaces"].as_array().expect("list").iter().filter_map(|i| i["name"].as_str()).collect();
+    assert_eq!(names, ["lo", "homelab0", "hl0123456789abc", "eth0"]);
+    let ips: Vec<_> = result["ips"].as_array().expect("list").iter().map(|ip| &ip["interface"]).collect();
+    assert_eq!(ips, [0, 3, 3]);
+    let routes = json!([previous.routes[0], { "dst": "0.0.0.0/0", "gw": "10.244.1.1" }]);
+    assert_eq!(result["routes"], routes, "only what was made");
+    assert_eq!(result["dns"], dns);
+    let old = chained(Version::V0_4_0, 1, &previous);
+    let families: Vec<_> = old["ips"].as_array().expect("list").iter().map(|ip| &ip["version"]).collect();
+    assert_eq!(families, ["4", "4", "6"], "also where the plugin before says nothing");
+}
+
+/// JSON Schemas written after the specifications' texts; nothing beyond what they name is let through.
+#[test]
+fn every_answer_fits_the_schema_of_its_version() {
+    for version in Version::ALL {
+        for routed in [2, 1, 0] {
+            schemas::assert_result(version.as_str(), &chained(version, routed, &Previous::default()));
+        }
+        let error = CniError::with(Code::Exhausted, "no free address", "all 253 taken");
+        schemas::assert_error(
+            version.as_str(),
+            &serde_json::from_str(&error.to_json(version.as_str())).expect("JSON"),
+        );
+        let versions = serde_json::from_str(&version_json(version.as_str())).expect("JSON");
+        schemas::assert_version(version.as_str(), &versions);
     }
 }
 

@@ -189,6 +189,12 @@ impl PodError {
     pub fn is_taken(&self) -> bool {
         matches!(self, PodError::Netlink { source, .. } if source.is(Errno::EEXIST))
     }
+
+    /// Whether the kernel refused because something is short that will be there again.
+    pub fn is_transient(&self) -> bool {
+        const SHORT: [Errno; 5] = [Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN, Errno::EBUSY, Errno::EINTR];
+        matches!(self, PodError::Netlink { source, .. } if SHORT.iter().any(|code| source.is(*code)))
+    }
 }
 
 impl PodSocket {
@@ -276,13 +282,13 @@ impl PodSocket {
     }
 
     /// Sets up the inside of a pod in one go: `lo` and `link` up, addresses, routes. A route that is there already
-    /// stays: of several networks of one pod the first has the default route.
+    /// stays: of several networks of one pod the first has the default route. Says of each route whether it was made.
     pub fn configure(
         &mut self,
         link: &str,
         addresses: &[IpNet],
         routes: &[PodRoute],
-    ) -> Result<(), PodError> {
+    ) -> Result<Vec<bool>, PodError> {
         const LOOPBACK: u32 = 1;
         let index = self.index(link)?;
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
@@ -309,13 +315,21 @@ impl PodSocket {
             what.push(text);
         }
         let results = doing(|| format!("link {link}"), self.socket.batch(messages))?;
+        let mut made = Vec::new();
         for (result, what) in results.into_iter().zip(what) {
+            made.push(result.is_ok());
             match result {
                 Err(error) if error.is(Errno::EEXIST) => {}
                 other => doing(|| what, other)?,
             }
         }
-        Ok(())
+        Ok(made.split_off(made.len() - routes.len()))
+    }
+
+    /// Forgets who had `addresses` on the link with this index. Not to know it is no error.
+    pub fn forget_neighbours(&mut self, link: u32, addresses: &[IpAddr]) -> Result<(), PodError> {
+        let messages = addresses.iter().map(|address| rt::delete_neighbour_message(link, *address)).collect();
+        doing(|| "neighbours".to_owned(), self.socket.batch(messages)).map(drop)
     }
 
     /// Waits until the link `name` carries packets, at most some 20 ms: a bridge's port forwards, and the end of a
@@ -358,9 +372,9 @@ impl PodSocket {
         Ok(found.into_iter().map(|(_, address)| address.addr()).collect())
     }
 
-    /// Destination and next hop of the main table's routes through the link `name`.
+    /// Destination and next hop of the routes through the link `name`, of all tables: `sbr` moves them to one of its own.
     pub fn routes(&mut self, name: &str) -> Result<Vec<(IpNet, Option<IpAddr>)>, PodError> {
-        let filter = RouteFilter { link: Some(self.index(name)?), protocol: None };
+        let filter = RouteFilter { link: Some(self.index(name)?), protocol: None, any_table: true };
         let found = doing(|| format!("routes of {name}"), rt::routes(&mut self.socket, filter))?;
         Ok(found.into_iter().map(|r| (r.destination, r.via)).collect())
     }

@@ -54,8 +54,8 @@ fn a_pod_is_attached_configured_and_taken_away() {
                 metric: 0,
             },
         ];
-        inside.configure("eth0", &addresses, &routes).unwrap();
-        inside.configure("eth0", &addresses, &routes).expect("twice is once");
+        assert_eq!(inside.configure("eth0", &addresses, &routes).unwrap(), [true, true]);
+        assert_eq!(inside.configure("eth0", &addresses, &routes).expect("twice is once"), [false, false]);
         let eth0 = inside.link("eth0").unwrap().unwrap();
         assert_eq!((eth0.mac.as_str(), eth0.mtu, eth0.up), ("0a:00:00:00:00:07", 1400, true));
         assert!(inside.link("lo").unwrap().unwrap().up);

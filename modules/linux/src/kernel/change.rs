@@ -136,7 +136,7 @@ impl Kernel {
     /// Whether the main table has a route of ours with this destination and metric.
     fn has_route(&mut self, key: (IpNet, u32)) -> Result<bool, Error> {
         if self.routes.is_none() {
-            let filter = RouteFilter { protocol: Some(ours::ROUTE_PROTOCOL), link: None };
+            let filter = RouteFilter { protocol: Some(ours::ROUTE_PROTOCOL), ..RouteFilter::default() };
             let found = netlink("reading routes", rt::routes(&mut self.socket, filter))?;
             let own = found.iter().filter(|r| r.protocol == ours::ROUTE_PROTOCOL);
             self.routes = Some(own.map(|r| (r.destination, r.metric)).collect());
@@ -147,7 +147,7 @@ impl Kernel {
     /// Whether all routes with this destination and metric lead over `link`: one of our links, so somebody altered
     /// what was ours.
     fn only_by(&mut self, link: Option<u32>, key: (IpNet, u32)) -> Result<bool, Error> {
-        let filter = RouteFilter { protocol: None, link: None };
+        let filter = RouteFilter::default();
         let found = netlink("reading routes", rt::routes(&mut self.socket, filter))?;
         let mut same = found.iter().filter(|r| route_key(r.destination, r.metric) == key);
         Ok(link.is_some() && same.all(|r| r.link == link))

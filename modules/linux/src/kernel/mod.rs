@@ -71,7 +71,7 @@ impl Kernel {
             addresses: netlink("reading addresses", rt::addresses(&mut self.socket, None))?,
             routes: netlink(
                 "reading routes",
-                rt::routes(&mut self.socket, RouteFilter { protocol, link: None }),
+                rt::routes(&mut self.socket, RouteFilter { protocol, ..RouteFilter::default() }),
             )?,
         })
     }

@@ -15,7 +15,8 @@ pub(crate) use link::{
 };
 pub use link::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};
 pub(crate) use neighbour::{
-    NeighbourInfo, add_fdb, add_neighbour, delete_fdb, delete_neighbour, fdb, neighbours,
+    NeighbourInfo, add_fdb, add_neighbour, delete_fdb, delete_neighbour, delete_neighbour_message, fdb,
+    neighbours,
 };
 pub use qdisc::Bucket;
 pub(crate) use qdisc::{bucket_rate, set_bucket};

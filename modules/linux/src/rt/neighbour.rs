@@ -88,9 +88,14 @@ pub(crate) fn add_neighbour(
 
 /// Deletes a neighbour.
 pub(crate) fn delete_neighbour(socket: &mut Socket, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
+    socket.request(delete_neighbour_message(index, address))
+}
+
+/// The request of [`delete_neighbour`].
+pub(crate) fn delete_neighbour_message(index: u32, address: IpAddr) -> Message {
     let mut message = Message::new(rtm::DELNEIGH, 0, &header(family(address), index, 0, 0));
     message.ip(NDA_DST, address);
-    socket.request(message)
+    message
 }
 
 /// Writes a permanent forwarding entry of a VXLAN link.

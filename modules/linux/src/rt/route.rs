@@ -54,7 +54,7 @@ fn header(destination: IpNet, protocol: u8, scope: u8, kind: u8, flags: u32) -> 
     header
 }
 
-fn read(body: &[u8]) -> Option<RouteInfo> {
+fn read(body: &[u8], any_table: bool) -> Option<RouteInfo> {
     let &[family, prefix, _, _, table, protocol, _, kind, ..] = body else { return None };
     let flags = body.get(8..).and_then(ne_u32)?;
     let mut address: IpAddr = match family {
@@ -62,7 +62,7 @@ fn read(body: &[u8]) -> Option<RouteInfo> {
         AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
         _ => return None,
     };
-    if flags & CLONED != 0 || table != TABLE_MAIN {
+    if flags & CLONED != 0 || table != TABLE_MAIN && !any_table {
         return None;
     }
     let mut route = RouteInfo {
@@ -103,19 +103,26 @@ pub(crate) struct RouteFilter {
     pub(crate) protocol: Option<u8>,
     /// Only routes through the link with this index.
     pub(crate) link: Option<u32>,
+    /// Also routes of other tables than the main one.
+    pub(crate) any_table: bool,
 }
 
-/// Routes of the main table, both families.
+/// Routes of the main table, or of all, both families.
 pub(crate) fn routes(socket: &mut Socket, filter: RouteFilter) -> Result<Vec<RouteInfo>, NetlinkError> {
     let mut found = Vec::new();
     for everything in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
-        let header = header(everything, filter.protocol.unwrap_or(0), 0, 0, 0);
+        let mut header = header(everything, filter.protocol.unwrap_or(0), 0, 0, 0);
+        if filter.any_table {
+            header[4] = 0;
+        }
         let mut message = Message::new(rtm::GETROUTE, 0, &header);
-        message.u32(RTA_TABLE, u32::from(TABLE_MAIN));
+        if !filter.any_table {
+            message.u32(RTA_TABLE, u32::from(TABLE_MAIN));
+        }
         if let Some(link) = filter.link {
             message.u32(RTA_OIF, link);
         }
-        match socket.dump(message, read) {
+        match socket.dump(message, |body| read(body, filter.any_table)) {
             Ok(routes) => found.extend(routes),
             // A namespace that never had a route has no main table.
             Err(error) if error.is(Errno::ENOENT) || error.is(Errno::EAFNOSUPPORT) => {}

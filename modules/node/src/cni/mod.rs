@@ -3,7 +3,9 @@
 //! pod.
 
 mod attach;
+mod check;
 pub(crate) mod hostport;
+mod status;
 mod store;
 
 use std::io::{self, Read, Write};
@@ -59,14 +61,14 @@ fn read(stdin: &mut Vec<u8>) -> Result<(), CniError> {
 
 fn answer(env: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<String, CniError> {
     match Request::parse(env, stdin)? {
-        Request::Add { base, network, attachment, sandbox, pod } => {
-            attach::add(&base, &network, &attachment, &sandbox, pod.as_deref())
+        Request::Add { base, network, attachment, sandbox, wishes, previous } => {
+            attach::add(&base, &network, &attachment, &sandbox, (&wishes, &previous))
         }
         Request::Del { base, attachment } => attach::del(&base, &attachment).map(|()| String::new()),
         Request::Check { base, network, attachment, sandbox, prev } => {
-            attach::check(&base, &network, &attachment, &sandbox, &prev).map(|()| String::new())
+            check::check(&base, &network, &attachment, &sandbox, &prev).map(|()| String::new())
         }
-        Request::Status { base, network } => attach::status(&base, &network).map(|()| String::new()),
+        Request::Status { base, network } => status::status(&base, &network).map(|()| String::new()),
         Request::Gc { base, valid } => attach::gc(&base, &valid).map(|()| String::new()),
         Request::Version { version } => Ok(version_json(&version)),
     }

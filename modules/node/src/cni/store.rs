@@ -6,13 +6,15 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
-use homelab_cni::ipam::{self, Entry, Reservation};
-use homelab_cni::{Attachment, Base, CniError, Code};
+use homelab_cni::ipam::{self, Claim, Entry, Pool, Reservation};
+use homelab_cni::{Attachment, Base, CniError, Code, Network, Wishes};
 use homelab_model::AttachmentFact;
-use ipnet::IpNet;
 
 /// Identity of the running boot. Systemd-nspawn gives each boot of a container one of its own.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How many names of pods are remembered: an IPv6 range has room for more than a directory.
+const NAMES_MAX: usize = 1024;
 
 /// The store of one network.
 #[derive(Debug)]
@@ -39,6 +41,21 @@ pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// The entries in a directory; none if there is no such directory.
+fn listed(directory: &Path) -> Result<Vec<Entry>, CniError> {
+    let listing = match fs::read_dir(directory) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(directory)(error)),
+    };
+    let mut entries = Vec::new();
+    for file in listing {
+        let file = file.map_err(failed(directory))?;
+        entries.extend(file.file_name().to_str().and_then(Entry::parse));
+    }
+    Ok(entries)
 }
 
 impl Store {
@@ -70,17 +87,12 @@ impl Store {
 
     /// The entries of this boot, without the lock: a snapshot.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, CniError> {
-        let listing = match fs::read_dir(&self.entries) {
-            Ok(listing) => listing,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(&self.entries)(error)),
-        };
-        let mut entries = Vec::new();
-        for file in listing {
-            let file = file.map_err(failed(&self.entries))?;
-            entries.extend(file.file_name().to_str().and_then(Entry::parse));
-        }
-        Ok(entries)
+        listed(&self.entries)
+    }
+
+    /// Where it is remembered what pods of a name had.
+    fn names(&self) -> PathBuf {
+        self.network.join("names")
     }
 
     /// The entries of this boot with what they say for people.
@@ -142,28 +154,42 @@ impl Store {
         links: impl FnOnce() -> Result<BTreeSet<String>, CniError>,
     ) -> Result<usize, CniError> {
         let _locked = self.lock()?;
-        self.sweep_locked(links)
+        Ok(self.sweep_locked(links)?.unwrap_or(0))
     }
 
+    /// The same under the lock; None if an ADD is under way.
     fn sweep_locked(
         &self,
         links: impl FnOnce() -> Result<BTreeSet<String>, CniError>,
-    ) -> Result<usize, CniError> {
+    ) -> Result<Option<usize>, CniError> {
         let adding = self.adding()?;
         if adding.try_lock().is_err() {
-            return Ok(0);
+            return Ok(None);
         }
         let entries = self.entries()?;
         if entries.is_empty() {
-            return Ok(0);
+            return Ok(Some(0));
         }
         let links = links()?;
         let dead: Vec<&Entry> = entries.iter().filter(|entry| !links.contains(&entry.owner)).collect();
         for entry in &dead {
             self.remove(entry)?;
         }
-        Ok(dead.len())
+        Ok(Some(dead.len()))
     }
+}
+
+/// Who wants addresses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// Configuration.
+    pub(crate) network: &'a Network,
+    /// Name of the attachment's link.
+    pub(crate) owner: &'a str,
+    /// What to attach.
+    pub(crate) attachment: &'a Attachment,
+    /// What is asked beyond that.
+    pub(crate) wishes: &'a Wishes,
 }
 
 /// A store whose only writer is this process.
@@ -192,36 +218,131 @@ impl Locked<'_> {
     /// Reserves addresses for an attachment: on the disk before anything is made in the kernel.
     pub(crate) fn reserve(
         &self,
-        ranges: &[IpNet],
-        owner: &str,
-        (attachment, pod): (&Attachment, Option<&str>),
-        links: impl FnOnce() -> Result<BTreeSet<String>, CniError>,
+        wanted: &Wanted<'_>,
+        mut links: impl FnMut() -> Result<BTreeSet<String>, CniError>,
     ) -> Result<Reserved, CniError> {
         let store = self.store;
+        let Wanted { network, owner, attachment, wishes } = *wanted;
+        let pool = Pool { ranges: &network.ranges, exclude: &network.exclude };
+        let pod = wishes.pod.as_deref().filter(|_| network.sticky);
+        let name = pod.map(|pod| ipam::remembered_name(pod, &attachment.ifname)).unwrap_or_default();
+        let remembered = if network.sticky { listed(&store.names())? } else { Vec::new() };
+        let claim = Claim { owner, asked: &wishes.addresses, remembered: &remembered, name: &name };
         let mut entries = store.entries()?;
         let last = self.last();
-        let mut decision = ipam::reserve(ranges, &entries, last, owner);
-        if decision.is_none() && store.sweep_locked(links)? > 0 {
-            entries = store.entries()?;
-            decision = ipam::reserve(ranges, &entries, last, owner);
+        let mut decision = ipam::reserve(pool, &entries, last, claim)?;
+        let mut swept = Some(0);
+        if matches!(decision, Reservation::Full | Reservation::Taken(..)) {
+            swept = store.sweep_locked(&mut links)?;
+            if swept.is_some_and(|freed| freed > 0) {
+                entries = store.entries()?;
+                decision = ipam::reserve(pool, &entries, last, claim)?;
+            }
         }
-        let decision = decision.ok_or_else(|| ipam::exhausted(ranges, entries.len()))?;
         let adding = store.adding()?;
         // Nobody can hold it alone: that needs the lock that we hold.
         adding.lock_shared().map_err(failed(&store.network))?;
-        let entry = match decision {
-            Reservation::Held(entry) => entry,
+        let (entry, offset) = match decision {
+            Reservation::Held(entry) => (entry, None),
             Reservation::New(entry, offset) => {
-                // What it held before does not fit any more.
-                for old in entries.iter().filter(|old| old.owner == owner) {
-                    store.remove(old)?;
-                }
-                self.insert(&entry, attachment, pod)?;
-                let _ = self.file.write_all_at(format!("{offset:<10}\n").as_bytes(), 0);
-                entry
+                self.forsake(owner, &entries, &mut links)?;
+                self.insert(&entry, attachment, wishes.pod.as_deref())?;
+                (entry, offset)
+            }
+            Reservation::Taken(..) | Reservation::Full => {
+                return Err(self.refusal(network, &decision, &entries, swept, links));
             }
         };
+        if let Some(offset) = offset {
+            let _ = self.file.write_all_at(format!("{offset:<10}\n").as_bytes(), 0);
+        }
+        if let Some(pod) = pod {
+            // A wish for the next time: no pod fails for it.
+            let _ =
+                self.remember(&Entry { owner: name, addresses: entry.addresses.clone() }, pod, &remembered);
+        }
         Ok(Reserved { entry, _adding: adding })
+    }
+
+    /// Frees what `owner` held before and what does not fit any more: its ADD was killed. If its pod has the addresses, this
+    /// is a second ADD.
+    fn forsake(
+        &self,
+        owner: &str,
+        entries: &[Entry],
+        links: &mut impl FnMut() -> Result<BTreeSet<String>, CniError>,
+    ) -> Result<(), CniError> {
+        let old: Vec<&Entry> = entries.iter().filter(|old| old.owner == owner).collect();
+        if !old.is_empty() && links()?.contains(owner) {
+            let message = "this interface of this container is attached already, with other addresses";
+            return Err(CniError::with(Code::Attached, message, "DEL comes first"));
+        }
+        old.into_iter().try_for_each(|old| self.store.remove(old))
+    }
+
+    /// Why there is no address. While other ADDs are under way, entries without links may be theirs or nobody's: then the
+    /// next try may do.
+    fn refusal(
+        &self,
+        network: &Network,
+        decision: &Reservation,
+        entries: &[Entry],
+        swept: Option<usize>,
+        mut links: impl FnMut() -> Result<BTreeSet<String>, CniError>,
+    ) -> CniError {
+        let final_word = match decision {
+            Reservation::Taken(address, holder) => {
+                let target = fs::read_link(self.store.entries.join(holder.name())).unwrap_or_default();
+                let text = target.to_string_lossy();
+                // container/interface/namespace/name, and no more than the first two without names.
+                let by = match text.splitn(3, '/').nth(2) {
+                    Some(pod) => format!("pod {pod}"),
+                    None => format!("container {text}"),
+                };
+                CniError::with(
+                    Code::AddressTaken,
+                    format!("address {address} belongs to {by}"),
+                    &holder.owner,
+                )
+            }
+            _ => ipam::exhausted(&network.ranges, entries.len()),
+        };
+        let links = links().unwrap_or_default();
+        let unlinked = |entry: &Entry| !links.contains(&entry.owner);
+        let unsure = match decision {
+            Reservation::Taken(_, holder) => unlinked(holder),
+            _ => entries.iter().any(unlinked),
+        };
+        if swept.is_none() && unsure {
+            let message = "addresses may be free again when other pods are attached; try again";
+            return CniError::with(Code::TryAgain, message, final_word);
+        }
+        final_word
+    }
+
+    /// Notes what pods of a name have, in the place of all that is remembered of the name and of the addresses.
+    fn remember(&self, entry: &Entry, pod: &str, remembered: &[Entry]) -> io::Result<()> {
+        if remembered.contains(entry) {
+            return Ok(());
+        }
+        let names = self.store.names();
+        let mut kept = 0;
+        for old in remembered {
+            let same = old.addresses.iter().any(|address| entry.addresses.contains(address));
+            kept += 1;
+            if old.owner == entry.owner || same || kept >= NAMES_MAX {
+                gone(fs::remove_file(names.join(old.name())))?;
+                kept -= 1;
+            }
+        }
+        let path = names.join(entry.name());
+        match symlink(pod, &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::create_dir(&names)?;
+                symlink(pod, &path)
+            }
+            other => other,
+        }
     }
 
     fn insert(&self, entry: &Entry, attachment: &Attachment, pod: Option<&str>) -> Result<(), CniError> {
@@ -245,7 +366,8 @@ impl Locked<'_> {
         let store = self.store;
         for old in fs::read_dir(&store.network).map_err(failed(&store.network))? {
             let old = old.map_err(failed(&store.network))?;
-            if old.file_type().is_ok_and(|kind| kind.is_dir()) && old.path() != store.entries {
+            let stays = [&store.entries, &store.names()].contains(&&old.path());
+            if old.file_type().is_ok_and(|kind| kind.is_dir()) && !stays {
                 gone(fs::remove_dir_all(old.path())).map_err(failed(&old.path()))?;
             }
         }

@@ -1,6 +1,8 @@
 //! A node and its pods as network namespaces, and the plugin called as a runtime calls it.
+#![allow(dead_code, reason = "every test program uses another part")]
 
-#![allow(dead_code, reason = "each test uses a part")]
+#[path = "../../../cni/tests/schemas/mod.rs"]
+pub(crate) mod schemas;
 
 pub(crate) mod talk;
 
@@ -11,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -50,6 +52,17 @@ impl Pod {
 
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd()).into()
+    }
+
+    /// Runs `work` on a thread inside.
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                setns(&self.namespace, CloneFlags::CLONE_NEWNET).expect("namespace");
+                work()
+            });
+            worker.join().expect("thread")
+        })
     }
 
     /// What a command inside prints.
@@ -92,10 +105,7 @@ impl Answer {
     pub(crate) fn code(self) -> u64 {
         assert_eq!(self.status, Some(1), "{}", self.text);
         let error: Value = serde_json::from_str(&self.text).expect("JSON");
-        assert!(
-            error["cniVersion"].is_string() && error["msg"].as_str().is_some_and(|m| !m.is_empty()),
-            "{error}"
-        );
+        schemas::assert_error(error["cniVersion"].as_str().expect("version"), &error);
         error["code"].as_u64().expect("code")
     }
 }
