@@ -13,8 +13,10 @@ pub const NFT_TABLE: &str = "inet homelab";
 pub const PROXY_TABLE: &str = "inet homelab-proxy";
 /// The table of what pods of one node send to each other.
 pub const BRIDGE_TABLE: &str = "bridge homelab";
+/// The table of ports of the node that lead to pods. Apart for the same reason.
+pub const HOSTPORT_TABLE: &str = "inet homelab-hostport";
 /// All of them.
-pub const NFT_TABLES: [&str; 3] = [NFT_TABLE, PROXY_TABLE, BRIDGE_TABLE];
+pub const NFT_TABLES: [&str; 4] = [NFT_TABLE, PROXY_TABLE, BRIDGE_TABLE, HOSTPORT_TABLE];
 /// First line of every text file that homelab writes and whose format has comments.
 pub const FILE_HEADER: &str = "# Managed by homelab; local changes are overwritten.";
 /// What a node needs to know of the cluster: the [`crate::NodeSpec`] as JSON.

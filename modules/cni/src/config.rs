@@ -7,6 +7,8 @@ use homelab_model::ours;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use crate::bandwidth::{self, Bandwidth};
+use crate::hostport::{self, PortMapping};
 use crate::names::{check_name, is_ifname};
 use crate::{CniError, Code};
 
@@ -87,6 +89,10 @@ pub struct Network {
     pub sticky: bool,
     /// `dns`, handed through to the result.
     pub dns: Map<String, Value>,
+    /// `portMappings`: ports of the node that lead to the pod.
+    pub port_mappings: Vec<PortMapping>,
+    /// `bandwidth`: how fast the pod may receive and send.
+    pub bandwidth: Bandwidth,
 }
 
 /// Fields that the plugin knows, and those that a runtime adds or has for itself.
@@ -112,9 +118,18 @@ const KNOWN: &[&str] = &[
     "prevResult",
 ];
 
-/// Capabilities that a runtime may hand over (CNI's CONVENTIONS.md): `ips`, `mac` and `dns` are followed; the others have
+/// Capabilities that a runtime may hand over (CNI's CONVENTIONS.md): those of the first line are followed; the others have
 /// no meaning for a network whose ranges are the node's and whose names are Kubernetes'.
-const CAPABILITIES: &[&str] = &["ips", "mac", "dns", "ipRanges", "aliases", "cgroupPath"];
+const CAPABILITIES: &[&str] = &[
+    "portMappings",
+    "bandwidth",
+    "ips",
+    "mac",
+    "dns", //
+    "ipRanges",
+    "aliases",
+    "cgroupPath",
+];
 
 /// Standard input as a JSON object.
 pub(crate) fn decode(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
@@ -200,8 +215,19 @@ pub(crate) fn network(map: &Map<String, Value>) -> Result<Network, CniError> {
         Some(Value::Bool(sticky)) => *sticky,
         Some(other) => return Err(wrong("sticky", other, "true or false")),
     };
+    let (port_mappings, bandwidth) = (hostport::port_mappings(map)?, bandwidth::bandwidth(map)?);
     let (exclude, dns) = (exclude(map)?, dns(map)?);
-    Ok(Network { bridge: bridge.to_owned(), bridge_mac, mtu, ranges, exclude, sticky, dns })
+    Ok(Network {
+        bridge: bridge.to_owned(),
+        bridge_mac,
+        mtu,
+        ranges,
+        exclude,
+        sticky,
+        dns,
+        port_mappings,
+        bandwidth,
+    })
 }
 
 /// Addresses and networks.

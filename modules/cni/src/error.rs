@@ -42,6 +42,8 @@ pub enum Code {
     Mismatch = 104,
     /// The address that was asked for belongs to another pod.
     AddressTaken = 105,
+    /// A port of the node that leads to another pod already.
+    PortTaken = 110,
 }
 
 /// An error of the plugin.

@@ -12,8 +12,10 @@
 //!   default via 10.244.1.1              alias homelab-pod:<container>/eth0
 //! ```
 
+mod bandwidth;
 mod config;
 mod error;
+pub mod hostport;
 pub mod ipam;
 mod names;
 mod objects;
@@ -23,6 +25,7 @@ mod result;
 mod wiring;
 mod wishes;
 
+pub use bandwidth::{Bandwidth, Rate};
 pub use config::{Base, Network, Version};
 pub use error::{CniError, Code};
 pub use objects::{LIST_VERSION, bridge_mac, bridge_sysctls, gateway_net, objects};

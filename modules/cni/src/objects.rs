@@ -102,6 +102,7 @@ pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
         specs.push(Spec::Address(Address { link: spec.bridge.clone(), address }));
     }
     specs.extend(through_the_node(spec));
+    specs.extend(crate::hostport::ruleset(spec));
     for dir in &spec.cni_bin_dirs {
         specs.push(Spec::Symlink(Symlink {
             path: format!("{dir}/{}", ours::CNI_PLUGIN),

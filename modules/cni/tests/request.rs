@@ -235,11 +235,9 @@ fn fields_that_are_not_supported_are_named_with_their_value() {
         ("ipam", json!({ "type": "host-local" })),
         ("vlan", json!(7)),
         ("mtus", json!(1450)),
-        ("runtimeConfig", json!({ "portMappings": [{ "hostPort": 80 }] })),
-        ("runtimeConfig", json!({ "bandwidth": { "ingressRate": 1000 } })),
+        ("runtimeConfig", json!({ "infinibandGUID": "c2:11:22:33:44:55:66:77" })),
+        ("capabilities", json!({ "infinibandGUID": true })),
         ("runtimeConfig", json!({ "deviceID": "0000:04:00.5" })),
-        ("capabilities", json!({ "portMappings": true })),
-        ("capabilities", json!({ "bandwidth": true })),
     ];
     for (field, value) in cases {
         let mut conf = conf("1.0.0");

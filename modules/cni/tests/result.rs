@@ -7,7 +7,8 @@ use std::path::Path;
 
 use homelab_cni::ipam::Entry;
 use homelab_cni::{
-    AddResult, Attachment, Base, CniError, Code, Network, Previous, Version, Wiring, alias, version_json,
+    AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, Previous, Version, Wiring, alias,
+    version_json,
 };
 use serde_json::{Map, Value, json};
 
@@ -25,6 +26,8 @@ fn chained(version: Version, routed: usize, previous: &Previous) -> Value {
         ranges: vec!["10.244.1.0/24".parse().expect("net"), "fd00:1::/64".parse().expect("net")],
         exclude: Vec::new(),
         sticky: false,
+        port_mappings: Vec::new(),
+        bandwidth: Bandwidth::default(),
         dns: Map::new(),
     };
     let attachment = Attachment { container: "c1".into(), ifname: "eth0".into() };

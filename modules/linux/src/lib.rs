@@ -49,7 +49,7 @@ pub use node::{Kinds, Node, without_strangers};
 pub use package::install_package;
 pub use probe::probe;
 pub use root::Root;
-pub use rt::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};
+pub use rt::{Bucket, LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};
 pub use services::{Connections, Held, Synced};
 pub use unit::machine_stops;
 pub use wait::wait;

@@ -389,7 +389,7 @@ pub fn without_strangers(mut observed: Vec<NodeObject>, desired: &[NodeObject]) 
 fn table_module(name: &str) -> Module {
     match name {
         ours::PROXY_TABLE => Module::Proxy,
-        ours::BRIDGE_TABLE => Module::Cni,
+        ours::BRIDGE_TABLE | ours::HOSTPORT_TABLE => Module::Cni,
         _ => Module::Vtep,
     }
 }

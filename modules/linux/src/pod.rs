@@ -14,7 +14,7 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use thiserror::Error;
 
 use crate::netlink::{Message, NetlinkError, Socket};
-use crate::rt::{self, LinkChange, LinkInfo, NewRoute, RouteFilter, VethEnd};
+use crate::rt::{self, Bucket, LinkChange, LinkInfo, NewRoute, RouteFilter, VethEnd};
 
 /// Why an operation for a pod failed.
 #[derive(Debug, Error)]
@@ -352,6 +352,24 @@ impl PodSocket {
         let index = self.index(name)?;
         let found = doing(|| format!("addresses of {name}"), rt::addresses(&mut self.socket, Some(index)))?;
         Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// Lets what leaves the link `name` go no faster than a bucket fills.
+    pub fn limit(&mut self, name: &str, bucket: &Bucket) -> Result<(), PodError> {
+        let index = self.index(name)?;
+        doing(|| format!("rate of {name}"), rt::set_bucket(&mut self.socket, index, bucket))
+    }
+
+    /// How fast what leaves the link `name` may go, bytes per second; None if there is no limit.
+    pub fn limit_of(&mut self, name: &str) -> Result<Option<u64>, PodError> {
+        let index = self.index(name)?;
+        doing(|| format!("rate of {name}"), rt::bucket_rate(&mut self.socket, index))
+    }
+
+    /// All addresses of the namespace.
+    pub fn all_addresses(&mut self) -> Result<Vec<IpAddr>, PodError> {
+        let found = doing(|| "addresses".to_owned(), rt::addresses(&mut self.socket, None))?;
+        Ok(found.into_iter().map(|(_, address)| address.addr()).collect())
     }
 
     /// Destination and next hop of the routes through the link `name`, of all tables: `sbr` moves them to one of its own.

@@ -237,7 +237,7 @@ fn rules_of_the_modules_are_in_nfts_own_words() {
         assert!(chains > 2);
         assert_eq!(
             listed.keys().collect::<Vec<_>>(),
-            ["bridge homelab", "inet homelab", "inet homelab-proxy"]
+            ["bridge homelab", "inet homelab", "inet homelab-hostport", "inet homelab-proxy"]
         );
     });
 }

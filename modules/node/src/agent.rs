@@ -88,6 +88,8 @@ struct Agent {
     failures: Vec<(Spec, String)>,
     /// When the sets last held what they should.
     synced: Option<Moment>,
+    /// Why host ports are not in place, if they are not.
+    unforwarded: Option<String>,
     /// Why services are not in place, if they are not.
     unsynced: Option<String>,
     /// Why the node could not be looked at, if it could not.
@@ -127,6 +129,7 @@ async fn run() -> Result<(), String> {
         written: None,
         failures: Vec::new(),
         synced: None,
+        unforwarded: None,
         unsynced: None,
         blind: None,
         trouble: None,
@@ -298,6 +301,9 @@ impl Agent {
                     {
                         warn!(%error, "cannot note what nft says");
                     }
+                    if kinds.nft {
+                        self.forward();
+                    }
                     if kinds.services {
                         self.serve();
                     }
@@ -326,6 +332,7 @@ impl Agent {
             .trouble
             .iter()
             .chain(&self.blind)
+            .chain(&self.unforwarded)
             .chain(proxy)
             .chain(failures)
             .chain(&speaker)
@@ -391,6 +398,29 @@ impl Agent {
     fn count_repair(&mut self) {
         self.report.repairs += 1;
         self.metrics.repairs.inc();
+    }
+
+    /// Makes the node's ports lead to the pods that hold them.
+    fn forward(&mut self) {
+        match crate::cni::hostport::Claims::of(Path::new(ours::IPAM)).and_then(|claims| claims.sync()) {
+            Ok(synced) => {
+                if synced.added + synced.deleted > 0 {
+                    info!(added = synced.added, deleted = synced.deleted, "host ports repaired");
+                    self.count_repair();
+                }
+                if synced.freed > 0 {
+                    info!(pods = synced.freed, "host ports of vanished pods are free again");
+                }
+                self.unforwarded = None;
+            }
+            Err(error) => {
+                let message = error.to_string();
+                if self.unforwarded.as_ref() != Some(&message) {
+                    warn!(%error, "cannot put host ports in place");
+                }
+                self.unforwarded = Some(message);
+            }
+        }
     }
 
     /// Makes the proxy's sets hold what they should.

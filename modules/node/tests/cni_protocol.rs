@@ -31,7 +31,7 @@ fn cases(file: &std::path::Path) -> Vec<Case> {
         conf("version of the future", "cniVersion", json!("7.0.0"), [1; 5]),
         conf("version that is no text", "cniVersion", json!(1), [6; 5]),
         conf("field", "vlan", json!(7), [2, 2, 0, 2, 0]),
-        conf("capability", "runtimeConfig", json!({ "portMappings": [{ "hostPort": 80 }] }), [2, 2, 0, 2, 0]),
+        conf("capability", "runtimeConfig", json!({ "deviceID": "0000:04:00.5" }), [2, 2, 0, 2, 0]),
         conf("name", "name", json!("../etc"), [7; 5]),
         conf("no ranges", "ranges", json!([]), [7, 7, 0, 7, 0]),
         conf("address", "runtimeConfig", json!({ "ips": ["x"] }), [7, 7, 0, 0, 0]),

@@ -84,6 +84,7 @@ fn of_ours(kind: u16, body: &[u8]) -> Option<Part> {
     let is = |ours: &str| nft_table(ours) == (body[0], table.as_str());
     match kind {
         NEWGEN => None,
+        // Host ports come and go with pods; who loses them without that loses the table, or is found out by the timer.
         NEWSETELEM | DELSETELEM => is(ours::PROXY_TABLE).then_some(Part::Elements),
         _ => ours::NFT_TABLES.into_iter().any(is).then_some(Part::Rules),
     }

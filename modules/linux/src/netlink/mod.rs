@@ -32,6 +32,8 @@ pub(crate) mod rtm {
     pub(crate) const NEWNEIGH: u16 = 28;
     pub(crate) const DELNEIGH: u16 = 29;
     pub(crate) const GETNEIGH: u16 = 30;
+    pub(crate) const NEWQDISC: u16 = 36;
+    pub(crate) const GETQDISC: u16 = 38;
     pub(crate) const NEWNETCONF: u16 = 80;
 }
 

@@ -45,7 +45,10 @@ pub fn needs_netlink(rule: &str) -> bool {
     let unquoted: Vec<&str> = rule.split('"').step_by(2).collect();
     let spaced = unquoted.join(" ").replace('{', " { ").replace('}', " } ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
-    let translates = words.starts_with(&["dnat"]) && words.contains(&"map");
+    // A map whose key has a type, and no expressions that nft keeps (typeof), is none that it refuses: host ports.
+    let translates = words.starts_with(&["dnat"])
+        && words.contains(&"map")
+        && (words.contains(&"numgen") || words.contains(&"saddr"));
     translates
         || (0..words.len()).any(|at| match words[at..] {
             ["update", set, "{", ref body @ ..] => set.starts_with('@') && is_long(body),

@@ -3,6 +3,7 @@
 mod address;
 mod link;
 mod neighbour;
+mod qdisc;
 mod route;
 
 pub(crate) use address::{
@@ -17,6 +18,8 @@ pub(crate) use neighbour::{
     NeighbourInfo, add_fdb, add_neighbour, delete_fdb, delete_neighbour, delete_neighbour_message, fdb,
     neighbours,
 };
+pub use qdisc::Bucket;
+pub(crate) use qdisc::{bucket_rate, set_bucket};
 pub(crate) use route::{
     NewRoute, RouteFilter, RouteInfo, add_message as add_route_message, add_route, delete_route, routes,
 };

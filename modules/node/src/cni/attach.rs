@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use homelab_cni::ipam;
 use homelab_cni::{
-    AddResult, Attachment, Base, CniError, Code, Network, PodAddress, Previous, Sandbox, Wiring, Wishes,
-    bridge_sysctls, gateway_net,
+    AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, PodAddress, Previous, Rate, Sandbox,
+    Wiring, Wishes, bridge_sysctls, gateway_net,
 };
 use homelab_linux::pod::{Bridge, Netns, PodError, PodRoute, PodSocket, Veth, write_sysctl};
-use homelab_linux::{LinkInfo, VethEnd};
+use homelab_linux::{Bucket, LinkInfo, VethEnd};
 use homelab_model::{ours, stable_mac};
 use ipnet::IpNet;
 
+use super::hostport::{Claimed, Claims};
 use super::store::{Reserved, Store, Wanted};
 
 /// How often to look at a bridge that is just being made, a millisecond apart.
@@ -40,17 +41,33 @@ pub(crate) fn add(
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     let store = Store::of(base)?;
     let wanted = Wanted { network, owner: &owner, attachment, wishes };
-    let reserved = store.lock()?.reserve(&wanted, || links(&mut host))?;
+    let reserved = store.lock()?.reserve(&wanted, || left(&base.data_dir, &mut host))?;
     let mtu = network.mtu.unwrap_or(bridge.mtu);
     let wiring = Wiring::new(base, network, attachment, &reserved.entry, wishes.mac);
-    let made = match wire(&mut host, &bridge, &netns, &wiring, mtu) {
-        Ok(made) => made,
-        Err(Failed::Taken(error)) => return Err(taken(&mut host, &store, &reserved, &wiring, error)),
-        Err(Failed::Made(error)) => {
-            let _ = host.delete_link(&wiring.host);
+    let holder = (owner.as_str(), &reserved.entry.addresses[..]);
+    let mut ports = match Claims::claim(base, network, attachment, wishes.pod.as_deref(), holder, &mut host) {
+        Ok(ports) => ports,
+        Err(error) => {
             // The error that counts is the first.
             let _ = store.remove(&reserved.entry);
-            return Err(kernel(error));
+            return Err(error);
+        }
+    };
+    let wired = match wire(&mut host, &bridge, &netns, &wiring, (mtu, network.bandwidth)) {
+        Ok(made) => ports.as_mut().map_or(Ok(()), |ports| ports.open(&mut host)).map(|()| made),
+        Err(Failed::Taken(error)) => {
+            undo(ports, &mut host);
+            return Err(taken(&mut host, &store, &reserved, &wiring, error));
+        }
+        Err(Failed::Made(error)) => Err(kernel(error)),
+    };
+    let made = match wired {
+        Ok(made) => made,
+        Err(error) => {
+            undo(ports, &mut host);
+            let _ = host.delete_link(&wiring.host);
+            let _ = store.remove(&reserved.entry);
+            return Err(error);
         }
     };
     // Who had the address before may have asked for another MAC address. If this fails, the pod's first packet says it.
@@ -131,6 +148,19 @@ pub(super) fn links(host: &mut PodSocket) -> Result<BTreeSet<String>, CniError> 
     Ok(host.links().map_err(kernel)?.into_iter().map(|link| link.name).collect())
 }
 
+/// [`links`], and no port leads to a pod whose link is not among them: its address is about to be free.
+fn left(data_dir: &Path, host: &mut PodSocket) -> Result<BTreeSet<String>, CniError> {
+    let links = links(host)?;
+    Claims::of(data_dir)?.sync()?;
+    Ok(links)
+}
+
+fn undo(ports: Option<Claimed>, host: &mut PodSocket) {
+    if let Some(ports) = ports {
+        ports.undo(host);
+    }
+}
+
 enum Failed {
     /// A name was taken and nothing was made.
     Taken(PodError),
@@ -143,7 +173,7 @@ fn wire(
     bridge: &LinkInfo,
     netns: &Netns,
     wiring: &Wiring,
-    mtu: u32,
+    (mtu, bandwidth): (u32, Bandwidth),
 ) -> Result<Vec<bool>, Failed> {
     let veth = Veth {
         host: VethEnd { name: &wiring.host, mac: Some(wiring.host_mac) },
@@ -156,7 +186,10 @@ fn wire(
     };
     host.create_veth(netns, &veth)
         .map_err(|error| if error.is_taken() { Failed::Taken(error) } else { Failed::Made(error) })?;
-    let made = configure(netns, wiring).map_err(Failed::Made)?;
+    if let Some(rate) = bandwidth.ingress {
+        host.limit(&wiring.host, &bucket(rate)).map_err(Failed::Made)?;
+    }
+    let made = configure(netns, wiring, bandwidth.egress).map_err(Failed::Made)?;
     // The first packet of a pod must not be lost: ARP tries again only after a second.
     host.settle(&wiring.host).map_err(Failed::Made)?;
     if !bridge.operational {
@@ -166,9 +199,13 @@ fn wire(
     Ok(made)
 }
 
+fn bucket(rate: Rate) -> Bucket {
+    Bucket { rate: rate.bytes_per_second, burst: rate.burst, limit: rate.queue() }
+}
+
 /// Everything inside the pod; says of each address whether its default route was made. The process stays there; `host` is a
 /// socket of the node's namespace.
-fn configure(netns: &Netns, wiring: &Wiring) -> Result<Vec<bool>, PodError> {
+fn configure(netns: &Netns, wiring: &Wiring, egress: Option<Rate>) -> Result<Vec<bool>, PodError> {
     netns.enter()?;
     let escaped = wiring.ifname.replace('.', "/");
     // No other pod may configure this one by router advertisements (CVE-2020-10749), with or without IPv6 of ours.
@@ -188,6 +225,9 @@ fn configure(netns: &Netns, wiring: &Wiring) -> Result<Vec<bool>, PodError> {
         })
         .collect();
     let mut pod = PodSocket::open()?;
+    if let Some(rate) = egress {
+        pod.limit(&wiring.ifname, &bucket(rate))?;
+    }
     let made = pod.configure(&wiring.ifname, &addresses, &routes)?;
     pod.settle(&wiring.ifname)?;
     Ok(made)
@@ -214,10 +254,12 @@ fn taken(
     CniError::with(Code::Attached, message, error)
 }
 
-/// DEL: to nothing, whatever is there. The address is freed last, when no pod has it any more.
+/// DEL: to nothing, whatever is there. The address is freed last, when no pod has it and no port leads to it any more.
 pub(crate) fn del(base: &Base, attachment: &Attachment) -> Result<(), CniError> {
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
+    let ports = Claims::of(&base.data_dir)?.release(&owner);
     PodSocket::open().and_then(|mut host| host.delete_link(&owner)).map_err(kernel)?;
+    ports?;
     Store::of(base)?.release(&owner)
 }
 
@@ -227,9 +269,12 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
         valid.iter().map(|a| ipam::owner(&base.name, &a.container, &a.ifname)).collect();
     let store = Store::of(base)?;
     let mut host = PodSocket::open().map_err(kernel)?;
+    let claims = Claims::of(&base.data_dir)?;
     let mut first = Ok(());
     for entry in store.entries()?.iter().filter(|entry| !keep.contains(&entry.owner)) {
-        let removed = host.delete_link(&entry.owner).map_err(kernel).and_then(|_| store.remove(entry));
+        let ports = claims.release(&entry.owner);
+        let removed = host.delete_link(&entry.owner).map_err(kernel);
+        let removed = ports.and(removed).and_then(|_| store.remove(entry));
         first = first.and(removed);
     }
     first
@@ -239,7 +284,7 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
 pub(crate) fn sweep(data_dir: &Path) -> Result<usize, CniError> {
     let mut freed = 0;
     for store in Store::of_every_boot(data_dir)? {
-        freed += store.sweep(|| links(&mut PodSocket::open().map_err(kernel)?))?;
+        freed += store.sweep(|| left(data_dir, &mut PodSocket::open().map_err(kernel)?))?;
     }
     Ok(freed)
 }

@@ -1,11 +1,12 @@
 //! CHECK against kernel and store.
 
 use homelab_cni::ipam;
-use homelab_cni::{Attachment, Base, CniError, Code, Network, PrevResult, Sandbox, Wiring, alias};
+use homelab_cni::{Attachment, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring, alias};
 use homelab_linux::mac_text;
 use homelab_linux::pod::PodSocket;
 
 use super::attach::{kernel, open, own_bridge};
+use super::hostport::Claims;
 use super::store::Store;
 
 /// CHECK: what ADD made is there, on both sides and in the store.
@@ -51,8 +52,42 @@ pub(crate) fn check(
             return mismatch(format!("{address} is not reserved for this container"));
         }
     }
+    check_ports(base, network, &owner)?;
+    check_rate(&mut host, &wiring.host, network.bandwidth.ingress)?;
     netns.enter().map_err(kernel)?;
-    check_pod(&wiring, port.mtu, prev)
+    check_pod(&wiring, port.mtu, prev)?;
+    check_rate(&mut PodSocket::open().map_err(kernel)?, &wiring.ifname, network.bandwidth.egress)
+}
+
+/// A link has the limit that the runtime asked for. Where it asks for none, another plugin of the chain may have set one.
+fn check_rate(socket: &mut PodSocket, link: &str, rate: Option<Rate>) -> Result<(), CniError> {
+    let Some(rate) = rate else { return Ok(()) };
+    match socket.limit_of(link).map_err(kernel)? {
+        Some(held) if held == rate.bytes_per_second => Ok(()),
+        held => Err(CniError::with(
+            Code::Mismatch,
+            format!("link {link} is not limited to {} bytes per second", rate.bytes_per_second),
+            held.map_or("no limit".to_owned(), |held| format!("but to {held}")),
+        )),
+    }
+}
+
+/// The node's ports that lead to the pod: those that the runtime names, and all of them in the kernel.
+fn check_ports(base: &Base, network: &Network, owner: &str) -> Result<(), CniError> {
+    let mismatch = |message: String| Err(CniError::new(Code::Mismatch, message));
+    let claim = Claims::of(&base.data_dir)?.get(owner)?;
+    let held = claim.as_ref().map(|claim| &claim.ports[..]).unwrap_or_default();
+    if let Some(port) = network.port_mappings.iter().find(|port| !held.contains(port)) {
+        return mismatch(format!(
+            "{} port {} of the node is not the pod's",
+            port.protocol.as_str(),
+            port.host_port
+        ));
+    }
+    match claim.map_or(Ok(None), |claim| Claims::missing(&claim))? {
+        Some(what) => mismatch(format!("a port of the node leads nowhere: {what} is missing")),
+        None => Ok(()),
+    }
 }
 
 /// The pod's side, as far as it is this plugin's and as the result has it: plugins that came later in the chain may have

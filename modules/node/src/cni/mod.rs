@@ -4,6 +4,7 @@
 
 mod attach;
 mod check;
+pub(crate) mod hostport;
 mod status;
 mod store;
 

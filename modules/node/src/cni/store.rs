@@ -30,8 +30,16 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> CniError {
     move |error| CniError::with(Code::Io, format!("IPAM store {}", path.display()), error)
 }
 
+/// The running boot, as a name for its directories.
+pub(super) fn boot() -> Result<String, CniError> {
+    let mut boot = [0; 64];
+    let length =
+        File::open(BOOT_ID).and_then(|mut file| file.read(&mut boot)).map_err(failed(Path::new(BOOT_ID)))?;
+    Ok(String::from_utf8_lossy(&boot[..length]).trim().to_owned())
+}
+
 /// What is not there is gone.
-fn gone(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
@@ -39,7 +47,7 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// The directories in a directory; none if there is no such directory.
-fn directories(directory: &Path) -> Result<Vec<PathBuf>, CniError> {
+pub(super) fn directories(directory: &Path) -> Result<Vec<PathBuf>, CniError> {
     let listing = match fs::read_dir(directory) {
         Ok(listing) => listing,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -48,6 +56,13 @@ fn directories(directory: &Path) -> Result<Vec<PathBuf>, CniError> {
     let directories =
         listing.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
     Ok(directories.map(|entry| entry.path()).collect())
+}
+
+/// The networks' directories below a data directory. No network is named with a dot: claims of the node's ports.
+fn networks(data_dir: &Path) -> Result<Vec<PathBuf>, CniError> {
+    let mut networks = directories(data_dir)?;
+    networks.retain(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")));
+    Ok(networks)
 }
 
 /// The entries in a directory; none if there is no such directory.
@@ -72,25 +87,20 @@ impl Store {
     }
 
     fn at(network: PathBuf) -> Result<Store, CniError> {
-        let mut boot = [0; 64];
-        let length = File::open(BOOT_ID)
-            .and_then(|mut file| file.read(&mut boot))
-            .map_err(failed(Path::new(BOOT_ID)))?;
-        let boot = String::from_utf8_lossy(&boot[..length]);
-        let entries = network.join(boot.trim());
+        let entries = network.join(boot()?);
         Ok(Store { network, entries })
     }
 
     /// All stores below a data directory.
     pub(crate) fn all(data_dir: &Path) -> Result<Vec<Store>, CniError> {
-        directories(data_dir)?.into_iter().map(Store::at).collect()
+        networks(data_dir)?.into_iter().map(Store::at).collect()
     }
 
     /// All stores below a data directory, of every boot. An entry without a link is nobody's in any of them; and the agent
     /// of a node that is a container may see another boot's name than the runtime beside it.
     pub(crate) fn of_every_boot(data_dir: &Path) -> Result<Vec<Store>, CniError> {
         let mut stores = Vec::new();
-        for network in directories(data_dir)? {
+        for network in networks(data_dir)? {
             let boots = directories(&network)?.into_iter().filter(|boot| !boot.ends_with(NAMES));
             stores.extend(boots.map(|entries| Store { network: network.clone(), entries }));
         }

@@ -4,6 +4,8 @@
 #[path = "../../../cni/tests/schemas/mod.rs"]
 pub(crate) mod schemas;
 
+pub(crate) mod talk;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
