@@ -173,10 +173,10 @@ pub(crate) fn bfd(cluster: &mut Cluster, stage: &mut Stage) {
             );
         }
     }
-    // Without it, its daemons go.
+    // Without it, its daemon goes.
     cluster.file = first;
     cluster.apply();
-    let left = cluster.everywhere("pgrep -xa 'zebra|bfdd' | grep -e '-N homelab' || true").concat();
+    let left = cluster.everywhere("pgrep -xa bfdd | grep -e '-N homelab' || true").concat();
     assert_eq!(left, "");
     stage.as_at_first(cluster);
     stage.own_untouched(cluster);
