@@ -85,6 +85,26 @@ impl BgpPeer {
     pub const HOLD_TIME: u16 = 90;
     /// Time between attempts to connect unless the file says otherwise, seconds.
     pub const CONNECT_TIME: u16 = 10;
+
+    /// A router of which the file says no more than this.
+    pub fn new(name: &str, peer_address: IpAddr, peer_asn: u32) -> BgpPeer {
+        BgpPeer {
+            name: name.to_owned(),
+            peer_address,
+            peer_asn,
+            peer_port: BgpPeer::PORT,
+            source_address: None,
+            router_id: None,
+            hold_time: BgpPeer::HOLD_TIME,
+            keepalive_time: BgpPeer::HOLD_TIME / 3,
+            connect_time: BgpPeer::CONNECT_TIME,
+            password: false,
+            bfd_profile: None,
+            ebgp_multi_hop: false,
+            enable_graceful_restart: false,
+            node_selectors: Vec::new(),
+        }
+    }
 }
 
 /// Which addresses are told to which routers, and how (MetalLB's BGPAdvertisement).

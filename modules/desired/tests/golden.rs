@@ -85,20 +85,8 @@ fn only_an_agent_that_announces_addresses_may_send_frames() {
 /// A speaker with one router for all nodes.
 fn bgp(bfd: bool) -> SpeakerSpec {
     let peer = BgpPeer {
-        name: "router".into(),
-        peer_address: "192.168.50.1".parse().expect("address"),
-        peer_asn: 64513,
-        peer_port: BgpPeer::PORT,
-        source_address: None,
-        router_id: None,
-        hold_time: BgpPeer::HOLD_TIME,
-        keepalive_time: 30,
-        connect_time: BgpPeer::CONNECT_TIME,
-        password: false,
         bfd_profile: bfd.then(|| "fast".to_owned()),
-        ebgp_multi_hop: false,
-        enable_graceful_restart: false,
-        node_selectors: Vec::new(),
+        ..BgpPeer::new("router", "192.168.50.1".parse().expect("address"), 64513)
     };
     let nodes = vec![SpeakerNode {
         name: "node1".into(),

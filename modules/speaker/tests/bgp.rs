@@ -30,11 +30,7 @@ fn told(name: &str) -> BgpAdvertisement {
 }
 
 fn peer(name: &str, address: &str, asn: u32) -> BgpPeer {
-    let peer = json!({
-        "name": name, "peerAddress": address, "peerASN": asn, "peerPort": 179, "holdTime": 90, "keepaliveTime": 30,
-        "connectTime": 10,
-    });
-    serde_json::from_value(peer).unwrap()
+    BgpPeer::new(name, address.parse().unwrap(), asn)
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {

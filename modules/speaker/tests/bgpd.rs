@@ -13,22 +13,7 @@ use homelab_speaker::bgp::{Attributes, Config, Route, Wanted, commands, config, 
 use proptest::prelude::*;
 
 fn peer(name: &str, address: &str, asn: u32) -> BgpPeer {
-    BgpPeer {
-        name: name.into(),
-        peer_address: address.parse().unwrap(),
-        peer_asn: asn,
-        peer_port: BgpPeer::PORT,
-        source_address: None,
-        router_id: None,
-        hold_time: BgpPeer::HOLD_TIME,
-        keepalive_time: 30,
-        connect_time: BgpPeer::CONNECT_TIME,
-        password: false,
-        bfd_profile: None,
-        ebgp_multi_hop: false,
-        enable_graceful_restart: false,
-        node_selectors: Vec::new(),
-    }
+    BgpPeer::new(name, address.parse().unwrap(), asn)
 }
 
 fn profile(name: &str) -> BfdProfile {
