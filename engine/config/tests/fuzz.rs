@@ -72,7 +72,7 @@ fn mutated_files_are_good_or_explained() {
             assert!(problems.iter().any(|p| p.severity == Severity::Error), "{sources:?}");
             assert!(problems.iter().all(|p| p.code != "internal"), "{problems}\n{sources:?}");
         }
-        assert!(begin.elapsed() < Duration::from_secs(10), "{:?} for {sources:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?} for {sources:?}", begin.elapsed());
         count += 1;
     }
     println!("{count} files, peak {} MiB", peak());

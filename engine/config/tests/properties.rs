@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use write::write;
 
 /// Longest time for one text, in a debug build on a busy machine.
-const SLOW: Duration = Duration::from_secs(10);
+const SLOW: Duration = Duration::from_secs(60);
 
 /// Loads a text; whatever comes out is sound.
 fn sound(text: &str) -> Result<Loaded, Diagnostics> {
