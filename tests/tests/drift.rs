@@ -262,8 +262,20 @@ const RULES: &[Row] = &[
             "create nft chain inet homelab cni-output",
             "create nft table bridge homelab",
             "create nft chain bridge homelab cni-prerouting",
+            "create nft table inet homelab-hostport",
+            "create nft chain inet homelab-hostport guard",
+            "create nft chain inet homelab-hostport hostports",
+            "create nft chain inet homelab-hostport output",
+            "create nft chain inet homelab-hostport own",
+            "create nft chain inet homelab-hostport postrouting",
+            "create nft chain inet homelab-hostport prerouting",
             "create nft table inet homelab-proxy",
         ],
+    ),
+    row(
+        "rule of host ports by hand",
+        "nft add rule inet homelab-hostport hostports ip saddr 1.2.3.4 accept",
+        &["update nft chain inet homelab-hostport hostports"],
     ),
 ];
 
@@ -516,7 +528,7 @@ fn everything_at_once_on_all_nodes(cluster: &mut Cluster) {
     let plan = cluster.plan();
     for node in cluster.nodes() {
         let found = plan.node(&node).entries();
-        assert_eq!(found.len(), 22 + usize::from(node == "node3") * 5, "{node}:\n{plan}");
+        assert_eq!(found.len(), 29 + usize::from(node == "node3") * 5, "{node}:\n{plan}");
     }
     cluster.apply();
     cluster.assert_converged();

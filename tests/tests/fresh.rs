@@ -17,7 +17,7 @@ fn main() {
 }
 
 /// What every node holds, in the words of a plan. `$SHA` is the binary's digest.
-const EXPECTED: [(&str, &str); 27] = [
+const EXPECTED: [(&str, &str); 34] = [
     ("agent", "binary /usr/local/lib/homelab/$SHA/homelab-node"),
     ("agent", "symlink /usr/local/lib/homelab/homelab-node"),
     ("agent", "file /etc/homelab/node.json"),
@@ -39,6 +39,13 @@ const EXPECTED: [(&str, &str); 27] = [
     ("cni", "nft table bridge homelab"),
     ("cni", "nft chain bridge homelab cni-prerouting"),
     ("cni", "nft chain inet homelab cni-output"),
+    ("cni", "nft table inet homelab-hostport"),
+    ("cni", "nft chain inet homelab-hostport guard"),
+    ("cni", "nft chain inet homelab-hostport hostports"),
+    ("cni", "nft chain inet homelab-hostport output"),
+    ("cni", "nft chain inet homelab-hostport own"),
+    ("cni", "nft chain inet homelab-hostport postrouting"),
+    ("cni", "nft chain inet homelab-hostport prerouting"),
     ("proxy", "nft table inet homelab-proxy"),
     ("cni", "symlink /opt/cni/bin/homelab"),
     ("cni", "symlink /usr/lib/cni/homelab"),
