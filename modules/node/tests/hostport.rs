@@ -502,13 +502,19 @@ struct Agent(std::process::Child);
 
 impl Agent {
     fn start(stage: &Stage<'_>) -> Agent {
-        let spec = NodeSpec { interface: "lan".into(), address: NODE.parse().expect("address"), ..spec() };
+        let spec = NodeSpec {
+            interface: "lan".into(),
+            address: NODE.parse().expect("address"),
+            // Below a place that is covered on every machine.
+            cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            ..spec()
+        };
         let file = stage.node.data.path().with_extension("spec");
         std::fs::write(&file, spec.to_file()).expect("file");
         let data = stage.node.data.path();
         // Nothing of this machine's is written to.
-        let places = "for place in /run /etc /opt /var/lib /usr/lib/cni /usr/local/lib; do \
-                      [ ! -d $place ] || mount -t tmpfs none $place; done";
+        let places = "for place in /run /etc /opt /var/lib /usr/local/lib; do \
+                      mount -t tmpfs none $place || exit 1; done";
         let line = format!(
             "exec 3< {spec}; mkdir -p /mnt && mount -t tmpfs none /mnt && mkdir /mnt/data && \
              mount --bind {data} /mnt/data && {places} && \
