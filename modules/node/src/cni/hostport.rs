@@ -180,9 +180,8 @@ impl Claims {
     pub(crate) fn missing(claim: &Claim) -> Result<Option<String>, CniError> {
         let mut socket = Socket::netfilter().map_err(kernel)?;
         let held = held(&mut socket)?;
-        let is_held =
-            |e: &Element| held.iter().any(|(set, r)| *set == e.set && r.key == e.key && r.data == e.data);
-        let missing = claim.elements().into_iter().find(|element| !is_held(element));
+        let there: BTreeSet<Element> = held.iter().map(|(set, raw)| element_of(set, raw)).collect();
+        let missing = claim.elements().into_iter().find(|element| !there.contains(element));
         Ok(missing
             .map(|element| format!("an element of set {} in table {}", element.set, ours::HOSTPORT_TABLE)))
     }
@@ -217,10 +216,8 @@ impl Claims {
             }
             wanted.extend(claim.elements());
         }
-        let is_wanted = |set: &'static str, raw: &Raw| {
-            wanted.contains(&Element { set, key: raw.key.clone(), data: raw.data.clone() })
-        };
-        for (set, raw) in held.iter().filter(|(set, raw)| !is_wanted(set, raw)) {
+        let there: BTreeSet<Element> = held.iter().map(|(set, raw)| element_of(set, raw)).collect();
+        for (set, raw) in held.iter().filter(|(set, raw)| !wanted.contains(&element_of(set, raw))) {
             let owner = owner_of(&raw.comment);
             // Of a network with another data directory.
             let mut foreign = || Ok(!owner.is_empty() && !owned(&live, owner) && host.link(owner)?.is_some());
@@ -231,14 +228,9 @@ impl Claims {
             synced.deleted += 1;
         }
         for claim in &live {
-            for element in claim.elements() {
-                let there = |(set, raw): &(&str, Raw)| {
-                    *set == element.set && raw.key == element.key && raw.data == element.data
-                };
-                if !held.iter().any(there) {
-                    batch.add(element.set, &raw(&element, &claim.comment())).map_err(kernel)?;
-                    synced.added += 1;
-                }
+            for element in claim.elements().iter().filter(|element| !there.contains(element)) {
+                batch.add(element.set, &raw(element, &claim.comment())).map_err(kernel)?;
+                synced.added += 1;
             }
         }
         if batch.is_empty() {
@@ -381,6 +373,10 @@ fn displace(claim: &Claim, socket: &mut Socket, host: &mut PodSocket) -> Result<
         delete_one(socket, set, &raw)?;
     }
     Ok(())
+}
+
+fn element_of(set: &'static str, raw: &Raw) -> Element {
+    Element { set, key: raw.key.clone(), data: raw.data.clone() }
 }
 
 fn raw(element: &Element, comment: &str) -> Raw {
