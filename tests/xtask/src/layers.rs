@@ -37,6 +37,8 @@ const SPEAKER: &[&str] = &[
     "sha2",
     "thiserror",
 ];
+/// The same for what Kubernetes' objects mean.
+const KUBERNETES: &[&str] = &["ipnet", "k8s-openapi", "serde", "serde_json", "sha2", "thiserror"];
 /// The same for the parser of homelab.yaml.
 const PARSER: &[&str] =
     &["granit-parser", "ipnet", "jsonschema", "miette", "schemars", "serde", "serde_json", "thiserror"];
@@ -49,6 +51,12 @@ const LAYERS: &[Layer] = &[
     Layer { name: "homelab-cni", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-proxy", ours: &["homelab-model"], pure: Some(DATA) },
     Layer { name: "homelab-speaker", ours: &["homelab-model"], pure: Some(SPEAKER) },
+    Layer { name: "homelab-kubernetes", ours: &["homelab-model"], pure: Some(KUBERNETES) },
+    Layer {
+        name: "homelab-kube",
+        ours: &["homelab-model", "homelab-kubernetes", "homelab-test-api"],
+        pure: None,
+    },
     Layer {
         name: "homelab-desired",
         ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy", "homelab-speaker"],
@@ -69,6 +77,9 @@ const LAYERS: &[Layer] = &[
             "homelab-proxy",
             "homelab-speaker",
             "homelab-linux",
+            "homelab-kubernetes",
+            "homelab-kube",
+            "homelab-test-api",
         ],
         pure: None,
     },
