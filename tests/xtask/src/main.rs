@@ -8,6 +8,7 @@ mod dist;
 mod elf;
 mod example;
 mod lab;
+mod lanes;
 mod layers;
 mod links;
 mod schema;

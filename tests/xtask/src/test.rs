@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Outcome, dist, tools};
+use crate::{Outcome, dist, lanes, tools};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
@@ -44,16 +44,17 @@ pub(crate) fn run(args: Args) -> Outcome {
     timed("build", &mut || {
         tools::run(&mut tools::cargo(&["build", "--workspace", "--all-targets"])).map(|()| true)
     })?;
-    passed &=
-        timed("unit tests", &mut || cargo_test(&["--workspace", "--lib", "--bins"], None, &mut totals))?;
+    passed &= timed("unit tests", &mut || cargo_test(&["--workspace", "--lib", "--bins"], &mut totals))?;
     // They are not in the binary that is built for nodes.
     let points = ["--package", "homelab-linux", "--features", "fault-points", "--lib", "fault::"];
-    passed &= timed("fault points", &mut || cargo_test(&points, None, &mut totals))?;
-    passed &= timed("doc tests", &mut || cargo_test(&["--workspace", "--doc"], None, &mut totals))?;
+    passed &= timed("fault points", &mut || cargo_test(&points, &mut totals))?;
+    passed &= timed("doc tests", &mut || cargo_test(&["--workspace", "--doc"], &mut totals))?;
     if !args.unit {
-        // Labs share two cores and their image: one after the other.
         passed &= timed("integration tests", &mut || {
-            cargo_test(&["--workspace", "--test", "*"], Some(1), &mut totals)
+            lanes::run(&mut |line| {
+                println!("{line}");
+                totals.add(line);
+            })
         })?;
     }
     println!("\ntime");
@@ -72,16 +73,9 @@ pub(crate) fn run(args: Args) -> Outcome {
 }
 
 /// Runs `cargo test`, passes its output on and adds up its results; false if a test failed.
-fn cargo_test(
-    selection: &[&str],
-    threads: Option<usize>,
-    totals: &mut Totals,
-) -> Result<bool, Box<dyn std::error::Error>> {
+fn cargo_test(selection: &[&str], totals: &mut Totals) -> Result<bool, Box<dyn std::error::Error>> {
     let mut cargo = tools::cargo(&["test", "--no-fail-fast"]);
     cargo.args(selection).stdout(Stdio::piped()).stdin(Stdio::null());
-    if let Some(threads) = threads {
-        cargo.env("RUST_TEST_THREADS", threads.to_string());
-    }
     eprintln!("+ cargo test --no-fail-fast {}", selection.join(" "));
     let mut child = cargo.spawn()?;
     if let Some(stdout) = child.stdout.take() {
