@@ -303,6 +303,12 @@ fn rp_filter(cluster: &mut Cluster, stage: &mut Stage) {
         cluster.everywhere(&format!("sysctl -qw {}", script.join(" ")));
     };
     filter(cluster, 1);
+    let said = cluster.homelab_ok(&["plan"]);
+    let said = said.stdout + &said.stderr;
+    assert!(
+        said.contains("node1: load-balancer addresses may be announced on eth1, where clients of other"),
+        "{said}"
+    );
     let owners = cluster.lb_settled(&NODES);
     let names: Vec<&str> = stage.pods.iter().map(|pod| pod.name.as_str()).collect();
     let any: Vec<IpAddr> = NODES.iter().flat_map(|node| cluster.addresses_of(node)).collect();

@@ -15,7 +15,7 @@ use crate::plan::our_links;
 use crate::recall::{Departed, recall};
 use crate::rivals::{balancers_warning, rivals_warning};
 use crate::services::{node_port_addresses, services};
-use crate::speaker::{radios, speaker, unannounced};
+use crate::speaker::{lossy, speaker, unannounced};
 
 /// MTU of Ethernet: assumed where no node could be asked.
 const ETHERNET: u32 = 1500;
@@ -60,7 +60,7 @@ pub fn resolve(
         version_warning(node, facts, &mut result.warnings);
         firewall_warnings(cluster, node, facts, &mut result.warnings);
         if let Some(speaker) = &speaker {
-            radios(speaker, &node.name, lan_link(node, facts), facts, &mut result.warnings);
+            lossy(speaker, &node.name, lan_link(node, facts), facts, &mut result.warnings);
             result.warnings.extend(balancers_warning(node, facts));
         }
         if !services.is_empty() {

@@ -32,8 +32,9 @@ pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
     Some(spec)
 }
 
-/// Says which of a node's interfaces are radios, if addresses may be announced there (metallb#253, #284, #454).
-pub(crate) fn radios(
+/// Says on which of a node's interfaces requests for addresses may get lost: radios (metallb#253, #284, #454), and strict
+/// filters beside another default gateway (metallb#319, #533, #610).
+pub(crate) fn lossy(
     spec: &SpeakerSpec,
     node: &str,
     lan: Option<&LinkFact>,
@@ -42,12 +43,30 @@ pub(crate) fn radios(
 ) {
     let named = |link: &LinkFact| spec.advertisements.iter().any(|one| one.interfaces.contains(&link.name));
     let by_network = spec.advertisements.iter().any(|one| one.interfaces.is_empty());
-    for link in facts.links.iter().filter(|link| link.wireless) {
-        if named(link) || (by_network && lan.is_some_and(|lan| lan.name == link.name)) {
+    // Where no interface is named, the one whose network holds an address announces it, else the LAN's.
+    let holds = |link: &LinkFact| {
+        let ranges = || spec.pools.iter().flat_map(|pool| &pool.addresses);
+        let nets = facts.addresses.iter().filter(|held| held.link == link.name).map(|held| held.address);
+        lan.is_some_and(|lan| lan.name == link.name)
+            || nets.into_iter().any(|net| ranges().any(|r| net.contains(&r.first) || net.contains(&r.last)))
+    };
+    let default =
+        facts.routes.iter().find(|r| r.destination.addr().is_ipv4() && r.destination.prefix_len() == 0);
+    let gateway = default.and_then(|route| route.link.as_deref());
+    for link in facts.links.iter().filter(|link| named(link) || (by_network && holds(link))) {
+        if link.wireless {
             warnings.push(format!(
                 "{node}: load-balancer addresses may be announced on {}, which is wireless: access points and drivers often \
                  keep requests for other addresses than the interface's own from it; use a cable, leave the node out by \
                  `nodeSelectors`, or try `ip link set {0} promisc on`",
+                link.name
+            ));
+        }
+        if let Some(gateway) = gateway.filter(|gateway| link.strict_rp_filter && *gateway != link.name) {
+            warnings.push(format!(
+                "{node}: load-balancer addresses may be announced on {}, where clients of other networks are dropped: \
+                 `net.ipv4.conf.{0}.rp_filter` (or that of `all`) is 1, and answers to them leave by {gateway}; set it to 2, or \
+                 give the node a route to those clients on {0}",
                 link.name
             ));
         }

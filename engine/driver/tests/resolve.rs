@@ -387,3 +387,38 @@ fn announcements_by_radio_are_warned_of() {
     cluster.load_balancer.l2_advertisements = vec![advertisement("all", &[], None)];
     assert!(matches!(&told(&cluster, &observed)[..], [one] if one.contains("on eth0,")));
 }
+
+/// metallb#319, #533, #610: a strict filter drops who would be answered by another interface.
+#[test]
+fn strict_filters_beside_another_gateway_are_warned_of() {
+    let told = |cluster: &Cluster, observed: &Observed| {
+        let warnings = resolved(cluster, observed).warnings;
+        warnings.into_iter().filter(|warning| warning.contains("rp_filter")).collect::<Vec<_>>()
+    };
+    let mut cluster = balanced();
+    cluster.load_balancer.l2_advertisements =
+        vec![L2Advertisement { interfaces: vec!["eth1".into()], ..advertisement("second", &[], None) }];
+    let mut observed = observed();
+    observed.facts.links.push(LinkFact {
+        name: "eth1".into(),
+        up: true,
+        strict_rp_filter: true,
+        ..LinkFact::default()
+    });
+    let route = |link: &str| RouteFact {
+        destination: "0.0.0.0/0".parse().expect("a network"),
+        link: Some(link.into()),
+        protocol: 3,
+    };
+    observed.facts.routes = vec![route("eth0")];
+    let warnings = told(&cluster, &observed);
+    assert!(
+        matches!(&warnings[..], [one] if one.starts_with("node1: ") && one.contains("leave by eth0;")),
+        "{warnings:?}"
+    );
+    observed.facts.routes = vec![route("eth1")];
+    assert_eq!(told(&cluster, &observed), [""; 0], "answers leave where requests come in");
+    observed.facts.routes = vec![route("eth0")];
+    observed.facts.links.iter_mut().for_each(|link| link.strict_rp_filter = false);
+    assert_eq!(told(&cluster, &observed), [""; 0], "loose filters let them pass");
+}

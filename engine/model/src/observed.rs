@@ -142,6 +142,10 @@ pub struct LinkFact {
     /// A radio (`/sys/class/net/*/phy80211` or `wireless`).
     #[serde(default)]
     pub wireless: bool,
+    /// IPv4 packets are dropped here whose answers would leave by another link (`rp_filter` 1; the kernel takes the larger of
+    /// the link's and that of all).
+    #[serde(default)]
+    pub strict_rp_filter: bool,
 }
 
 /// An address.

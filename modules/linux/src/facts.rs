@@ -55,6 +55,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
                 vxlan: link.vxlan.as_ref().map(|v| (v.vni, v.port)),
                 kernel_ra: kernel_ra(root, link),
                 wireless: wireless(&link.name),
+                strict_rp_filter: strict_rp_filter(root, link),
                 driver: if link.kind.is_empty() && !link.loopback { driver(&link.name) } else { None },
             })
             .collect(),
@@ -100,13 +101,27 @@ fn kernel_ra(root: &Root, link: &LinkInfo) -> bool {
     is("accept_ra", "1") && is("forwarding", "0")
 }
 
-/// The driver of a hardware link.
+/// Whether the kernel drops what comes in on the link and would be answered elsewhere
+/// (Documentation/networking/ip-sysctl.rst).
+fn strict_rp_filter(root: &Root, link: &LinkInfo) -> bool {
+    // Nobody announces anything on pods' ends, of which there are many.
+    if link.loopback || link.kind == "veth" || link.alias == ours::LINK_ALIAS {
+        return false;
+    }
+    let of = |name: &str| {
+        let value = sysctl::read(root, &format!("net.ipv4.conf.{}.rp_filter", name.replace('.', "/")));
+        value.ok().flatten().and_then(|value| value.parse::<u8>().ok()).unwrap_or(0)
+    };
+    of("all").max(of(&link.name)) == 1
+}
+
 /// Whether a link is a radio.
 pub(crate) fn wireless(link: &str) -> bool {
     let directory = Path::new("/sys/class/net").join(link);
     ["phy80211", "wireless"].iter().any(|name| directory.join(name).exists())
 }
 
+/// The driver of a hardware link.
 fn driver(link: &str) -> Option<String> {
     let target = fs::read_link(Path::new("/sys/class/net").join(link).join("device/driver")).ok()?;
     Some(target.file_name()?.to_string_lossy().into_owned())
