@@ -204,6 +204,7 @@ async fn run() -> Result<(), String> {
     }
     // An agent that is started again keeps its addresses: the kernel goes on serving them meanwhile.
     if homelab_linux::machine_stops() {
+        info!("the machine stops: load-balancer addresses are handed over");
         agent.speaker.leave();
     }
     info!("agent stops; the kernel keeps its state");
