@@ -180,8 +180,9 @@ pub(crate) fn base(map: &Map<String, Value>) -> Result<Base, CniError> {
         return Err(CniError::with(Code::Config, message, format!("{name:?}")));
     }
     let data_dir = PathBuf::from(text(map, "dataDir")?.unwrap_or(ours::IPAM));
-    if !data_dir.is_absolute() {
-        return Err(CniError::with(Code::Config, "dataDir is not an absolute path", data_dir.display()));
+    let garbled = data_dir.to_string_lossy().contains(char::is_control);
+    if !data_dir.is_absolute() || garbled {
+        return Err(CniError::with(Code::Config, "dataDir is not an absolute path", format!("{data_dir:?}")));
     }
     Ok(Base { version, name: name.to_owned(), data_dir })
 }

@@ -1,5 +1,7 @@
 //! Errors as the CNI specification wants them: a code, a message, details.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use thiserror::Error;
 
@@ -46,6 +48,18 @@ pub enum Code {
     PortTaken = 110,
 }
 
+/// Longest message or details as they are printed, bytes: a configuration may be of any size, and errors show parts of it.
+const LONGEST: usize = 2048;
+
+/// A text for people, cut where it is too long.
+fn short(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    let end = (0..=LONGEST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}... ({} bytes)", text.get(..end).unwrap_or_default(), text.len()).into()
+}
+
 /// An error of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{message}{}{details}", if details.is_empty() { "" } else { ": " })]
@@ -80,8 +94,8 @@ impl CniError {
             #[serde(skip_serializing_if = "str::is_empty")]
             details: &'a str,
         }
-        let wire =
-            Wire { cni_version: version, code: self.code as u32, msg: &self.message, details: &self.details };
+        let (msg, details) = (short(&self.message), short(&self.details));
+        let wire = Wire { cni_version: version, code: self.code as u32, msg: &msg, details: &details };
         serde_json::to_string(&wire).unwrap_or_default()
     }
 }

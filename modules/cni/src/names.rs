@@ -9,10 +9,10 @@ pub(crate) fn check_name(name: &str, longest: usize) -> bool {
 }
 
 /// What the kernel takes as a link's name (`dev_valid_name`): 1 to 15 bytes, no slash, colon, white space, not `.`
-/// or `..`; and no control characters, which would garble every listing.
+/// or `..`; no control characters, which would garble every listing; and not `all` or `default`, which are no single link
+/// in `/proc/sys/net` (`sysctl_dev_name_is_allowed`).
 pub(crate) fn is_ifname(name: &str) -> bool {
     (1..=15).contains(&name.len())
-        && name != "."
-        && name != ".."
+        && ![".", "..", "all", "default"].contains(&name)
         && !name.chars().any(|c| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control())
 }

@@ -88,7 +88,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// The request in these environment variables and this standard input.
+    /// The request in these environment variables and this standard input. What is not UTF-8 in a variable is given as
+    /// U+FFFD.
     pub fn parse(env: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Request, CniError> {
         let command = env("CNI_COMMAND").unwrap_or_default();
         match command.as_str() {
@@ -133,7 +134,7 @@ impl Request {
                 let attachment = attachment(env)?;
                 let sandbox = sandbox(env)?;
                 let network = config::network(&map)?;
-                let wishes = wishes::wishes(&env("CNI_ARGS").unwrap_or_default(), &map)?;
+                let wishes = wishes::wishes(&variable(env, "CNI_ARGS")?.unwrap_or_default(), &map)?;
                 if command == "ADD" {
                     let previous = previous::previous(&map, base.version)?;
                     return Ok(Request::Add { base, network, attachment, sandbox, wishes, previous });
@@ -151,8 +152,19 @@ pub fn error_version(stdin: &[u8]) -> &'static str {
     requested.unwrap_or(Version::V1_1_0).as_str()
 }
 
+/// A variable, whose value would mean something else if a part of it were left out.
+fn variable(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<String>, CniError> {
+    match env(name) {
+        Some(value) if value.contains(char::REPLACEMENT_CHARACTER) => {
+            let message = format!("environment variable {name} is not UTF-8");
+            Err(CniError::with(Code::Environment, message, format!("{value:?}")))
+        }
+        value => Ok(value),
+    }
+}
+
 fn required(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<String, CniError> {
-    env(name)
+    variable(env, name)?
         .filter(|value| !value.is_empty())
         .ok_or_else(|| CniError::new(Code::Environment, format!("environment variable {name} is missing")))
 }

@@ -9,8 +9,8 @@ use crate::config::{Base, Network};
 use crate::ipam::{self, Entry};
 use crate::request::Attachment;
 
-/// Longest `IFLA_IFALIAS` (`IFALIASZ` with its terminator), bytes.
-const ALIAS_MAX: usize = 255;
+/// Longest `IFLA_IFALIAS`, bytes: with the terminator that is sent along less than `IFALIASZ`, which is 256.
+const ALIAS_MAX: usize = 254;
 
 /// An address of a pod and the gateway of its family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,7 +28,10 @@ fn corpus() -> Vec<Vec<u8>> {
                      CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;IP=10.244.1.9\n\n\
                      {{\"cniVersion\":\"{version}\",\"name\":\"home\",\"bridge\":\"homelab0\",\"mtu\":1450,\
                      \"ranges\":[\"10.244.1.0/24\",\"fd00:1::/64\"],\"exclude\":[\"10.244.1.0/28\"],\"sticky\":true,\
-                     \"runtimeConfig\":{{\"ips\":[\"fd00:1::7/64\"],\"mac\":\"c2:11:22:33:44:55\",\"dns\":{{\"servers\":[\"192.0.2.1\"]}}}},\
+                     \"runtimeConfig\":{{\"ips\":[\"fd00:1::7/64\"],\"mac\":\"c2:11:22:33:44:55\",\"dns\":{{\"servers\":[\"192.0.2.1\"]}},\
+                     \"portMappings\":[{{\"hostPort\":8080,\"containerPort\":80,\"protocol\":\"tcp\",\"hostIP\":\"127.0.0.1\"}},\
+                     {{\"hostPort\":53,\"containerPort\":5353,\"protocol\":\"UDP\"}},{{\"hostPort\":53,\"containerPort\":53,\"hostIP\":\"::\"}}],\
+                     \"bandwidth\":{{\"ingressRate\":8000000,\"ingressBurst\":4294967295,\"egressRate\":1,\"egressBurst\":0}}}},\
                      \"prevResult\":{{\"interfaces\":[{{\"name\":\"eth0\",\"mac\":\"02:00:00:00:00:01\",\"sandbox\":\"/x\"}}],\
                      \"ips\":[{{\"address\":\"10.244.1.7/24\",\"interface\":0}}],\"routes\":[{{\"dst\":\"0.0.0.0/0\",\"gw\":\"10.244.1.1\"}}],\
                      \"dns\":{{}}}},\"cni.dev/valid-attachments\":[{{\"containerID\":\"c1\",\"ifname\":\"eth0\"}}]}}"
@@ -46,7 +49,7 @@ fn mutated_requests_are_answered() {
     for request in &corpus {
         assert!(answered::answered(request), "{}", String::from_utf8_lossy(request));
     }
-    let words: [&[u8]; 14] = [
+    let words: [&[u8]; 20] = [
         b"../",
         b"\0",
         b"\n",
@@ -61,6 +64,12 @@ fn mutated_requests_are_answered() {
         b"%s",
         b"99999999999999999999",
         b"\xff",
+        b"65535",
+        b"0",
+        b"4294967295",
+        b"sctp",
+        b"0.0.0.0",
+        b"::ffff:10.0.0.1",
     ];
     let mut random = Random::new();
     let (mut taken, mut refused) = (0, 0);

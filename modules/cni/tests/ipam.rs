@@ -103,6 +103,31 @@ fn what_a_killed_add_left_is_used_again() {
     assert_eq!(texts(&fresh), ["10.9.0.2", "fd00::2"], "its own is no other's");
 }
 
+/// host-local: "should allocate ips in round robin", its table. Theirs of several ranges of one family have no meaning here.
+#[test]
+fn should_allocate_ips_in_round_robin() {
+    for (range, taken, last, expected) in [
+        ("10.0.0.0/29", &[][..], None, "10.0.0.2"),
+        ("2001:db8:1::/64", &[], None, "2001:db8:1::2"),
+        ("10.0.0.0/30", &[], None, "10.0.0.2"),
+        ("10.0.0.0/29", &[2], None, "10.0.0.3"),
+        // After the last one, over those that are taken.
+        ("10.0.0.0/29", &[], Some(5), "10.0.0.6"),
+        ("10.0.0.0/29", &[4, 5], Some(3), "10.0.0.6"),
+        // Round to the beginning.
+        ("10.0.0.0/29", &[6], Some(5), "10.0.0.2"),
+        // The last one is of another range.
+        ("10.0.0.0/29", &[2], Some(128), "10.0.0.3"),
+        // All are taken but the last one.
+        ("10.0.0.0/29", &[2, 4, 5, 6], Some(3), "10.0.0.3"),
+    ] {
+        let held: Vec<Entry> =
+            taken.iter().map(|n| entry(&format!("hl{n}"), &[&format!("10.0.0.{n}")])).collect();
+        let (given, _) = new(&[net(range)], &held, last, "hl").expect("address");
+        assert_eq!(texts(&given), [expected], "{range} {taken:?} {last:?}");
+    }
+}
+
 fn entry(owner: &str, addresses: &[&str]) -> Entry {
     Entry { owner: owner.to_owned(), addresses: addresses.iter().map(|text| address(text)).collect() }
 }

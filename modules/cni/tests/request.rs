@@ -390,7 +390,7 @@ proptest! {
             }
             prop_assert!(attachment.ifname.len() <= 15);
             let alias = homelab_cni::alias(&attachment);
-            prop_assert!(alias.len() <= 255 && alias.starts_with("homelab-pod:"));
+            prop_assert!(alias.len() <= 254 && alias.starts_with("homelab-pod:"));
         }
     }
 

@@ -152,13 +152,20 @@ fn errors() {
     assert_eq!(json, want);
     let bare: Value = serde_json::from_str(&CniError::new(Code::Io, "x").to_json("1.1.0")).expect("JSON");
     assert_eq!(bare, json!({ "cniVersion": "1.1.0", "code": 5, "msg": "x" }));
+    // Errors show parts of a configuration, which may be of any size.
+    let long = CniError::with(Code::Config, "ä".repeat(100_000), "ö".repeat(100_000));
+    let json: Value = serde_json::from_str(&long.to_json("1.1.0")).expect("JSON");
+    for text in [&json["msg"], &json["details"]] {
+        let text = text.as_str().expect("text");
+        assert!(text.len() < 2100 && text.ends_with("... (200000 bytes)"), "{text}");
+    }
 }
 
 #[test]
 fn alias_fits_the_kernel() {
     let attachment = Attachment { container: "c".repeat(512), ifname: "eth0".into() };
-    assert_eq!(alias(&attachment).len(), 255);
-    // IFALIASZ counts bytes, and a name may hold any letter.
+    assert_eq!(alias(&attachment).len(), 254);
+    // The kernel counts bytes, and a name may hold any letter.
     let odd = Attachment { container: "c".repeat(240), ifname: "äöü".into() };
-    assert!(alias(&odd).len() <= 255);
+    assert!(alias(&odd).len() <= 254);
 }

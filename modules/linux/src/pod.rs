@@ -1,16 +1,16 @@
 //! What the CNI plugin needs of the kernel: few operations, few system calls.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use thiserror::Error;
 
 use crate::netlink::{Message, NetlinkError, Socket};
@@ -64,13 +64,7 @@ impl Netns {
     /// Opens the namespace at `path`, e.g. `/var/run/netns/x` or `/proc/1/ns/net`.
     pub fn open(path: &Path) -> Result<Netns, PodError> {
         let text = path.display().to_string();
-        let opened = File::open(path).and_then(|file| {
-            if fstatfs(&file)?.filesystem_type() == NSFS_MAGIC {
-                return Ok(file);
-            }
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "no namespace"))
-        });
-        match opened {
+        match namespace(path) {
             Ok(file) => Ok(Netns { path: text, file }),
             Err(source) => Err(PodError::Namespace { path: text, source }),
         }
@@ -106,6 +100,23 @@ impl Netns {
     pub fn socket(&self) -> Result<PodSocket, PodError> {
         self.run(PodSocket::open)?
     }
+}
+
+/// A file that is a network namespace. What it is is asked before it is opened: a pipe would wait for a writer, and a
+/// device begin something.
+fn namespace(path: &Path) -> io::Result<File> {
+    let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    if statfs(path)?.filesystem_type() != NSFS_MAGIC {
+        return wrong("no namespace");
+    }
+    let file = File::open(path)?;
+    // The kernel's name of it, like `net:[4026531840]`; where it is mounted somewhere, that path.
+    let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let name = name.as_os_str().as_encoded_bytes();
+    if !name.starts_with(b"/") && !name.starts_with(b"net:") {
+        return wrong("no network namespace, but of another kind");
+    }
+    Ok(file)
 }
 
 /// Runs `work` on a thread inside the network namespace at `path`.

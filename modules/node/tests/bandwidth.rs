@@ -115,11 +115,22 @@ fn check_finds_another_limit() {
         let queue = pod.run("tc qdisc show dev eth0");
         assert!(queue.contains("rate 40Gbit"), "{queue}");
         run(&format!("tc qdisc replace dev {host} root tbf rate 80mbit burst 100kb limit 1mb"));
-        assert_eq!(node.call("CHECK", &pod, &conf).code(), 104);
+        let refused = |words: String| {
+            let answer = node.call("CHECK", &pod, &conf);
+            assert!(answer.text.contains(&words), "{}", answer.text);
+            assert_eq!(answer.code(), 104);
+        };
+        let limit = RATE / 8;
+        refused(format!(
+            "link {host} is not limited to {limit} bytes per second\",\"details\":\"but to 10000000"
+        ));
         run(&format!("tc qdisc replace dev {host} root handle 1: tbf rate 40mbit burst 100kb limit 1mb"));
         node.call("CHECK", &pod, &conf).ok();
+        run(&format!("tc qdisc del dev {host} root"));
+        refused(format!("link {host} is not limited to {limit} bytes per second\",\"details\":\"no limit"));
+        run(&format!("tc qdisc replace dev {host} root handle 1: tbf rate 40mbit burst 100kb limit 1mb"));
         pod.run("tc qdisc del dev eth0 root");
-        assert_eq!(node.call("CHECK", &pod, &conf).code(), 104);
+        refused("link eth0 is not limited to 5000000000 bytes per second".to_owned());
         // A pod without limits is not asked about those that another plugin made.
         conf["runtimeConfig"] = json!({});
         node.call("CHECK", &pod, &conf).ok();

@@ -273,31 +273,76 @@ fn a_second_add_is_refused_and_harms_nothing() {
 #[test]
 fn check_finds_what_differs() {
     on_a_node(|node| {
-        let breakages: [(&str, &str); 8] = [
-            ("node", "ip link set PORT nomaster"),
-            ("node", "ip link set PORT down"),
-            ("node", "bridge link set dev PORT hairpin off"),
-            ("node", "ip link set PORT mtu 1400"),
-            ("pod", "ip link set eth0 down"),
-            ("pod", "ip addr del 10.244.1.OWN/24 dev eth0"),
-            ("pod", "ip -6 route del default"),
-            ("pod", "ip link set eth0 address 02:00:00:00:00:99"),
+        // Where, what, how it is mended where others need it, and what CHECK says.
+        let breakages = [
+            ("node", "ip link set PORT nomaster", "", "link PORT is no port of the bridge"),
+            ("node", "ip link set PORT down", "", "link PORT is down"),
+            ("node", "bridge link set dev PORT hairpin off", "", "link PORT does not send back (hairpin)"),
+            (
+                "node",
+                "ip link set PORT mtu 1400",
+                "",
+                "eth0 of the container has MTU 1450, and its end on the node 1400",
+            ),
+            ("node", "ip link set PORT alias other", "", "link PORT has another alias"),
+            ("node", "ip link del PORT", "", "link PORT on the node is missing"),
+            ("pod", "ip link set eth0 down", "", "eth0 of the container is down"),
+            ("pod", "ip link set eth0 mtu 1400", "", "eth0 of the container has MTU 1400 instead of 1450"),
+            ("pod", "ip link set eth0 down name eth9", "", "eth0 of the container is missing"),
+            (
+                "pod",
+                "ip addr del 10.244.1.OWN/24 dev eth0",
+                "",
+                "eth0 of the container has no address 10.244.1.OWN/24",
+            ),
+            (
+                "pod",
+                "ip -6 addr flush dev eth0 scope global",
+                "",
+                "eth0 of the container has no address fd00:10:1::",
+            ),
+            ("pod", "ip route del default", "", "eth0 of the container has no default route via 10.244.1.1"),
+            (
+                "pod",
+                "ip -6 route del default",
+                "",
+                "eth0 of the container has no default route via fd00:10:1::1",
+            ),
+            (
+                "pod",
+                "ip link set eth0 address 02:00:00:00:00:99",
+                "",
+                "eth0 of the container has MAC address 02:00:00:00:00:99 instead of 02:68:",
+            ),
+            (
+                "node",
+                "ip addr del 10.244.1.1/24 dev homelab0",
+                "ip addr add 10.244.1.1/24 dev homelab0",
+                "bridge homelab0 has no address 10.244.1.1/24",
+            ),
+            ("node", "ip link del homelab0", "", "bridge homelab0 is missing"),
         ];
-        for (number, (place, breakage)) in breakages.into_iter().enumerate() {
+        for (number, (place, breakage, mend, words)) in breakages.into_iter().enumerate() {
             let pod = Pod::new(&format!("c{number}"));
-            let mut conf = node.conf("1.0.0");
+            let mut conf = node.conf("1.1.0");
             let result = node.call("ADD", &pod, &conf).ok();
             let port = result["interfaces"][1]["name"].as_str().expect("name").to_owned();
             let own = addresses(&result)[0].rsplit('.').next().expect("octet").to_owned();
             conf["prevResult"] = result;
             node.call("CHECK", &pod, &conf).ok();
-            let breakage = breakage.replace("PORT", &port).replace("OWN", &own);
+            let filled = |text: &str| text.replace("PORT", &port).replace("OWN", &own);
             if place == "pod" {
-                pod.run(&breakage)
+                pod.run(&filled(breakage))
             } else {
-                run(&breakage)
+                run(&filled(breakage))
             };
-            assert_eq!(node.call("CHECK", &pod, &conf).code(), 104, "{breakage}");
+            let answer = node.call("CHECK", &pod, &conf);
+            assert!(answer.text.contains(&filled(words)), "{breakage}: {}", answer.text);
+            assert_eq!(answer.code(), 104, "{breakage}");
+            if !mend.is_empty() {
+                run(mend);
+                node.call("CHECK", &pod, &conf).ok();
+            }
             node.del(&pod);
             assert_eq!(node.call("CHECK", &pod, &conf).code(), 3, "nothing is left");
         }

@@ -2,144 +2,26 @@
 //! known to get wrong. The node has a machine beside it on a LAN, and the ruleset that the agent would load.
 #![allow(clippy::disallowed_methods, reason = "tests")]
 
-#[path = "../../../tests/fixtures/mod.rs"]
-mod fixtures;
 mod pods;
 #[path = "../../linux/tests/common/raw.rs"]
 #[allow(clippy::unwrap_used, reason = "another crate's helper")]
 mod raw;
+mod stage;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use homelab_linux::nft::{Tables, script};
 use homelab_linux::pod::in_netns;
+use homelab_model::NodeSpec;
 use homelab_model::service::Protocol;
-use homelab_model::{Change, NodeObject, NodeSpec, Spec};
 use pods::talk::{Client, Server, tcp};
-use pods::{Answer, Node, Pod, addresses, on_a_node, run};
+use pods::{Pod, run};
 use serde_json::{Value, json};
-
-const NODE: &str = "192.168.7.1";
-const NODE6: &str = "fd07::1";
-const OTHER: &str = "192.168.7.9";
-const CLIENT: &str = "192.168.7.2";
-const CLIENT6: &str = "fd07::2";
-
-fn spec() -> NodeSpec {
-    fixtures::spec(true)
-}
-
-/// The plugin's tables, as the agent loads them.
-fn load() {
-    let is_nft = |object: &NodeObject| matches!(object.spec, Spec::NftTable(_) | Spec::NftChain(_));
-    let changes: Vec<Change<NodeObject>> = homelab_cni::objects(&spec())
-        .into_iter()
-        .filter(is_nft)
-        .map(|after| Change::Create { after })
-        .collect();
-    let script = script(&changes.iter().collect::<Vec<_>>(), &Tables::new()).expect("script");
-    assert!(script.by_netlink.is_empty(), "{:?}", script.by_netlink);
-    // The redirects' table is the tunnel's, too.
-    let text = format!("add table inet homelab\n{}", script.text);
-    let mut nft =
-        std::process::Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    nft.stdin.take().expect("stdin").write_all(text.as_bytes()).expect("write");
-    assert!(nft.wait().expect("nft").success(), "{text}");
-}
-
-struct Stage<'a> {
-    node: &'a Node,
-    client: Pod,
-}
-
-fn on_a_stage(work: impl FnOnce(&Stage<'_>) + Send) {
-    on_a_node(|node| {
-        load();
-        let client = Pod::new("client");
-        run(&format!("ip link add lan type veth peer name eth0 netns {}", client.path().display()));
-        for address in [NODE, OTHER] {
-            run(&format!("ip addr add {address}/24 dev lan"));
-        }
-        run(&format!("ip -6 addr add {NODE6}/64 dev lan nodad && ip link set lan up"));
-        client.run(&format!("ip addr add {CLIENT}/24 dev eth0"));
-        client.run(&format!("ip -6 addr add {CLIENT6}/64 dev eth0 nodad"));
-        client.run("ip link set eth0 up");
-        client.run("ip link set lo up");
-        client.run(&format!("ip route add default via {NODE}"));
-        client.run(&format!("ip -6 route add default via {NODE6}"));
-        run("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
-        work(&Stage { node, client });
-    });
-}
-
-impl Stage<'_> {
-    fn conf(&self, mappings: &Value) -> Value {
-        let spec = spec();
-        let mut conf = self.node.conf("1.1.0");
-        conf["bridgeMac"] = json!(homelab_cni::bridge_mac(&spec.cluster, &spec.node));
-        conf["ranges"] = json!(spec.pod_cidrs);
-        conf["capabilities"] = json!({ "portMappings": true, "bandwidth": true });
-        conf["runtimeConfig"] = json!({ "portMappings": mappings });
-        conf
-    }
-
-    fn try_add(&self, pod: &Pod, mappings: &Value) -> Answer {
-        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=home;K8S_POD_NAME={}", pod.id);
-        self.node.call_with("ADD", pod, &self.conf(mappings), &[("CNI_ARGS", &args)])
-    }
-
-    /// The pod's addresses.
-    fn add(&self, pod: &Pod, mappings: &Value) -> Vec<String> {
-        addresses(&self.try_add(pod, mappings).ok())
-    }
-
-    /// As runtimes call it whose state is lost: without the ports.
-    fn del(&self, pod: &Pod) {
-        self.node.call("DEL", pod, &self.node.conf("1.1.0")).ok();
-    }
-
-    /// What the LAN sees of a port by TCP.
-    fn lan(&self, to: &str) -> Option<String> {
-        tcp(Some(&self.client), to, true)
-    }
-
-    fn silent(&self, to: &str) {
-        let said = tcp(Some(&self.client), to, false);
-        assert_eq!(said, None, "{to}");
-    }
-}
-
-fn web(host: u16, extra: Value) -> Value {
-    let mut mapping = json!({ "hostPort": host, "containerPort": 80, "protocol": "tcp" });
-    if let (Some(mapping), Value::Object(extra)) = (mapping.as_object_mut(), extra) {
-        mapping.extend(extra);
-    }
-    json!([mapping])
-}
-
-/// Elements of the table's sets.
-fn elements() -> usize {
-    let text = run("nft -j list table inet homelab-hostport");
-    let json: Value = serde_json::from_str(&text).expect("JSON");
-    let items = json["nftables"].as_array().expect("list");
-    let of = |item: &Value| {
-        ["set", "map"].iter().find_map(|kind| item[kind]["elem"].as_array().map(Vec::len)).unwrap_or(0)
-    };
-    items.iter().map(of).sum()
-}
-
-/// Nothing of any pod is left, not in the ruleset and not on the disk.
-fn assert_clean(stage: &Stage<'_>) {
-    assert_eq!(elements(), 0, "{}", run("nft list table inet homelab-hostport"));
-    assert_eq!(stage.node.entries(), Vec::<String>::new());
-}
-
-fn said(name: &str, from: &str) -> Option<String> {
-    Some(format!("{name} {from}"))
-}
+use stage::{
+    CLIENT, CLIENT6, NODE, NODE6, OTHER, Stage, assert_clean, elements, load, on_a_stage, said, spec, web,
+};
 
 /// portmap: "forwards a TCP port on ipv4", "... ipv6", "forwards a UDP port", and from where: the source is kept but for
 /// the pod itself and the node's loopback.
@@ -416,7 +298,9 @@ fn check_finds_ports_that_lead_nowhere() {
         stage.node.call("CHECK", &pod, &conf).ok();
         let mut more = conf.clone();
         more["runtimeConfig"]["portMappings"] = web(8081, json!({}));
-        assert_eq!(stage.node.call("CHECK", &pod, &more).code(), 104);
+        let answer = stage.node.call("CHECK", &pod, &more);
+        assert!(answer.text.contains("tcp port 8081 of the node is not the pod's"), "{}", answer.text);
+        assert_eq!(answer.code(), 104);
         run("nft flush map inet homelab-hostport any4");
         let answer = stage.node.call("CHECK", &pod, &conf);
         assert!(answer.text.contains("any4"), "{}", answer.text);

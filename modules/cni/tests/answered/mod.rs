@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use homelab_cni::hostport::{Claim as Ports, owner_of};
 use homelab_cni::ipam::{self, Claim, Entry, Pool, Reservation};
 use homelab_cni::{AddResult, Attachment, Code, Request, Wiring, alias, error_version};
 use serde_json::Value;
@@ -38,6 +39,27 @@ pub(crate) fn answered(bytes: &[u8]) -> bool {
             }
             let wiring = Wiring::new(&base, &network, &attachment, &entry, wishes.mac);
             assert!(wiring.mac[0] & 1 == 0 && wiring.addresses.len() == network.ranges.len());
+            let limits = [network.bandwidth.ingress, network.bandwidth.egress];
+            assert!(
+                limits
+                    .iter()
+                    .flatten()
+                    .all(|r| r.bytes_per_second > 0 && r.burst > 0 && r.queue() >= r.burst)
+            );
+            let ports = Ports {
+                owner: owner.clone(),
+                network: base.name.clone(),
+                container: attachment.container.clone(),
+                pod: wishes.pod.clone(),
+                bridge: network.bridge.clone(),
+                addresses: entry.addresses.clone(),
+                ports: network.port_mappings.clone(),
+            };
+            assert!(ports.comment().len() <= 128 && owner_of(&ports.comment()) == owner);
+            let elements = ports.elements();
+            // Every port leads to the pod, and no element is there twice.
+            assert!(ports.forwards().iter().all(|f| entry.addresses.contains(&f.to.ip()) && f.port > 0));
+            assert!(elements.windows(2).all(|two| (two[0].set, &two[0].key) < (two[1].set, &two[1].key)));
             let before = previous.interfaces.len();
             let result = AddResult {
                 version: base.version,
@@ -80,5 +102,5 @@ fn safe_attachment(attachment: &Attachment) {
     assert!((1..=15).contains(&name.len()) && !name.contains(['/', ':', '%', '\0', '\n', ' ']), "{name:?}");
     assert!(name != "." && name != "..");
     let alias = alias(attachment);
-    assert!(alias.len() <= 255 && alias.starts_with("homelab-pod:"));
+    assert!(alias.len() <= 254 && alias.starts_with("homelab-pod:"));
 }

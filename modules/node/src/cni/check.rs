@@ -1,7 +1,9 @@
 //! CHECK against kernel and store.
 
 use homelab_cni::ipam;
-use homelab_cni::{Attachment, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring, alias};
+use homelab_cni::{
+    Attachment, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring, alias, gateway_net,
+};
 use homelab_linux::mac_text;
 use homelab_linux::pod::PodSocket;
 
@@ -33,6 +35,11 @@ pub(crate) fn check(
         return mismatch(format!("bridge {} is missing", network.bridge));
     };
     let bridge = own_bridge(bridge)?;
+    let gateways = host.addresses(&network.bridge).map_err(kernel)?;
+    let wanted = network.ranges.iter().filter_map(|range| gateway_net(*range));
+    if let Some(gateway) = wanted.into_iter().find(|gateway| !gateways.contains(gateway)) {
+        return mismatch(format!("bridge {} has no address {gateway}", network.bridge));
+    }
     let wiring = Wiring::new(base, network, attachment, &entry, None);
     let Some(port) = host.link(&wiring.host).map_err(kernel)? else {
         return mismatch(format!("link {} on the node is missing", wiring.host));
@@ -104,10 +111,16 @@ fn check_pod(wiring: &Wiring, mtu: u32, prev: &PrevResult) -> Result<(), CniErro
     };
     let mac = if prev.mac.is_empty() { mac_text(&wiring.mac) } else { prev.mac.clone() };
     if link.mac != mac {
-        return mismatch(format!("has MAC address {}", link.mac));
+        return mismatch(format!("has MAC address {} instead of {mac}", link.mac));
     }
-    if !link.up || link.mtu > mtu || prev.mtu.is_some_and(|wanted| wanted != link.mtu) {
-        return mismatch(format!("is {} and has MTU {}", if link.up { "up" } else { "down" }, link.mtu));
+    if !link.up {
+        return mismatch("is down".to_owned());
+    }
+    if link.mtu > mtu {
+        return mismatch(format!("has MTU {}, and its end on the node {mtu}", link.mtu));
+    }
+    if let Some(wanted) = prev.mtu.filter(|wanted| *wanted != link.mtu) {
+        return mismatch(format!("has MTU {} instead of {wanted}", link.mtu));
     }
     let held = pod.addresses(&wiring.ifname).map_err(kernel)?;
     let own = wiring.addresses.iter().map(|pod| pod.address);

@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,8 +24,9 @@ use homelab_linux::pod::{PodError, PodSocket, write_sysctl};
 use homelab_model::ours;
 use homelab_model::service::Protocol;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
-use super::store::{boot, directories, gone};
+use super::store::{boot, directories, gone, removed};
 
 /// How often to look for a table that the agent is just bringing back, [`TABLE_PAUSE`] apart.
 const TABLE_TRIES: usize = 50;
@@ -59,7 +61,7 @@ struct Locked<'a> {
 /// A claim on the disk.
 struct Found {
     path: PathBuf,
-    /// None: it cannot be read.
+    /// None: it is damaged.
     claim: Option<Claim>,
     file: File,
 }
@@ -157,23 +159,20 @@ impl Claims {
 
     /// Gives up all ports of an attachment: DEL. Costs one look where it has none.
     pub(crate) fn release(&self, owner: &str) -> Result<(), CniError> {
-        let path = self.boot.join(owner);
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(failed(&path))?,
-        };
+        let Some(file) = open(&self.boot.join(owner))? else { return Ok(()) };
         let locked = self.lock()?;
-        let found = read(path.clone(), file)?;
-        locked.remove(&found)
+        locked.remove(&read(self.boot.join(owner), file))
     }
 
-    /// The claim of an attachment.
+    /// The claim of an attachment: CHECK.
     pub(crate) fn get(&self, owner: &str) -> Result<Option<Claim>, CniError> {
         let path = self.boot.join(owner);
-        match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            other => Ok(read(path.clone(), other.map_err(failed(&path))?)?.claim),
-        }
+        let Some(file) = open(&path)? else { return Ok(None) };
+        let damaged = || {
+            let message = "the note of this container's ports is damaged; a new container gets a new one";
+            CniError::with(Code::Mismatch, message, path.display())
+        };
+        read(path.clone(), file).claim.ok_or_else(damaged).map(Some)
     }
 
     /// Whether all elements of a claim are in the kernel: CHECK. Else the first that is not, in words.
@@ -200,7 +199,7 @@ impl Claims {
         let mut live = Vec::new();
         for found in locked.all()? {
             if found.file.try_lock().is_err() {
-                busy.extend(found.claim.map(|claim| claim.owner));
+                busy.insert(found.owner().to_owned());
             } else if locked.drop_dead(&found, &mut host)? {
                 synced.freed += 1;
             } else {
@@ -254,10 +253,30 @@ fn owned(live: &[Claim], owner: &str) -> bool {
     live.iter().any(|claim| claim.owner == owner)
 }
 
-fn read(path: PathBuf, mut file: File) -> Result<Found, CniError> {
+/// Opens a claim, if it is there. A pipe in its place is not waited for.
+fn open(path: &Path) -> Result<Option<File>, CniError> {
+    let flags = OFlag::O_NONBLOCK.bits();
+    match File::options().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        other => other.map(Some).map_err(failed(path)),
+    }
+}
+
+fn read(path: PathBuf, mut file: File) -> Found {
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(failed(&path))?;
-    Ok(Found { claim: serde_json::from_slice(&bytes).ok(), path, file })
+    let claim: Option<Claim> =
+        file.read_to_end(&mut bytes).ok().and_then(|_| serde_json::from_slice(&bytes).ok());
+    let mut found = Found { path, claim, file };
+    // A copy of another's would take the other's ports with it.
+    found.claim = found.claim.take().filter(|claim| claim.owner == found.owner());
+    found
+}
+
+impl Found {
+    /// Whose it is: the name of the link on the node.
+    fn owner(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
 }
 
 impl Locked<'_> {
@@ -268,10 +287,7 @@ impl Locked<'_> {
         for boot in directories(&self.claims.root)? {
             for entry in fs::read_dir(&boot).map_err(failed(&boot))? {
                 let path = entry.map_err(failed(&boot))?.path();
-                match File::open(&path) {
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    other => all.push(read(path.clone(), other.map_err(failed(&path))?)?),
-                }
+                all.extend(open(&path)?.map(|file| read(path, file)));
             }
         }
         Ok(all)
@@ -306,8 +322,7 @@ impl Locked<'_> {
 
     /// Removes a claim whose pod is gone and whose ADD has ended; says whether it did.
     fn drop_dead(&self, found: &Found, host: &mut PodSocket) -> Result<bool, CniError> {
-        let owner = found.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if found.file.try_lock().is_err() || host.link(owner).map_err(kernel)?.is_some() {
+        if found.file.try_lock().is_err() || host.link(found.owner()).map_err(kernel)?.is_some() {
             return Ok(false);
         }
         self.remove(found)?;
@@ -316,12 +331,22 @@ impl Locked<'_> {
 
     /// Takes a claim's elements and then itself.
     fn remove(&self, found: &Found) -> Result<(), CniError> {
-        if let Some(claim) = &found.claim {
-            let mut socket = Socket::netfilter().map_err(kernel)?;
-            let mut host = PodSocket::open().map_err(kernel)?;
-            withdraw(claim, &mut socket, &mut host)?;
+        let mut socket = Socket::netfilter().map_err(kernel)?;
+        match &found.claim {
+            Some(claim) => {
+                let mut host = PodSocket::open().map_err(kernel)?;
+                withdraw(claim, &mut socket, &mut host)?;
+            }
+            // Its elements say whose they are.
+            None => {
+                for (set, raw) in held(&mut socket)? {
+                    if owner_of(&raw.comment) == found.owner() {
+                        delete_one(&mut socket, set, &raw)?;
+                    }
+                }
+            }
         }
-        gone(fs::remove_file(&found.path)).map_err(failed(&found.path))
+        removed(&found.path).map_err(failed(&found.path))
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn is_called() -> bool {
 /// Answers the runtime's request: parameters in the environment, configuration on standard input, the answer on
 /// standard output; exit code 1 with an error there.
 pub(crate) fn run() -> ExitCode {
-    let env = |name: &str| std::env::var(name).ok();
+    let env = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     if std::env::var_os("CNI_COMMAND").is_none() {
         // As the reference plugins do when a person calls them.
         let versions: Vec<&str> = Version::ALL.into_iter().map(Version::as_str).collect();

@@ -46,6 +46,14 @@ pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Takes away what has the name of a file of ours, also where somebody made a directory of it.
+pub(super) fn removed(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::IsADirectory => gone(fs::remove_dir_all(path)),
+        other => gone(other),
+    }
+}
+
 /// The directories in a directory; none if there is no such directory.
 pub(super) fn directories(directory: &Path) -> Result<Vec<PathBuf>, CniError> {
     let listing = match fs::read_dir(directory) {
@@ -136,7 +144,7 @@ impl Store {
     /// Frees an entry.
     pub(crate) fn remove(&self, entry: &Entry) -> Result<(), CniError> {
         let path = self.entries.join(entry.name());
-        gone(fs::remove_file(&path)).map_err(failed(&path))
+        removed(&path).map_err(failed(&path))
     }
 
     /// Frees all that `owner` holds.
@@ -248,7 +256,8 @@ impl Locked<'_> {
         let pool = Pool { ranges: &network.ranges, exclude: &network.exclude };
         let pod = wishes.pod.as_deref().filter(|_| network.sticky);
         let name = pod.map(|pod| ipam::remembered_name(pod, &attachment.ifname)).unwrap_or_default();
-        let remembered = if network.sticky { listed(&store.names())? } else { Vec::new() };
+        // A wish: no pod fails for it.
+        let remembered = if network.sticky { listed(&store.names()).unwrap_or_default() } else { Vec::new() };
         let claim = Claim { owner, asked: &wishes.addresses, remembered: &remembered, name: &name };
         let mut entries = store.entries()?;
         let last = self.last();
@@ -319,6 +328,9 @@ impl Locked<'_> {
                 // container/interface/namespace/name, and no more than the first two without names.
                 let by = match text.splitn(3, '/').nth(2) {
                     Some(pod) => format!("pod {pod}"),
+                    None if text.is_empty() => {
+                        format!("link {}, and its entry does not say more", holder.owner)
+                    }
                     None => format!("container {text}"),
                 };
                 CniError::with(
@@ -353,7 +365,7 @@ impl Locked<'_> {
             let same = old.addresses.iter().any(|address| entry.addresses.contains(address));
             kept += 1;
             if old.owner == entry.owner || same || kept >= NAMES_MAX {
-                gone(fs::remove_file(names.join(old.name())))?;
+                removed(&names.join(old.name()))?;
                 kept -= 1;
             }
         }

@@ -220,11 +220,16 @@ impl Node {
 }
 
 /// Starts a request and hands it its configuration.
-pub(crate) fn start(mut process: Command, conf: &Value) -> Child {
+pub(crate) fn start(process: Command, conf: &Value) -> Child {
+    start_with(process, conf.to_string().as_bytes())
+}
+
+/// Starts a request with any standard input.
+pub(crate) fn start_with(mut process: Command, input: &[u8]) -> Child {
     let mut child = process.spawn().expect("plugin");
     let mut stdin = child.stdin.take().expect("stdin");
     // A plugin that was killed, or refused before reading, closes the pipe.
-    let _ = stdin.write_all(conf.to_string().as_bytes());
+    let _ = stdin.write_all(input);
     child
 }
 
