@@ -192,7 +192,7 @@ impl Node {
                 let name = entry.file_name().into_string().expect("UTF-8");
                 if kind.is_dir() {
                     walk(&entry.path(), found);
-                } else if name != "lock" && name != "adding" {
+                } else if !["lock", "adding", "ports"].contains(&name.as_str()) {
                     found.push(name);
                 }
             }
