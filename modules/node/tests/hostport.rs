@@ -2,22 +2,20 @@
 //! known to get wrong. The node has a machine beside it on a LAN, and the ruleset that the agent would load.
 #![allow(clippy::disallowed_methods, reason = "tests")]
 
-#[path = "../../../tests/fixtures/mod.rs"]
-mod fixtures;
 mod pods;
 #[path = "../../linux/tests/common/raw.rs"]
 #[allow(clippy::unwrap_used, reason = "another crate's helper")]
 mod raw;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use homelab_linux::nft::{Tables, script};
 use homelab_linux::pod::in_netns;
+use homelab_model::NodeSpec;
 use homelab_model::service::Protocol;
-use homelab_model::{Change, NodeObject, NodeSpec, Spec};
+use pods::ruleset::{self, elements, load, spec};
 use pods::talk::{Client, Server, tcp};
 use pods::{Answer, Node, Pod, addresses, on_a_node, run};
 use serde_json::{Value, json};
@@ -27,28 +25,6 @@ const NODE6: &str = "fd07::1";
 const OTHER: &str = "192.168.7.9";
 const CLIENT: &str = "192.168.7.2";
 const CLIENT6: &str = "fd07::2";
-
-fn spec() -> NodeSpec {
-    fixtures::spec(true)
-}
-
-/// The plugin's tables, as the agent loads them.
-fn load() {
-    let is_nft = |object: &NodeObject| matches!(object.spec, Spec::NftTable(_) | Spec::NftChain(_));
-    let changes: Vec<Change<NodeObject>> = homelab_cni::objects(&spec())
-        .into_iter()
-        .filter(is_nft)
-        .map(|after| Change::Create { after })
-        .collect();
-    let script = script(&changes.iter().collect::<Vec<_>>(), &Tables::new()).expect("script");
-    assert!(script.by_netlink.is_empty(), "{:?}", script.by_netlink);
-    // The redirects' table is the tunnel's, too.
-    let text = format!("add table inet homelab\n{}", script.text);
-    let mut nft =
-        std::process::Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    nft.stdin.take().expect("stdin").write_all(text.as_bytes()).expect("write");
-    assert!(nft.wait().expect("nft").success(), "{text}");
-}
 
 struct Stage<'a> {
     node: &'a Node,
@@ -77,13 +53,7 @@ fn on_a_stage(work: impl FnOnce(&Stage<'_>) + Send) {
 
 impl Stage<'_> {
     fn conf(&self, mappings: &Value) -> Value {
-        let spec = spec();
-        let mut conf = self.node.conf("1.1.0");
-        conf["bridgeMac"] = json!(homelab_cni::bridge_mac(&spec.cluster, &spec.node));
-        conf["ranges"] = json!(spec.pod_cidrs);
-        conf["capabilities"] = json!({ "portMappings": true, "bandwidth": true });
-        conf["runtimeConfig"] = json!({ "portMappings": mappings });
-        conf
+        ruleset::conf(self.node, mappings)
     }
 
     fn try_add(&self, pod: &Pod, mappings: &Value) -> Answer {
@@ -118,17 +88,6 @@ fn web(host: u16, extra: Value) -> Value {
         mapping.extend(extra);
     }
     json!([mapping])
-}
-
-/// Elements of the table's sets.
-fn elements() -> usize {
-    let text = run("nft -j list table inet homelab-hostport");
-    let json: Value = serde_json::from_str(&text).expect("JSON");
-    let items = json["nftables"].as_array().expect("list");
-    let of = |item: &Value| {
-        ["set", "map"].iter().find_map(|kind| item[kind]["elem"].as_array().map(Vec::len)).unwrap_or(0)
-    };
-    items.iter().map(of).sum()
 }
 
 /// Nothing of any pod is left, not in the ruleset and not on the disk.

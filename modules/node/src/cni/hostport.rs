@@ -162,21 +162,23 @@ impl Claims {
         Ok(Some(Claimed { claims, claim, path, socket, _adding: adding }))
     }
 
-    /// Gives up all ports of an attachment: DEL. Costs one look where it has none.
-    pub(crate) fn release(&self, owner: &str) -> Result<(), CniError> {
+    /// Gives up all ports of an attachment: DEL. Costs one look where it has none. To close the socket that it gives
+    /// waits until the kernel has freed the elements (`nft_rcv_nl_event`), as to delete a link waits: who does both closes
+    /// it last, and waits once.
+    pub(crate) fn release(&self, owner: &str) -> Result<Option<Socket>, CniError> {
         let path = self.boot.join(owner);
         let open = || match File::open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some).map_err(failed(&path)),
         };
         if open()?.is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let locked = self.lock()?;
         // Another may have removed it meanwhile, and its ports may be somebody else's.
         match open()? {
             Some(file) => locked.remove(&read(path.clone(), file)?),
-            None => Ok(()),
+            None => Ok(None),
         }
     }
 
@@ -351,14 +353,17 @@ impl Locked<'_> {
         Ok(true)
     }
 
-    /// Takes a claim's elements and then itself.
-    fn remove(&self, found: &Found) -> Result<(), CniError> {
+    /// Takes a claim's elements and then itself; the socket by which it did.
+    fn remove(&self, found: &Found) -> Result<Option<Socket>, CniError> {
+        let mut used = None;
         if let Some(claim) = &found.claim {
             let mut socket = Socket::netfilter().map_err(kernel)?;
             let mut host = PodSocket::open().map_err(kernel)?;
             withdraw(claim, &mut socket, &mut host)?;
+            used = Some(socket);
         }
-        self.erase(&found.path, found.claim.as_ref())
+        self.erase(&found.path, found.claim.as_ref())?;
+        Ok(used)
     }
 
     /// Removes a claim that has no elements any more.

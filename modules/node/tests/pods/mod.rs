@@ -4,6 +4,7 @@
 #[path = "../../../cni/tests/schemas/mod.rs"]
 pub(crate) mod schemas;
 
+pub(crate) mod ruleset;
 pub(crate) mod talk;
 
 use std::fs::File;
