@@ -1,7 +1,5 @@
 //! Every command in every version with every error that it can give, and what a runtime may ask for one pod.
 
-#[path = "../../../tests/fixtures/mod.rs"]
-mod fixtures;
 mod pods;
 
 use std::fs::File;
@@ -10,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use homelab_linux::{Node as Machine, Root};
 use homelab_model::{AgentFact, Backend, Module, NodeObject, PeerSpec, Spec, diff, ours};
-use pods::{Node, Pod, addresses, on_a_node, run, start};
+use pods::{Node, Pod, addresses, on_a_node, ruleset, run, start};
 use serde_json::{Value, json};
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -293,12 +291,15 @@ fn status_needs_agent_tunnel_and_peers() {
             (if answer.status == Some(0) { 0 } else { answer.code() }, text)
         };
         assert_eq!(status("home").0, 0, "no agent is meant to be here");
-        let mut spec = fixtures::spec(true);
+        let mut spec = ruleset::spec();
         spec.peers = vec![PeerSpec {
             name: "node2".to_owned(),
             address: "192.168.50.12".parse().expect("address"),
             mac: "02:00:00:00:00:02".to_owned(),
-            pod_cidrs: vec![fixtures::net("10.244.2.0/24"), fixtures::net("fd00:10:244:2::/64")],
+            pod_cidrs: vec![
+                ruleset::fixtures::net("10.244.2.0/24"),
+                ruleset::fixtures::net("fd00:10:244:2::/64"),
+            ],
         }];
         std::fs::write(path("etc/homelab/node.json"), spec.to_file()).expect("file");
         let (code, text) = status("home");

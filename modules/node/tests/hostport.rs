@@ -101,6 +101,8 @@ fn conflicts_are_refused_with_the_holders_name() {
         stage.add(&first, &web(8080, json!({ "hostIP": NODE })));
         let before = (elements(), stage.node.entries(), stage.node.ports());
         for extra in [json!({}), json!({ "hostIP": NODE }), json!({ "hostIP": "0.0.0.0" })] {
+            // An earlier version counted no ports.
+            let _ = std::fs::remove_file(stage.node.data.path().join(".hostports/ports"));
             let answer = stage.try_add(&late, &web(8080, extra.clone()));
             assert!(
                 answer.text.contains("192.168.7.1:8080") || answer.text.contains("0.0.0.0:8080"),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use flate2::Compression;
@@ -70,20 +70,35 @@ enum Kind {
 /// The file by which tests name the point; no other binary knows of it.
 const FAULT_FILE: &[u8] = b"homelab-fault";
 
+fn triple(arch: &str) -> String {
+    format!("{arch}-unknown-linux-gnu")
+}
+
+/// `cargo build` of static programs as nodes get them.
+pub(crate) fn cargo(arch: &str, arguments: &[&str]) -> Command {
+    let triple = triple(arch);
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
+    let mut cargo = tools::cargo(&["build", "--profile=dist", "--target", &triple]);
+    cargo.args(arguments).env(flags, "-C target-feature=+crt-static");
+    cargo
+}
+
+/// Where they are.
+pub(crate) fn built(arch: &str) -> PathBuf {
+    tools::root().join("target").join(triple(arch)).join("dist")
+}
+
 fn build(architectures: &[String], to: &Path, kind: Kind) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(to)?;
     let mut binaries: BTreeMap<&str, Value> = BTreeMap::new();
     for arch in architectures {
         let start = Instant::now();
-        let triple = format!("{arch}-unknown-linux-gnu");
-        let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
-        let mut cargo =
-            tools::cargo(&["build", "--package=homelab-node", "--profile=dist", "--target", &triple]);
+        let mut cargo = cargo(arch, &["--package=homelab-node"]);
         if kind == Kind::WithFaultPoints {
             cargo.arg("--features=fault-points");
         }
-        tools::run(cargo.env(flags, "-C target-feature=+crt-static"))?;
-        let path = tools::root().join("target").join(&triple).join("dist/homelab-node");
+        tools::run(&mut cargo)?;
+        let path = built(arch).join("homelab-node");
         let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         elf::check_static(&bytes).map_err(|what| format!("{}: {what}", path.display()))?;
         let has_points = bytes.windows(FAULT_FILE.len()).any(|part| part == FAULT_FILE);

@@ -2,7 +2,7 @@
 //!
 //! `<dataDir>/.hostports/<boot id>/<owner>` is a [`Claim`] each, for all networks: the node has its ports only once. A
 //! directory per boot, as in the IPAM store and for the same reason. `<dataDir>/.hostports/lock` orders who looks for
-//! conflicts and who changes elements. An ADD holds a lock on its claim until it is done: till then its claim is valid
+//! conflicts and who changes elements; [`ports`](super::ports) says whether there is anything to look for. An ADD holds a lock on its claim until it is done: till then its claim is valid
 //! without a link, and its elements are its own business. A claim without either is what a vanished pod left.
 //!
 //! Order: a claim is written before the pod is made, its elements come last; DEL takes the elements first. So an
@@ -26,6 +26,7 @@ use homelab_model::service::Protocol;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
+use super::ports::{Counts, places};
 use super::store::{boot, directories, gone, removed};
 
 /// How often to look for a table that the agent is just bringing back, [`TABLE_PAUSE`] apart.
@@ -140,28 +141,43 @@ impl Claims {
             return Ok(None);
         }
         let locked = claims.lock()?;
-        for other in locked.all()? {
-            let conflict = other.claim.as_ref().and_then(|other| claim.conflict(other));
-            if let Some(conflict) = conflict
-                && !locked.drop_dead(&other, host)?
-            {
-                return Err(conflict);
-            }
+        let counts = locked.counts()?;
+        let places = places(&claim);
+        if counts.any(&places).map_err(failed(&claims.root))? {
+            let others = locked.without_conflict(&claim, host)?;
+            counts.correct(&places, &others).map_err(failed(&claims.root))?;
         }
         let socket = Socket::netfilter().map_err(kernel)?;
         if claim.serves_loopback() {
             let_loopback_out(&claim.bridge)?;
         }
-        let (path, adding) = locked.write(&claim)?;
+        counts.raise(&places).map_err(failed(&claims.root))?;
+        let (path, adding) = match locked.write(&claim) {
+            Ok(written) => written,
+            Err(error) => {
+                // A count that is too large does no harm.
+                let _ = counts.lower(&places);
+                return Err(error);
+            }
+        };
         drop(locked);
         Ok(Some(Claimed { claims, claim, path, socket, _adding: adding }))
     }
 
-    /// Gives up all ports of an attachment: DEL. Costs one look where it has none.
-    pub(crate) fn release(&self, owner: &str) -> Result<(), CniError> {
-        let Some(file) = open(&self.boot.join(owner))? else { return Ok(()) };
+    /// Gives up all ports of an attachment: DEL. Costs one look where it has none. To close the socket that it gives
+    /// waits until the kernel has freed the elements (`nft_rcv_nl_event`), as to delete a link waits: who does both closes
+    /// it last, and waits once.
+    pub(crate) fn release(&self, owner: &str) -> Result<Option<Socket>, CniError> {
+        let path = self.boot.join(owner);
+        if open(&path)?.is_none() {
+            return Ok(None);
+        }
         let locked = self.lock()?;
-        locked.remove(&read(self.boot.join(owner), file))
+        // Another may have removed it meanwhile, and its ports may be somebody else's.
+        match open(&path)? {
+            Some(file) => locked.remove(&read(path.clone(), file)),
+            None => Ok(None),
+        }
     }
 
     /// The claim of an attachment: CHECK.
@@ -293,6 +309,30 @@ impl Locked<'_> {
         Ok(all)
     }
 
+    /// Which ports have claims.
+    fn counts(&self) -> Result<Counts, CniError> {
+        let path = self.claims.root.join("ports");
+        let counts = Counts::open(&path, || {
+            self.all()
+                .map_err(io::Error::other)
+                .map(|all| all.into_iter().filter_map(|found| found.claim).collect())
+        });
+        counts.map_err(failed(&path))
+    }
+
+    /// The claims of others; an error if one of a pod that is there holds a port that `claim` wants.
+    fn without_conflict(&self, claim: &Claim, host: &mut PodSocket) -> Result<Vec<Claim>, CniError> {
+        let mut others = Vec::new();
+        for found in self.all()? {
+            match found.claim.as_ref().and_then(|other| claim.conflict(other)) {
+                Some(conflict) if !self.drop_dead(&found, host)? => return Err(conflict),
+                Some(_) => {}
+                None => others.extend(found.claim),
+            }
+        }
+        Ok(others)
+    }
+
     fn write(&self, claim: &Claim) -> Result<(PathBuf, File), CniError> {
         let boot = &self.claims.boot;
         let path = boot.join(&claim.owner);
@@ -329,8 +369,8 @@ impl Locked<'_> {
         Ok(true)
     }
 
-    /// Takes a claim's elements and then itself.
-    fn remove(&self, found: &Found) -> Result<(), CniError> {
+    /// Takes a claim's elements and then itself; the socket by which it did.
+    fn remove(&self, found: &Found) -> Result<Option<Socket>, CniError> {
         let mut socket = Socket::netfilter().map_err(kernel)?;
         match &found.claim {
             Some(claim) => {
@@ -346,7 +386,20 @@ impl Locked<'_> {
                 }
             }
         }
-        removed(&found.path).map_err(failed(&found.path))
+        self.erase(&found.path, found.claim.as_ref())?;
+        Ok(Some(socket))
+    }
+
+    /// Removes a claim that has no elements any more.
+    fn erase(&self, path: &Path, claim: Option<&Claim>) -> Result<(), CniError> {
+        // Before, so that a file that is made only now has this claim, too.
+        let counts = self.counts();
+        removed(path).map_err(failed(path))?;
+        if let (Ok(counts), Some(claim)) = (counts, claim) {
+            // A count that is too large does no harm.
+            let _ = counts.lower(&places(claim));
+        }
+        Ok(())
     }
 }
 
@@ -375,10 +428,10 @@ impl Claimed {
     /// Takes everything back: ADD failed.
     pub(crate) fn undo(mut self, host: &mut PodSocket) {
         // The error that counts is the one that led here; what is left is found by the agent.
-        if let Ok(_locked) = self.claims.lock()
+        if let Ok(locked) = self.claims.lock()
             && withdraw(&self.claim, &mut self.socket, host).is_ok()
         {
-            let _ = fs::remove_file(&self.path);
+            let _ = locked.erase(&self.path, Some(&self.claim));
         }
     }
 }

@@ -5,6 +5,7 @@
 mod attach;
 mod check;
 pub(crate) mod hostport;
+mod ports;
 mod status;
 mod store;
 

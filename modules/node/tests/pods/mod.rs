@@ -4,6 +4,7 @@
 #[path = "../../../cni/tests/schemas/mod.rs"]
 pub(crate) mod schemas;
 
+pub(crate) mod ruleset;
 pub(crate) mod talk;
 
 use std::fs::File;
@@ -192,7 +193,7 @@ impl Node {
                 let name = entry.file_name().into_string().expect("UTF-8");
                 if kind.is_dir() {
                     walk(&entry.path(), found);
-                } else if name != "lock" && name != "adding" {
+                } else if !["lock", "adding", "ports"].contains(&name.as_str()) {
                     found.push(name);
                 }
             }

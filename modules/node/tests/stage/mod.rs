@@ -1,48 +1,18 @@
 //! A node with a LAN and a machine beside it, and the ruleset for ports of the node that the agent would load.
 #![allow(dead_code, reason = "every test program uses another part")]
 
-#[path = "../../../../tests/fixtures/mod.rs"]
-pub(crate) mod fixtures;
-
-use std::io::Write;
-use std::process::Stdio;
-
-use homelab_linux::nft::{Tables, script};
-use homelab_model::{Change, NodeObject, NodeSpec, Spec};
 use serde_json::{Value, json};
 
+#[allow(unused_imports, reason = "every test program uses another part")]
+pub(crate) use crate::pods::ruleset::{elements, load, load_of, spec};
 use crate::pods::talk::tcp;
-use crate::pods::{Answer, Node, Pod, addresses, on_a_node, run};
+use crate::pods::{Answer, Node, Pod, addresses, on_a_node, ruleset, run};
 
 pub(crate) const NODE: &str = "192.168.7.1";
 pub(crate) const NODE6: &str = "fd07::1";
 pub(crate) const OTHER: &str = "192.168.7.9";
 pub(crate) const CLIENT: &str = "192.168.7.2";
 pub(crate) const CLIENT6: &str = "fd07::2";
-
-pub(crate) fn spec() -> NodeSpec {
-    fixtures::spec(true)
-}
-
-/// The plugin's tables, as the agent loads them.
-pub(crate) fn load() {
-    load_of(homelab_cni::objects(&spec()));
-}
-
-/// The rules among these objects.
-pub(crate) fn load_of(objects: Vec<NodeObject>) {
-    let is_nft = |object: &NodeObject| matches!(object.spec, Spec::NftTable(_) | Spec::NftChain(_));
-    let changes: Vec<Change<NodeObject>> =
-        objects.into_iter().filter(is_nft).map(|after| Change::Create { after }).collect();
-    let script = script(&changes.iter().collect::<Vec<_>>(), &Tables::new()).expect("script");
-    assert!(script.by_netlink.is_empty(), "{:?}", script.by_netlink);
-    // The redirects' table is the tunnel's, too.
-    let text = format!("add table inet homelab\n{}", script.text);
-    let mut nft =
-        std::process::Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    nft.stdin.take().expect("stdin").write_all(text.as_bytes()).expect("write");
-    assert!(nft.wait().expect("nft").success(), "{text}");
-}
 
 pub(crate) struct Stage<'a> {
     pub(crate) node: &'a Node,
@@ -71,13 +41,7 @@ pub(crate) fn on_a_stage(work: impl FnOnce(&Stage<'_>) + Send) {
 
 impl Stage<'_> {
     pub(crate) fn conf(&self, mappings: &Value) -> Value {
-        let spec = spec();
-        let mut conf = self.node.conf("1.1.0");
-        conf["bridgeMac"] = json!(homelab_cni::bridge_mac(&spec.cluster, &spec.node));
-        conf["ranges"] = json!(spec.pod_cidrs);
-        conf["capabilities"] = json!({ "portMappings": true, "bandwidth": true });
-        conf["runtimeConfig"] = json!({ "portMappings": mappings });
-        conf
+        ruleset::conf(self.node, mappings)
     }
 
     pub(crate) fn try_add(&self, pod: &Pod, mappings: &Value) -> Answer {
@@ -112,17 +76,6 @@ pub(crate) fn web(host: u16, extra: Value) -> Value {
         mapping.extend(extra);
     }
     json!([mapping])
-}
-
-/// Elements of the table's sets.
-pub(crate) fn elements() -> usize {
-    let text = run("nft -j list table inet homelab-hostport");
-    let json: Value = serde_json::from_str(&text).expect("JSON");
-    let items = json["nftables"].as_array().expect("list");
-    let of = |item: &Value| {
-        ["set", "map"].iter().find_map(|kind| item[kind]["elem"].as_array().map(Vec::len)).unwrap_or(0)
-    };
-    items.iter().map(of).sum()
 }
 
 /// Nothing of any pod is left, not in the ruleset and not on the disk.

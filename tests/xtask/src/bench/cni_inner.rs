@@ -1,122 +1,180 @@
-//! The part of the CNI benchmark that runs inside namespaces of its own. Prints one line a figure.
+//! The part of the CNI benchmark that runs inside namespaces of its own. Prints a line for each figure (task, who,
+//! unit, values) or remark.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Barrier, Mutex};
 
-use serde_json::{Value, json};
+use super::cni_path;
+use super::cni_ways::{self, Pod, Way, shell};
+use crate::Outcome;
 
-use crate::{Outcome, tools};
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+/// Pods on a node with many of them.
+pub(super) const CROWD: usize = 200;
+/// Runtimes at once.
+const AT_ONCE: usize = 64;
+/// Measured one at a time.
+const ALONE: usize = CROWD + 1;
+/// The first of those at once.
+const FIRST: usize = CROWD + 2;
 
-/// One way to attach a pod: the programs to run in order for ADD; DEL runs them in reverse.
-struct Way {
-    who: &'static str,
-    plugins: Vec<(PathBuf, Value)>,
+/// Name of a task.
+pub(super) fn task(verb: &str, ports: usize, pods: usize, at_once: bool) -> String {
+    let ports = match ports {
+        0 => "no hostPort".to_owned(),
+        1 => "1 hostPort".to_owned(),
+        many => format!("{many} hostPorts"),
+    };
+    let how = if at_once { format!(", {AT_ONCE} at once") } else { String::new() };
+    format!("CNI {verb}, {ports}, {pods} pods on the node{how}")
+}
+
+/// Prints a figure.
+#[expect(clippy::print_stdout, reason = "the part outside reads it")]
+pub(super) fn figure(task: &str, who: &str, unit: &str, values: &[f64]) {
+    let text: Vec<String> = values.iter().map(|value| format!("{value:.4}")).collect();
+    println!("{task}\t{who}\t{unit}\t{}", text.join(" "));
+}
+
+/// Prints what a figure cannot say.
+#[expect(clippy::print_stdout, reason = "the part outside reads it")]
+pub(super) fn remark(text: &str) {
+    println!("# {}", text.replace('\n', " "));
 }
 
 pub(crate) fn run(directory: &Path, runs: usize) -> Outcome {
-    std::fs::create_dir_all("/run/netns")?;
-    for script in ["mount -t tmpfs none /run/netns", "ip link set lo up"] {
-        tools::run(Command::new("sh").args(["-c", script]))?;
-    }
-    let target = tools::root().join("target");
-    let node = target.join(format!("{}-unknown-linux-gnu", std::env::consts::ARCH)).join("dist/homelab-node");
-    let plugin = directory.join("homelab");
-    std::os::unix::fs::symlink(&node, &plugin)?;
-    let conf = |kind: &str, rest: Value| {
-        let mut conf = json!({"cniVersion": "1.0.0", "name": "bench", "type": kind});
-        if let (Some(conf), Some(rest)) = (conf.as_object_mut(), rest.as_object()) {
-            conf.extend(rest.clone());
-        }
-        conf
-    };
-    let ours = conf(
-        "homelab",
-        json!({"bridge": "ours0", "mtu": 1450, "ranges": ["10.90.0.0/24"], "dataDir": directory.join("ipam")}),
-    );
-    let bridge = conf(
-        "bridge",
-        json!({"bridge": "ref0", "isGateway": true, "ipMasq": false, "hairpinMode": true, "mtu": 1450, "ipam": {
-            "type": "host-local", "ranges": [[{"subnet": "10.91.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}],
-            "dataDir": directory.join("host-local"),
-        }}),
-    );
-    let portmap = conf("portmap", json!({"capabilities": {"portMappings": true}}));
-    let reference = Path::new("/usr/lib/cni");
-    let ways = [
-        Way { who: "homelab", plugins: vec![(plugin, ours)] },
-        Way {
-            who: "reference chain (bridge, host-local, portmap)",
-            plugins: vec![(reference.join("bridge"), bridge), (reference.join("portmap"), portmap)],
-        },
-        Way {
-            who: "floor: same kernel operations",
-            plugins: vec![(target.join("release/examples/pod_floor"), json!({}))],
-        },
-    ];
-    let mut figures: Vec<(Vec<f64>, Vec<f64>)> = ways.iter().map(|_| (Vec::new(), Vec::new())).collect();
-    // In turn, so that a machine that slows down slows all of them.
-    for round in 0..=runs {
-        for (way, (adds, dels)) in ways.iter().zip(&mut figures) {
-            let name = format!("pod{round}");
-            tools::run(Command::new("ip").args(["netns", "add", &name]))?;
-            let add = attach(way, &name, round, "ADD")?;
-            let del = attach(way, &name, round, "DEL")?;
-            tools::run(Command::new("ip").args(["netns", "del", &name]))?;
-            // The first round makes bridges and warms caches.
-            if round > 0 {
-                adds.push(add);
-                dels.push(del);
-            }
-        }
-    }
-    for (way, (adds, dels)) in ways.iter().zip(figures) {
-        for (task, values) in [("CNI ADD", adds), ("CNI DEL", dels)] {
-            let text: Vec<String> = values.iter().map(|v| format!("{v:.4}")).collect();
-            println!("{task}\t{}\t{}", way.who, text.join(" "));
-        }
-    }
+    measure(directory, runs).map_err(|error| error.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the plugins of one way; milliseconds.
-fn attach(way: &Way, netns: &str, round: usize, verb: &str) -> Result<f64> {
-    let mut previous: Option<Value> = None;
-    let mut order: Vec<&(PathBuf, Value)> = way.plugins.iter().collect();
-    if verb == "DEL" {
-        order.reverse();
+fn measure(directory: &Path, runs: usize) -> Result<()> {
+    cni_ways::stage()?;
+    let ways = cni_ways::make(directory)?;
+    for way in &ways {
+        for number in 1..FIRST + AT_ONCE {
+            shell(&format!("ip netns add {}", way.pod(number)))?;
+        }
     }
-    let start = Instant::now();
-    for (program, conf) in order {
-        let mut conf = conf.clone();
-        if let (Some(previous), Some(conf)) = (&previous, conf.as_object_mut()) {
-            conf.insert("prevResult".to_owned(), previous.clone());
+    let all: Vec<&Way> = ways.iter().collect();
+    start(&all, runs)?;
+    remark(
+        "flannel's own plugin is not in Debian: in its place a shell script keeps the delegate's configuration in a file \
+         and becomes the delegate",
+    );
+    remark(&format!(
+        "of the {CROWD} pods each has a hostPort, those of the reference each tenth; with hostPorts and {AT_ONCE} at once \
+         the reference takes minutes and is measured on an empty node only, in one of its two orders"
+    ));
+    cni_path::run(&all, runs.min(5))?;
+    for pods in [0, CROWD] {
+        for way in &ways {
+            fill(way, pods)?;
         }
-        let mut child = Command::new(program)
-            .env_clear()
-            .envs([
-                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-                ("CNI_COMMAND", verb),
-                ("CNI_CONTAINERID", &format!("bench{round}")),
-                ("CNI_NETNS", &format!("/run/netns/{netns}")),
-                ("CNI_IFNAME", "eth0"),
-                ("CNI_PATH", "/usr/lib/cni"),
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(conf.to_string().as_bytes())?;
+        for ports in [0, 1, 10] {
+            alone(&all, &task_of(ports, pods), Pod { number: ALONE, ports, limited: false }, runs)?;
+            for way in all.iter().filter(|way| !way.slow || ports == 0 || (pods == 0 && way.node == "chain"))
+            {
+                at_once(way, ports, pods, runs)?;
+            }
         }
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            return Err(format!("{} {verb}: {said}", program.display()).into());
+        if pods == 0 {
+            limited(&ways, runs)?;
         }
-        previous = serde_json::from_slice(&output.stdout).ok();
     }
-    Ok(start.elapsed().as_secs_f64() * 1000.0)
+    Ok(())
+}
+
+fn task_of(ports: usize, pods: usize) -> impl Fn(&str) -> String {
+    move |verb| task(verb, ports, pods, false)
+}
+
+/// What a process costs that does nothing.
+fn start(ways: &[&Way], runs: usize) -> Result<()> {
+    let pod = Pod { number: ALONE, ports: 0, limited: false };
+    for way in ways.iter().filter(|way| way.node != "flannel") {
+        let who = if way.slow { "reference: bridge and portmap" } else { way.who };
+        let values = (0..runs * 30).map(|_| way.within(|| way.call("VERSION", pod)));
+        figure("CNI VERSION: start of the programs", who, "ms", &values.collect::<Result<Vec<_>>>()?);
+    }
+    Ok(())
+}
+
+/// Pods that stay, each with a port; where that takes minutes each tenth, which is no disadvantage.
+fn fill(way: &Way, pods: usize) -> Result<()> {
+    for number in 1..=pods {
+        let ports = usize::from(!way.slow || number % 10 == 0);
+        way.within(|| way.call("ADD", Pod { number, ports, limited: false }))?;
+    }
+    Ok(())
+}
+
+/// ADD and DEL one at a time; the ways in turn, so that a machine that slows down slows all of them. Those that take long
+/// have fewer rounds.
+fn alone(ways: &[&Way], task: &dyn Fn(&str) -> String, pod: Pod, runs: usize) -> Result<()> {
+    let mut figures: Vec<[Vec<f64>; 2]> = ways.iter().map(|_| [Vec::new(), Vec::new()]).collect();
+    for round in 0..=runs * 15 {
+        for (way, figures) in ways.iter().zip(&mut figures) {
+            if way.slow && pod.ports > 0 && round % 5 > 0 {
+                continue;
+            }
+            for (verb, values) in ["ADD", "DEL"].into_iter().zip(figures) {
+                let value = way.within(|| way.call(verb, pod))?;
+                // The first round makes bridges and warms caches.
+                if round > 0 {
+                    values.push(value);
+                }
+            }
+        }
+    }
+    for (at, verb) in ["ADD", "DEL"].into_iter().enumerate() {
+        for (way, values) in ways.iter().zip(&figures) {
+            figure(&task(verb), way.who, "ms", &values[at]);
+        }
+    }
+    Ok(())
+}
+
+/// The same by many runtimes together.
+fn at_once(way: &Way, ports: usize, pods: usize, runs: usize) -> Result<()> {
+    let rounds = if way.slow && ports > 0 { 1 } else { (runs / 2).max(1) };
+    let mut figures = [Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        for (verb, values) in ["ADD", "DEL"].into_iter().zip(&mut figures) {
+            let (barrier, taken) = (Barrier::new(AT_ONCE), Mutex::new(Vec::new()));
+            std::thread::scope(|scope| {
+                for number in FIRST..FIRST + AT_ONCE {
+                    let (barrier, taken) = (&barrier, &taken);
+                    scope.spawn(move || {
+                        let value = way.within(|| {
+                            barrier.wait();
+                            way.call(verb, Pod { number, ports, limited: false })
+                        });
+                        taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(value);
+                    });
+                }
+            });
+            let taken = taken.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            values.extend(taken.into_iter().collect::<Result<Vec<f64>>>()?);
+        }
+    }
+    for (verb, values) in ["ADD", "DEL"].into_iter().zip(&figures) {
+        figure(&task(verb, ports, pods, true), way.who, "ms", values);
+    }
+    Ok(())
+}
+
+/// With rates in both directions, where the reference plugin works on this kernel.
+fn limited(ways: &[Way], runs: usize) -> Result<()> {
+    let pod = Pod { number: ALONE, ports: 0, limited: true };
+    let mut able = Vec::new();
+    for way in ways {
+        match way.within(|| way.call("ADD", pod)) {
+            Ok(_) => able.push(way),
+            Err(error) => remark(&format!("with bandwidth {} is not measured: {error}", way.who)),
+        }
+        way.within(|| way.call("DEL", pod))?;
+    }
+    alone(&able, &|verb| format!("CNI {verb}, bandwidth, 0 pods on the node"), pod, runs)
 }

@@ -1,6 +1,7 @@
 //! Figures, their medians and ratios.
 
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
 
 use serde_json::{Value, json};
 
@@ -52,6 +53,34 @@ impl Report {
         let figure = Figure { task: task.to_owned(), who: who.to_owned(), unit: unit.to_owned(), values };
         eprintln!("{task}: {who} {:.4} {unit} (median of {})", figure.median(), figure.values.len());
         self.figures.push(figure);
+    }
+
+    /// Adds what a benchmark's own process prints, a line each so that one can follow it: `task, who, unit, values` between
+    /// tabs, the values between spaces, or `# ` and a remark.
+    pub(super) fn follow(
+        &mut self,
+        mut child: std::process::Child,
+        name: &str,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
+            let line = line?;
+            if let Some(remark) = line.strip_prefix("# ") {
+                self.remark(remark);
+                continue;
+            }
+            let fields: Vec<&str> = line.split('\t').collect();
+            let [task, who, unit, values] = fields[..] else {
+                return Err(format!("not a figure: {line}").into());
+            };
+            let values = values.split(' ').map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+            self.add(task, who, unit, values);
+        }
+        if child.wait()?.success() { Ok(()) } else { Err(format!("{name} failed").into()) }
+    }
+
+    /// How many times as long homelab takes for one task as for another.
+    pub(super) fn ratio(&self, task: &str, other: &str) -> Option<f64> {
+        Some(self.ours(task, "ms")? / self.ours(other, "ms")?)
     }
 
     /// Adds what a figure cannot say, e.g. why there is none.

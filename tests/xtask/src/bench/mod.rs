@@ -2,6 +2,8 @@
 
 mod cni;
 mod cni_inner;
+mod cni_path;
+mod cni_ways;
 mod engine;
 mod failover;
 mod figures;
@@ -87,22 +89,17 @@ fn on_the_lab(
 ) -> Result<(), Box<dyn std::error::Error>> {
     ensure_packages()?;
     tools::ensure_build_packages()?;
-    // The laptop's side as its users get it: optimised, with the node binary beside it.
-    tools::run(&mut tools::cargo(&[
-        "build",
-        "--release",
-        "--package=homelab",
-        "--package=homelab-lab",
-        "--bins",
-    ]))?;
-    tools::run(&mut tools::cargo(&[
-        "build",
-        "--release",
-        "--package=homelab-ssh",
-        "--example=floor",
-        "--package=homelab-linux",
-        "--example=pod_floor",
-    ]))?;
+    if ["engine", "rollback", "scale", "tunnel"].into_iter().any(wanted) {
+        // The laptop's side as its users get it: optimised, with the node binary beside it.
+        tools::run(&mut tools::cargo(&[
+            "build",
+            "--release",
+            "--package=homelab",
+            "--package=homelab-lab",
+            "--bins",
+        ]))?;
+        tools::run(&mut tools::cargo(&["build", "--release", "--package=homelab-ssh", "--example=floor"]))?;
+    }
     dist::build_here(&tools::root().join("target/release"))?;
 
     if wanted("engine") {

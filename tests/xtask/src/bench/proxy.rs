@@ -1,7 +1,6 @@
 //! Services: ours, a ruleset of kube-proxy's form, the real kube-proxy where there is one, and bare netlink, in network
 //! namespaces of their own.
 
-use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use super::figures::Report;
@@ -22,26 +21,9 @@ pub(super) fn run(report: &mut Report, parts: &[&str], runs: usize) -> Result<()
         "--example=proxy_bench",
     ]))?;
     let parts: Vec<&str> = parts.iter().map(|part| part.trim_start_matches("proxy-")).collect();
-    let mut child = Command::new(tools::target().join("release/examples/proxy_bench"))
+    let child = Command::new(tools::target().join("release/examples/proxy_bench"))
         .args([parts.join(","), runs.to_string()])
         .stdout(Stdio::piped())
         .spawn()?;
-    // Line by line, so that one can follow it.
-    for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
-        let line = line?;
-        if let Some(remark) = line.strip_prefix("# ") {
-            report.remark(remark);
-            continue;
-        }
-        let fields: Vec<&str> = line.split('\t').collect();
-        let [task, who, unit, values] = fields[..] else {
-            return Err(format!("not a figure: {line}").into());
-        };
-        let values = values.split(' ').map(str::parse).collect::<std::result::Result<Vec<f64>, _>>()?;
-        report.add(task, who, unit, values);
-    }
-    if !child.wait()?.success() {
-        return Err("the proxy's benchmark failed".into());
-    }
-    Ok(())
+    report.follow(child, "the proxy's benchmark")
 }
