@@ -11,9 +11,10 @@ use homelab_cni::{
 };
 use homelab_linux::pod::{Bridge, Netns, PodError, PodRoute, PodSocket, Veth, write_sysctl};
 use homelab_linux::{Bucket, LinkInfo, VethEnd};
-use homelab_model::{ours, stable_mac};
+use homelab_model::stable_mac;
 use ipnet::IpNet;
 
+use super::bridge;
 use super::hostport::{Claimed, Claims};
 use super::store::{Reserved, Store, Wanted};
 
@@ -101,21 +102,27 @@ pub(super) fn open(sandbox: &Sandbox) -> Result<Netns, CniError> {
     Ok(netns)
 }
 
-/// The bridge, ours and made if missing (the agent may be down, or not that far).
+/// The bridge, ours and made if missing (the agent may be down, or not that far), with the gateways of the pods.
 fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<LinkInfo, CniError> {
     for _ in 0..BRIDGE_TRIES {
         match host.link(&network.bridge).map_err(kernel)? {
             None => {
+                bridge::nothing_in_the_way(host, &network.ranges)?;
                 make_bridge(host, base, network)?;
             }
             // The kernel takes no alias while it makes a link: another process is just making it.
             Some(link) if link.kind == "bridge" && link.alias.is_empty() => {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            Some(link) => return own_bridge(link),
+            Some(link) => {
+                let link = bridge::own(host, link)?;
+                bridge::give_gateways(host, link.index, network)?;
+                return Ok(link);
+            }
         }
     }
-    own_bridge(host.link(&network.bridge).map_err(kernel)?.unwrap_or_default())
+    let link = host.link(&network.bridge).map_err(kernel)?.unwrap_or_default();
+    bridge::own(host, link)
 }
 
 fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(), CniError> {
@@ -129,18 +136,6 @@ fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(
         addresses: &addresses,
     };
     host.create_bridge(&bridge).map(|_| ()).map_err(kernel)
-}
-
-pub(super) fn own_bridge(link: LinkInfo) -> Result<LinkInfo, CniError> {
-    if link.kind == "bridge" && link.alias == ours::LINK_ALIAS {
-        return Ok(link);
-    }
-    let kind = if link.kind.is_empty() { "hardware" } else { &link.kind };
-    Err(CniError::with(
-        Code::ForeignLink,
-        format!("link {} is in the way: homelab did not make it", link.name),
-        format!("{kind}, alias {:?}", link.alias),
-    ))
 }
 
 /// Names of the node's links. An entry whose link is gone is free: its pod's address went with it.

@@ -5,7 +5,8 @@ use homelab_cni::{Attachment, Base, CniError, Code, Network, PrevResult, Rate, S
 use homelab_linux::mac_text;
 use homelab_linux::pod::PodSocket;
 
-use super::attach::{kernel, open, own_bridge};
+use super::attach::{kernel, open};
+use super::bridge;
 use super::hostport::Claims;
 use super::store::Store;
 
@@ -32,7 +33,7 @@ pub(crate) fn check(
     let Some(bridge) = host.link(&network.bridge).map_err(kernel)? else {
         return mismatch(format!("bridge {} is missing", network.bridge));
     };
-    let bridge = own_bridge(bridge)?;
+    let bridge = bridge::own(&mut host, bridge)?;
     let wiring = Wiring::new(base, network, attachment, &entry, None);
     let Some(port) = host.link(&wiring.host).map_err(kernel)? else {
         return mismatch(format!("link {} on the node is missing", wiring.host));

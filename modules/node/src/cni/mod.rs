@@ -3,6 +3,7 @@
 //! pod.
 
 mod attach;
+mod bridge;
 mod check;
 pub(crate) mod hostport;
 mod status;
