@@ -184,6 +184,7 @@ fn node_spec(
         },
         pod_mtu: mtu,
         bridge: ours::BRIDGE.to_owned(),
+        pods: cluster.network.pods,
         ipv6_disabled: facts.ipv6_disabled,
         router_advertisements: Vec::new(),
         cni_bin_dirs: facts.cni_bin_dirs(),

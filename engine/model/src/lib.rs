@@ -60,7 +60,7 @@ pub use report::{
     TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
-pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
+pub use spec::{NodeSpec, PeerSpec, PodOptions, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 
 /// SHA-256 as lower-case hex.

@@ -273,10 +273,15 @@ impl PodSocket {
 
     /// Deletes the link `name` (a veth takes its other end with it). Whether there was one.
     pub fn delete_link(&mut self, name: &str) -> Result<bool, PodError> {
-        let Some(link) = self.link(name)? else { return Ok(false) };
+        Ok(self.take_link(name)?.is_some())
+    }
+
+    /// The same; what it was.
+    pub fn take_link(&mut self, name: &str) -> Result<Option<LinkInfo>, PodError> {
+        let Some(link) = self.link(name)? else { return Ok(None) };
         match rt::delete_link(&mut self.socket, link.index) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is(Errno::ENODEV) => Ok(false),
+            Ok(()) => Ok(Some(link)),
+            Err(error) if error.is(Errno::ENODEV) => Ok(None),
             Err(error) => doing(|| format!("link {name}"), Err(error)),
         }
     }

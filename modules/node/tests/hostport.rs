@@ -9,17 +9,16 @@ mod pods;
 #[allow(clippy::unwrap_used, reason = "another crate's helper")]
 mod raw;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::UdpSocket;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use homelab_linux::nft::{Tables, script};
 use homelab_linux::pod::in_netns;
+use homelab_model::NodeSpec;
 use homelab_model::service::Protocol;
-use homelab_model::{Change, NodeObject, NodeSpec, Spec};
 use pods::talk::{Client, Server, tcp};
-use pods::{Answer, Node, Pod, addresses, on_a_node, run};
+use pods::{Answer, Node, Pod, addresses, on_a_node, run, tables};
 use serde_json::{Value, json};
 
 const NODE: &str = "192.168.7.1";
@@ -34,20 +33,7 @@ fn spec() -> NodeSpec {
 
 /// The plugin's tables, as the agent loads them.
 fn load() {
-    let is_nft = |object: &NodeObject| matches!(object.spec, Spec::NftTable(_) | Spec::NftChain(_));
-    let changes: Vec<Change<NodeObject>> = homelab_cni::objects(&spec())
-        .into_iter()
-        .filter(is_nft)
-        .map(|after| Change::Create { after })
-        .collect();
-    let script = script(&changes.iter().collect::<Vec<_>>(), &Tables::new()).expect("script");
-    assert!(script.by_netlink.is_empty(), "{:?}", script.by_netlink);
-    // The redirects' table is the tunnel's, too.
-    let text = format!("add table inet homelab\n{}", script.text);
-    let mut nft =
-        std::process::Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    nft.stdin.take().expect("stdin").write_all(text.as_bytes()).expect("write");
-    assert!(nft.wait().expect("nft").success(), "{text}");
+    tables::load(&spec());
 }
 
 struct Stage<'a> {
@@ -556,24 +542,32 @@ fn the_agent_keeps_ports_after_a_flush() {
         stage.add(&pod, &web(8080, json!({})));
         stage.add(&gone, &web(8081, json!({})));
         let _server = Server::start(Some(&pod), "web", 80);
+        // One that sends by its own addresses only: what guards it comes back and goes with it, too.
+        let guarded = Pod::new("guarded");
+        let mut conf = stage.conf(&json!([]));
+        conf["macspoofchk"] = json!(true);
+        stage.node.call("ADD", &guarded, &conf).ok();
+        let guards = || run("nft list set bridge homelab macs").contains("elements");
+        assert!(guards());
         let _agent = Agent::start(stage);
         let serves = || tcp(Some(&stage.client), &format!("{NODE}:8080"), false) == said("web", CLIENT);
         eventually("the agent is there", || run("nft list tables").contains("inet homelab-proxy"));
         for round in 0..3 {
             run("nft flush ruleset");
-            eventually(&format!("round {round}"), serves);
+            eventually(&format!("round {round}"), || serves() && guards());
         }
         // By the timer: elements have no events.
         run("nft flush map inet homelab-hostport any4");
         eventually("elements come back", serves);
-        let ports = stage.node.ports();
-        let links = run("ip -o link show");
-        let link = links.lines().find(|l| l.contains("homelab-pod:gone/")).expect("link");
-        let link = link.split(": ").nth(1).and_then(|name| name.split('@').next()).expect("name");
-        assert!(ports.iter().any(|port| port == link));
         let before = elements();
-        run(&format!("ip link del {link}"));
-        eventually("a vanished pod's ports go", || elements() == before - 4);
+        for pod in ["gone", "guarded"] {
+            let links = run("ip -o link show");
+            let link = links.lines().find(|l| l.contains(&format!("homelab-pod:{pod}/"))).expect("link");
+            let link = link.split(": ").nth(1).and_then(|name| name.split('@').next()).expect("name");
+            assert!(stage.node.ports().iter().any(|port| port == link));
+            run(&format!("ip link del {link}"));
+        }
+        eventually("a vanished pod's ports go", || elements() == before - 4 && !guards());
         assert!(serves());
     });
 }

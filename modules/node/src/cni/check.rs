@@ -1,12 +1,13 @@
 //! CHECK against kernel and store.
 
 use homelab_cni::ipam;
-use homelab_cni::{Attachment, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring, alias};
+use homelab_cni::{Attachment, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring};
 use homelab_linux::mac_text;
 use homelab_linux::pod::PodSocket;
 
 use super::attach::{kernel, open};
 use super::bridge;
+use super::guard;
 use super::hostport::Claims;
 use super::store::Store;
 
@@ -34,14 +35,15 @@ pub(crate) fn check(
         return mismatch(format!("bridge {} is missing", network.bridge));
     };
     let bridge = bridge::own(&mut host, bridge)?;
-    let wiring = Wiring::new(base, network, attachment, &entry, None);
+    let wiring = Wiring::new(base, network, attachment, &entry, homelab_linux::parse_mac(&prev.mac));
     let Some(port) = host.link(&wiring.host).map_err(kernel)? else {
         return mismatch(format!("link {} on the node is missing", wiring.host));
     };
     for (right, what) in [
-        (port.alias == alias(attachment), "has another alias"),
+        (port.alias == wiring.alias, "has another alias"),
         (port.master == Some(bridge.index), "is no port of the bridge"),
         (port.hairpin, "does not send back (hairpin)"),
+        (port.isolated == wiring.marks.isolated, "is isolated where it should not be, or the reverse"),
         (port.up, "is down"),
     ] {
         if !right {
@@ -52,6 +54,11 @@ pub(crate) fn check(
         if !entry.addresses.contains(&address.addr()) {
             return mismatch(format!("{address} is not reserved for this container"));
         }
+    }
+    if let Some(own) = &wiring.marks.own
+        && let Some(what) = guard::missing(&wiring.host, own)?
+    {
+        return mismatch(format!("the pod may send by addresses that are not its own: {what} is missing"));
     }
     check_ports(base, network, &owner)?;
     check_rate(&mut host, &wiring.host, network.bandwidth.ingress)?;

@@ -4,6 +4,7 @@
 #[path = "../../../cni/tests/schemas/mod.rs"]
 pub(crate) mod schemas;
 
+pub(crate) mod tables;
 pub(crate) mod talk;
 
 use std::fs::File;
