@@ -257,8 +257,8 @@ pub(crate) struct Network {
 #[serde(rename_all = "camelCase")]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct PodOptions {
-    /// Pods of one node exchange no frames (`portIsolation` of CNI's bridge plugin). Services lead from one to the other
-    /// only with `masqueradeAll`.
+    /// Pods of one node exchange no frames (`portIsolation` of CNI's bridge plugin). Services do not lead from one to
+    /// the other either.
     #[schemars(extend("default" = false))]
     pub(crate) port_isolation: Option<Spanned<bool>>,
     /// Pods send by their own MAC and IP addresses only, in ARP and neighbour discovery too (more than `macspoofchk` of
