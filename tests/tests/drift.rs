@@ -261,6 +261,10 @@ const RULES: &[Row] = &[
             "create nft chain inet homelab vtep-postrouting",
             "create nft chain inet homelab cni-output",
             "create nft table bridge homelab",
+            "create nft chain bridge homelab cni-guard",
+            "create nft chain bridge homelab cni-own",
+            "create nft chain bridge homelab cni-own-target",
+            "create nft chain bridge homelab cni-own6",
             "create nft chain bridge homelab cni-prerouting",
             "create nft table inet homelab-hostport",
             "create nft chain inet homelab-hostport guard",
@@ -528,7 +532,7 @@ fn everything_at_once_on_all_nodes(cluster: &mut Cluster) {
     let plan = cluster.plan();
     for node in cluster.nodes() {
         let found = plan.node(&node).entries();
-        assert_eq!(found.len(), 29 + usize::from(node == "node3") * 5, "{node}:\n{plan}");
+        assert_eq!(found.len(), 33 + usize::from(node == "node3") * 5, "{node}:\n{plan}");
     }
     cluster.apply();
     cluster.assert_converged();

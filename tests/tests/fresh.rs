@@ -17,7 +17,7 @@ fn main() {
 }
 
 /// What every node holds, in the words of a plan. `$SHA` is the binary's digest.
-const EXPECTED: [(&str, &str); 34] = [
+const EXPECTED: [(&str, &str); 38] = [
     ("agent", "binary /usr/local/lib/homelab/$SHA/homelab-node"),
     ("agent", "symlink /usr/local/lib/homelab/homelab-node"),
     ("agent", "file /etc/homelab/node.json"),
@@ -37,6 +37,10 @@ const EXPECTED: [(&str, &str); 34] = [
     ("cni", "sysctl net.ipv6.conf.homelab0.accept_dad"),
     ("cni", "sysctl net.ipv4.conf.homelab0.send_redirects"),
     ("cni", "nft table bridge homelab"),
+    ("cni", "nft chain bridge homelab cni-guard"),
+    ("cni", "nft chain bridge homelab cni-own"),
+    ("cni", "nft chain bridge homelab cni-own-target"),
+    ("cni", "nft chain bridge homelab cni-own6"),
     ("cni", "nft chain bridge homelab cni-prerouting"),
     ("cni", "nft chain inet homelab cni-output"),
     ("cni", "nft table inet homelab-hostport"),

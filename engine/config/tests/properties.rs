@@ -12,7 +12,8 @@ use homelab_model::service::{Affinity, Endpoint, Ingress, IpMode, Policy, Port, 
 use homelab_model::{
     AgentSettings, BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSettings, BgpSpec, Cluster,
     ContainerEndpoint, Declared, Family, L2Advertisement, Labels, LoadBalancer, Mtu, Network, Node, Operator,
-    Pool, PoolRange, PreferredNode, Request, Requirement, Selector, ServiceAllocation, SshSettings, Vxlan,
+    PodOptions, Pool, PoolRange, PreferredNode, Request, Requirement, Selector, ServiceAllocation,
+    SshSettings, Vxlan,
 };
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use proptest::prelude::*;
@@ -413,6 +414,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 node_port_range: (31000, 31999),
                 node_port_addresses: vec!["192.168.50.0/24".parse().unwrap()],
                 masquerade_all,
+                pods: PodOptions { port_isolation: dual, spoof_protection: masquerade_all },
                 vxlan: Vxlan {
                     vni,
                     port: vxlan_port,

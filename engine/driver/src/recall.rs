@@ -50,7 +50,12 @@ pub fn recall(cluster: &Cluster, seen: &BTreeMap<String, &Observed>) -> (Memory,
         let confirmed = || observed.history.confirmed.as_ref().and_then(|c| c.spec.as_ref());
         let own = match observed.spec.as_ref().or_else(confirmed) {
             Some(spec) => spec.pod_cidrs.clone(),
-            None => bridge_ranges(&observed.objects),
+            None => match bridge_ranges(&observed.objects) {
+                none if none.is_empty() && node.pod_cidrs.is_empty() => {
+                    observed.facts.flannel_ranges(cluster)
+                }
+                ranges => ranges,
+            },
         };
         if !own.is_empty() {
             memory.own.insert(node.name.clone(), own);

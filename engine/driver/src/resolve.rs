@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::{
-    AllocError, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Module, Mtu, Node, NodeSpec,
-    Observed, PeerSpec, Problem, ProxySpec, Scope, Spec, VtepSpec, allocate, conflicts, ours,
+    AllocError, AttachmentFact, Cluster, CniRuntime, Content, Facts, Key, LinkFact, Memory, Module, Mtu,
+    Node, NodeSpec, Observed, PeerSpec, Problem, ProxySpec, Scope, Spec, VtepSpec, adoption_notes, allocate,
+    conflicts, ours,
 };
 use ipnet::IpNet;
 
@@ -50,7 +51,7 @@ pub fn resolve(
         unannounced(speaker, &services, &mut result.warnings);
         unpaired(speaker, &mut result.warnings);
     }
-    moved_ranges(&memory, &ranges, &mut result.warnings);
+    moved_ranges(&memory, &ranges, seen, &mut result.warnings);
     for node in &cluster.nodes {
         let Some(observed) = seen.get(&node.name) else { continue };
         let facts = &observed.facts;
@@ -59,6 +60,8 @@ pub fn resolve(
         problems.extend(own_problems(cluster, node, observed, seen));
         version_warning(node, facts, &mut result.warnings);
         firewall_warnings(cluster, node, facts, &mut result.warnings);
+        let notes = adoption_notes(facts).into_iter().map(|note| format!("{}: {note}", node.name));
+        result.warnings.extend(notes);
         if let Some(speaker) = &speaker {
             lossy(speaker, &node.name, lan_link(node, facts), facts, &mut result.warnings);
             result.warnings.extend(balancers_warning(node, facts));
@@ -181,6 +184,7 @@ fn node_spec(
         },
         pod_mtu: mtu,
         bridge: ours::BRIDGE.to_owned(),
+        pods: cluster.network.pods,
         ipv6_disabled: facts.ipv6_disabled,
         router_advertisements: Vec::new(),
         cni_bin_dirs: facts.cni_bin_dirs(),
@@ -240,16 +244,28 @@ fn tunnel_mtu(cluster: &Cluster, seen: &BTreeMap<String, &Observed>, warnings: &
     })
 }
 
-/// Says which nodes lose the range that they have.
-fn moved_ranges(memory: &Memory, ranges: &BTreeMap<String, Vec<IpNet>>, warnings: &mut Vec<String>) {
+/// Says which nodes lose the range that they have, and which pods run with addresses of it.
+fn moved_ranges(
+    memory: &Memory,
+    ranges: &BTreeMap<String, Vec<IpNet>>,
+    seen: &BTreeMap<String, &Observed>,
+    warnings: &mut Vec<String>,
+) {
     for (node, own) in &memory.own {
         let Some(new) = ranges.get(node) else { continue };
         for old in own.iter().filter(|o| !new.contains(o)) {
             let family = new.iter().find(|n| n.addr().is_ipv4() == old.addr().is_ipv4());
             let becomes = family.map_or("nothing".to_owned(), ToString::to_string);
+            let attached = seen.get(node).into_iter().flat_map(|observed| &observed.facts.attachments);
+            let there = |a: &&AttachmentFact| {
+                a.addresses.iter().any(|ip| old.contains(ip) && !new.iter().any(|range| range.contains(ip)))
+            };
+            let pods: Vec<&str> =
+                attached.filter(there).map(|a| a.pod.as_deref().unwrap_or(&a.container)).collect();
+            let pods = if pods.is_empty() { String::new() } else { format!(": {}", pods.join(", ")) };
             warnings.push(format!(
                 "{node}: the pod range {old} becomes {becomes}; running pods keep their old addresses and lose \
-                 the network until they are started anew"
+                 the network until they are started anew{pods}"
             ));
         }
     }

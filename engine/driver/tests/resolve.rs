@@ -10,9 +10,9 @@ use fixtures::{cluster, net};
 use homelab_driver::{Resolution, resolve};
 use homelab_model::service::{Service, Type};
 use homelab_model::{
-    AddressFact, Balancer, BgpSettings, Cluster, Declared, Facts, ForwardDrop, L2Advertisement,
-    LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, LinkFact, Module, NodeObject, Observed, Pool,
-    PoolRange, Request, Rival, RouteFact, Selector, Spec, Sysctl,
+    AddressFact, AttachmentFact, Balancer, BgpSettings, Cluster, Declared, Facts, ForwardDrop,
+    L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, LinkFact, Module, NodeObject,
+    Observed, Pool, PoolRange, Request, Rival, RouteFact, Selector, Spec, Sysctl,
 };
 use serde_json::json;
 
@@ -87,6 +87,56 @@ fn a_firewall_that_drops_what_pods_send_is_a_warning_with_the_way_out() {
     );
     let warnings = resolved(&dual_stack(), &observed).warnings;
     assert!(warnings.len() == 3 && warnings[1].contains("ufw route allow in on homelab0"), "{warnings:?}");
+}
+
+#[test]
+fn flannels_range_is_what_the_node_has_where_the_file_leaves_it_open() {
+    let mut observed = observed();
+    let range =
+        |cluster: &Cluster, observed: &Observed| resolved(cluster, observed).specs["node1"].pod_cidrs.clone();
+    assert_eq!(range(&cluster(&TWO), &observed), [net("10.244.0.0/24")]);
+    observed.facts.flannel_subnets = vec![net("10.244.7.1/24")];
+    assert_eq!(range(&cluster(&TWO), &observed), [net("10.244.7.0/24")]);
+    // Of another network, or of another size, it is none that the node could have.
+    for other in ["10.42.7.1/24", "10.244.7.1/25"] {
+        observed.facts.flannel_subnets = vec![net(other)];
+        assert_eq!(range(&cluster(&TWO), &observed), [net("10.244.0.0/24")], "{other}");
+    }
+    // The file comes first.
+    observed.facts.flannel_subnets = vec![net("10.244.7.1/24")];
+    let mut fixed = cluster(&TWO);
+    fixed.nodes[0].pod_cidrs = vec![net("10.244.3.0/24")];
+    assert_eq!(range(&fixed, &observed), [net("10.244.3.0/24")]);
+    assert_eq!(resolved(&fixed, &observed).warnings, [""; 0]);
+}
+
+#[test]
+fn pods_of_an_earlier_range_are_named() {
+    let mut observed = observed();
+    let mut spec = resolved(&cluster(&TWO), &observed).specs["node1"].clone();
+    spec.pod_cidrs = vec![net("10.99.0.0/24")];
+    observed.spec = Some(spec);
+    let attachment = |pod: Option<&str>, address: &str| AttachmentFact {
+        container: "c1".into(),
+        interface: "eth0".into(),
+        pod: pod.map(str::to_owned),
+        link: "hl1".into(),
+        addresses: vec![address.parse().expect("an address")],
+    };
+    observed.facts.attachments = vec![
+        attachment(Some("default/web"), "10.99.0.5"),
+        attachment(None, "10.99.0.6"),
+        // Of a list of somebody's own, with a range of its own.
+        attachment(Some("default/other"), "192.168.99.5"),
+    ];
+    let warnings = resolved(&cluster(&TWO), &observed).warnings;
+    assert_eq!(
+        warnings,
+        [
+            "node1: the pod range 10.99.0.0/24 becomes 10.244.0.0/24; running pods keep their old addresses and lose \
+             the network until they are started anew: default/web, c1"
+        ]
+    );
 }
 
 /// One service with an address.

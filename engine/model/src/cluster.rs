@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lb::effective_labels;
 use crate::service::Service;
-use crate::{BgpSpec, Declared, Family, L2Advertisement, Labels, Selector, SpeakerSpec};
+use crate::{BgpSpec, Declared, Family, L2Advertisement, Labels, PodOptions, Selector, SpeakerSpec};
 
 /// A whole cluster network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -97,6 +97,9 @@ pub struct Network {
     pub node_port_addresses: Vec<IpNet>,
     /// Whether all traffic to cluster addresses is masqueraded, that of pods too.
     pub masquerade_all: bool,
+    /// What bridges let pass of what pods send.
+    #[serde(skip_serializing_if = "PodOptions::is_default")]
+    pub pods: PodOptions,
     /// The tunnel.
     pub vxlan: Vxlan,
 }

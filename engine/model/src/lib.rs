@@ -4,6 +4,7 @@
 //! [`Object`]s; [`diff`] turns what a node holds and what it should hold into [`Change`]s; a plan is those
 //! changes as data, and apply, verify, destroy, drift repair and rollback all consume that same data.
 
+mod adoption;
 mod alloc;
 mod assign;
 mod bgp;
@@ -18,12 +19,14 @@ mod object;
 mod observed;
 pub mod ours;
 mod plan;
+mod pod_marks;
 mod report;
 mod secrets;
 pub mod service;
 mod spec;
 mod transaction;
 
+pub use adoption::{HeldAddress, adoption_notes};
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
 pub use assign::{Assigned, Ranges, Refusal, assign};
 pub use bgp::{BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LbBgp, LbRoute, LbSession};
@@ -51,12 +54,13 @@ pub use observed::{
     Observed, Problem, Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
+pub use pod_marks::{ALIAS_MAX, OwnAddresses, PodMarks};
 pub use report::{
     EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService,
     TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
-pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
+pub use spec::{NodeSpec, PeerSpec, PodOptions, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 
 /// SHA-256 as lower-case hex.

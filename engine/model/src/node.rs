@@ -496,6 +496,14 @@ impl Object for NodeObject {
                 Impact::Brief,
                 "new connections from pods leave unmasqueraded until it is back or gone for good",
             ),
+            (Spec::File(_), Change::Update { before, after })
+                if object.module == Module::Cni && held_back(before) != held_back(after) =>
+            {
+                (
+                    Impact::Brief,
+                    "running pods stay as isolated and as guarded as they are until they are started anew",
+                )
+            }
             (Spec::Symlink(_) | Spec::File(_), Change::Delete { .. }) if object.module == Module::Cni => {
                 (Impact::Brief, "no new pod can start on this node; running pods keep their network")
             }
@@ -513,6 +521,15 @@ fn only_configured(before: &NodeObject, after: &NodeObject) -> bool {
         (Spec::Unit(a), Spec::Unit(b)) => Unit { config: b.config.clone(), ..a.clone() } == *b,
         _ => false,
     }
+}
+
+/// What a configuration list of ours says of isolation and spoof protection.
+fn held_back(list: &NodeObject) -> [bool; 2] {
+    let text = match &list.spec {
+        Spec::File(File { content: Content::Text(text), .. }) => text.as_str(),
+        _ => "",
+    };
+    ["\"portIsolation\": true", "\"macspoofchk\": true"].map(|option| text.contains(option))
 }
 
 /// Permission bits as people write them.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::node::{Key, Link, Module, NodeObject, Spec};
 use crate::spec::NodeSpec;
 use crate::transaction::{History, Holder};
-use crate::{Cluster, ours};
+use crate::{Cluster, adoption, ours};
 
 /// Where to look on a node for objects that cannot be found by a mark of ours: paths, sysctls, units.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -75,6 +75,12 @@ pub struct Facts {
     /// Interfaces that CNI ADD made, with what is known of their containers.
     #[serde(default)]
     pub attachments: Vec<AttachmentFact>,
+    /// Addresses of running containers in the stores of the IPAM plugin host-local.
+    #[serde(default)]
+    pub held_addresses: Vec<crate::HeldAddress>,
+    /// Ranges that flannel gave this node (`FLANNEL_SUBNET` of `/run/flannel/subnet.env`): one per family.
+    #[serde(default)]
+    pub flannel_subnets: Vec<IpNet>,
     /// The agent's own report, if it runs.
     pub agent: Option<AgentFact>,
     /// Who cordoned the node, if it is cordoned.
@@ -146,6 +152,9 @@ pub struct LinkFact {
     /// the link's and that of all).
     #[serde(default)]
     pub strict_rp_filter: bool,
+    /// Name of the bridge, bond or other link that it is a port of.
+    #[serde(default)]
+    pub master: Option<String>,
 }
 
 /// An address.
@@ -379,11 +388,8 @@ pub fn conflicts(
             continue;
         }
         if link.name == vxlan.device || link.name == ours::BRIDGE {
-            let kind = if link.kind.is_empty() { "hardware" } else { &link.kind };
-            problem(
-                format!("a link {} ({kind}) that homelab did not make is in the way", link.name),
-                "remove it (ip link del), or choose another network.vxlan.device",
-            );
+            let Problem { message, help } = adoption::place_problem(facts, &link.name, &link.kind);
+            problem(message, &help);
         } else if link.vxlan == Some((vxlan.vni, vxlan.port)) {
             problem(
                 format!(
@@ -394,13 +400,15 @@ pub fn conflicts(
             );
         }
     }
+    if let Some(Problem { message, help }) = adoption::nested_problem(facts) {
+        problem(message, &help);
+    }
     let ranges = || cluster.network.pod_cidrs.iter();
     for held in &facts.addresses {
         if let Some(range) = ranges().find(|r| !is_ours(&held.link) && overlap(r, &held.address.trunc())) {
-            problem(
-                format!("address {} on {} overlaps the pod range {range}", held.address, held.link),
-                "remove that address, or choose another network.podCIDR",
-            );
+            let Problem { message, help } =
+                adoption::overlap_problem(facts, &held.link, held.address, *range);
+            problem(message, &help);
         }
     }
     for route in facts.routes.iter().filter(|r| r.protocol != ours::ROUTE_PROTOCOL) {

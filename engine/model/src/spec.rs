@@ -34,6 +34,9 @@ pub struct NodeSpec {
     pub pod_mtu: u32,
     /// Name of the pods' bridge.
     pub bridge: String,
+    /// What of pods' traffic it lets pass.
+    #[serde(default, skip_serializing_if = "PodOptions::is_default")]
+    pub pods: PodOptions,
     /// The kernel has no IPv6 and none of its parameters (`ipv6.disable=1`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ipv6_disabled: bool,
@@ -77,6 +80,23 @@ impl NodeSpec {
     /// SHA-256 of [`NodeSpec::to_file`], lower-case hex: how the agent says which file it has loaded.
     pub fn digest(&self) -> String {
         crate::sha256_hex(self.to_file().as_bytes())
+    }
+}
+
+/// What the bridge lets pass of what pods send, for all pods of the cluster that start from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodOptions {
+    /// Pods of one node exchange no frames.
+    pub port_isolation: bool,
+    /// Pods send by their own MAC and IP addresses only.
+    pub spoof_protection: bool,
+}
+
+impl PodOptions {
+    /// Whether all is let through.
+    pub fn is_default(&self) -> bool {
+        *self == PodOptions::default()
     }
 }
 

@@ -5,8 +5,8 @@ mod fixtures;
 
 use fixtures::cluster;
 use homelab_model::{
-    AddressFact, Facts, Link, LinkFact, LinkKind, Module, NodeObject, Observed, RouteFact, Spec, conflicts,
-    ours,
+    AddressFact, Facts, HeldAddress, Link, LinkFact, LinkKind, Module, NodeObject, Observed, RouteFact, Spec,
+    adoption_notes, conflicts, ours,
 };
 
 fn link(name: &str, kind: &str, alias: &str, vxlan: Option<(u32, u16)>) -> LinkFact {
@@ -80,6 +80,88 @@ fn every_blocker_is_named_at_once() {
     ] {
         assert!(found.contains(part), "{part} not in:\n{found}");
     }
+}
+
+/// `cni0` with flannel's range and this many pods.
+fn with_cni0(pods: usize) -> Facts {
+    let mut facts = clean();
+    facts.links.push(link("cni0", "bridge", "", None));
+    for number in 0..pods {
+        let master = Some("cni0".to_owned());
+        facts.links.push(LinkFact { master, ..link(&format!("veth{number}"), "veth", "", None) });
+    }
+    facts.addresses.push(AddressFact { link: "cni0".into(), address: "10.244.3.1/24".parse().expect("net") });
+    facts
+}
+
+#[test]
+fn another_plugins_bridge_is_named_with_its_pods_and_what_to_do() {
+    let found = messages(&with_cni0(2));
+    assert_eq!(
+        found,
+        [
+            "address 10.244.3.1/24 on cni0, a bridge of flannel, k3s or another user of the plugin bridge, overlaps \
+             the pod range 10.244.0.0/16; 2 containers are attached to it"
+        ]
+    );
+    let observed = Observed { facts: with_cni0(0), ..Observed::default() };
+    let address = "192.168.50.11".parse().expect("address");
+    let problems = conflicts(&cluster(&[]), address, &observed.facts, &observed.our_links(&[]), None);
+    assert!(!problems[0].message.contains("attached"));
+    assert!(
+        problems[0].help.contains("ip link set cni0 down && ip link set cni0 name homelab0 alias homelab up")
+    );
+    let notes = adoption_notes(&with_cni0(3));
+    assert!(notes.len() == 1 && notes[0].starts_with("3 containers are attached to cni0"), "{notes:?}");
+    assert_eq!(adoption_notes(&with_cni0(0)), Vec::<String>::new());
+    // Docker's bridge with a range of its own is nobody's business.
+    let mut docker = clean();
+    docker.links.push(link("docker0", "bridge", "", None));
+    docker.links.push(LinkFact { master: Some("docker0".into()), ..link("veth1", "veth", "", None) });
+    docker
+        .addresses
+        .push(AddressFact { link: "docker0".into(), address: "172.17.0.1/16".parse().expect("net") });
+    assert_eq!((messages(&docker), adoption_notes(&docker)), (vec![], vec![]));
+}
+
+#[test]
+fn pods_of_others_on_our_bridge_keep_their_addresses() {
+    let mut facts = clean();
+    facts.links.push(LinkFact { master: Some("homelab0".into()), ..link("veth1", "veth", "", None) });
+    let pod =
+        LinkFact { master: Some("homelab0".into()), ..link("hl1", "veth", "homelab-pod:c1/eth0", None) };
+    facts.links.push(pod);
+    let held = |address: &str| HeldAddress {
+        network: "cbr0".into(),
+        container: "c".into(),
+        address: address.parse().expect("address"),
+    };
+    facts.held_addresses = vec![held("10.244.0.7"), held("10.244.9.7")];
+    assert_eq!(messages(&facts), Vec::<String>::new());
+    assert_eq!(
+        adoption_notes(&facts),
+        [
+            "1 container is attached to homelab0 by another CNI plugin: they keep their addresses until they are \
+             started anew",
+            "host-local holds 1 address for running containers (network cbr0): no new pod gets them before these are \
+             gone"
+        ]
+    );
+}
+
+#[test]
+fn our_bridge_inside_another_and_a_stranger_in_its_place_are_problems() {
+    let mut facts = clean();
+    facts.links[2].master = Some("bond0".into());
+    assert_eq!(messages(&facts), ["the pods' bridge homelab0 was made a port of bond0"]);
+    let mut facts = with_cni0(0);
+    facts.links[2] = link("homelab0", "veth", "", None);
+    facts.links[3].master = None;
+    let found = messages(&facts);
+    assert!(
+        found[0].starts_with("a link homelab0 (veth) that homelab did not make is in the way"),
+        "{found:?}"
+    );
 }
 
 #[test]

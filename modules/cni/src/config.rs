@@ -87,6 +87,10 @@ pub struct Network {
     pub exclude: Vec<IpNet>,
     /// Whether a pod of a name gets the addresses back that the last one of that name had.
     pub sticky: bool,
+    /// `portIsolation`: the pod exchanges no frames with other such pods of the bridge.
+    pub isolated: bool,
+    /// `macspoofchk`: the pod sends by its own MAC and IP addresses only.
+    pub guarded: bool,
     /// `dns`, handed through to the result.
     pub dns: Map<String, Value>,
     /// `portMappings`: ports of the node that lead to the pod.
@@ -94,6 +98,9 @@ pub struct Network {
     /// `bandwidth`: how fast the pod may receive and send.
     pub bandwidth: Bandwidth,
 }
+
+/// The field of spoof protection, as the plugin `bridge` names it.
+const GUARDED: &str = "macspoofchk";
 
 /// Fields that the plugin knows, and those that a runtime adds or has for itself.
 const KNOWN: &[&str] = &[
@@ -110,6 +117,8 @@ const KNOWN: &[&str] = &[
     "ranges",
     "exclude",
     "sticky",
+    "portIsolation",
+    "macspoofchk",
     "dataDir",
     "dns",
     "args",
@@ -211,11 +220,6 @@ pub(crate) fn network(map: &Map<String, Value>) -> Result<Network, CniError> {
             _ => return Err(wrong("mtu", value, &format!("a number from {least} to 65535"))),
         },
     };
-    let sticky = match map.get("sticky") {
-        None | Some(Value::Null) => false,
-        Some(Value::Bool(sticky)) => *sticky,
-        Some(other) => return Err(wrong("sticky", other, "true or false")),
-    };
     let (port_mappings, bandwidth) = (hostport::port_mappings(map)?, bandwidth::bandwidth(map)?);
     let (exclude, dns) = (exclude(map)?, dns(map)?);
     Ok(Network {
@@ -224,11 +228,26 @@ pub(crate) fn network(map: &Map<String, Value>) -> Result<Network, CniError> {
         mtu,
         ranges,
         exclude,
-        sticky,
+        sticky: switch(map, "sticky")?,
+        isolated: switch(map, "portIsolation")?,
+        guarded: switch(map, GUARDED)?,
         dns,
         port_mappings,
         bandwidth,
     })
+}
+
+fn switch(map: &Map<String, Value>, field: &str) -> Result<bool, CniError> {
+    match map.get(field) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(on)) => Ok(*on),
+        Some(other) => Err(wrong(field, other, "true or false")),
+    }
+}
+
+/// Whether pods of the network are guarded, for a DEL, which must not fail for it.
+pub(crate) fn guarded(map: &Map<String, Value>) -> bool {
+    map.get(GUARDED) == Some(&Value::Bool(true))
 }
 
 /// Addresses and networks.

@@ -15,6 +15,7 @@
 mod bandwidth;
 mod config;
 mod error;
+mod guard;
 pub mod hostport;
 pub mod ipam;
 mod names;
@@ -28,6 +29,7 @@ mod wishes;
 pub use bandwidth::{Bandwidth, Rate};
 pub use config::{Base, Network, Version};
 pub use error::{CniError, Code};
+pub use guard::{GUARD_SETS, guard_elements, guarded_port};
 pub use objects::{LIST_VERSION, bridge_mac, bridge_sysctls, gateway_net, objects};
 pub use previous::{PrevResult, Previous};
 pub use request::{Attachment, Request, Sandbox, error_version};

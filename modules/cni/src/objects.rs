@@ -76,7 +76,7 @@ fn through_the_node(spec: &NodeSpec) -> Vec<Spec> {
         Spec::NftChain(NftChain { table: table.to_owned(), name: name.to_owned(), hook, rules })
     };
     vec![
-        Spec::NftTable(NftTable { name: ours::BRIDGE_TABLE.to_owned(), sets: Vec::new() }),
+        Spec::NftTable(NftTable { name: ours::BRIDGE_TABLE.to_owned(), sets: crate::guard::sets() }),
         // Before br_netfilter (0), which wants to see the packet as it goes on.
         chain(ours::BRIDGE_TABLE, BRIDGE_CHAIN, hook("prerouting", -300), rules),
         chain(ours::NFT_TABLE, REDIRECT_CHAIN, hook("output", 0), redirects),
@@ -102,6 +102,7 @@ pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
         specs.push(Spec::Address(Address { link: spec.bridge.clone(), address }));
     }
     specs.extend(through_the_node(spec));
+    specs.extend(crate::guard::chains());
     specs.extend(crate::hostport::ruleset(spec));
     for dir in &spec.cni_bin_dirs {
         specs.push(Spec::Symlink(Symlink {
@@ -143,6 +144,8 @@ fn conflist(spec: &NodeSpec) -> String {
             mac => json(&bridge_mac(&spec.cluster, &spec.node)),
             mtu => spec.pod_mtu,
             ranges => ranges.join(", "),
+            isolated => spec.pods.port_isolation,
+            guarded => spec.pods.spoof_protection,
         },
     );
     // The template is part of this binary and every value is set: a test renders it.

@@ -52,6 +52,8 @@ pub enum Request {
         base: Base,
         /// What to detach.
         attachment: Attachment,
+        /// Whether pods of the network are guarded (`macspoofchk`).
+        guarded: bool,
     },
     /// Verify an attachment.
     Check {
@@ -129,7 +131,10 @@ impl Request {
             "STATUS" => Ok(Request::Status { base, network: config::network(&map)? }),
             "GC" => Ok(Request::Gc { base, valid: valid_attachments(&map)? }),
             // The configuration may have changed since ADD, or be broken by now: a container must still go.
-            "DEL" => Ok(Request::Del { base, attachment: attachment(env)? }),
+            "DEL" => {
+                let guarded = config::guarded(&map);
+                Ok(Request::Del { base, attachment: attachment(env)?, guarded })
+            }
             _ => {
                 let attachment = attachment(env)?;
                 let sandbox = sandbox(env)?;

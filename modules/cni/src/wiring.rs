@@ -2,15 +2,12 @@
 
 use std::net::IpAddr;
 
-use homelab_model::ours;
+use homelab_model::{OwnAddresses, PodMarks, ours};
 use ipnet::IpNet;
 
 use crate::config::{Base, Network};
 use crate::ipam::{self, Entry};
 use crate::request::Attachment;
-
-/// Longest `IFLA_IFALIAS`, bytes: with the terminator that is sent along less than `IFALIASZ`, which is 256.
-const ALIAS_MAX: usize = 254;
 
 /// An address of a pod and the gateway of its family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +25,10 @@ pub struct Wiring {
     pub host: String,
     /// Its MAC address. Set, because udev's `MACAddressPolicy=persistent` rewrites one that the kernel drew.
     pub host_mac: [u8; 6],
-    /// Its alias.
+    /// Its alias, with `marks`.
     pub alias: String,
+    /// What of its traffic the bridge lets pass.
+    pub marks: PodMarks,
     /// The pod's end.
     pub ifname: String,
     /// Its MAC address, derived from its address unless another is asked for: a pod that inherits an address inherits the
@@ -61,24 +60,25 @@ impl Wiring {
                 })
             })
             .collect();
+        let mac = mac.or_else(|| entry.addresses.first().map(pod_mac)).unwrap_or_default();
+        let own = OwnAddresses { mac, addresses: entry.addresses.clone() };
+        let marks = PodMarks { isolated: network.isolated, own: network.guarded.then_some(own) };
         Wiring {
             host: entry.owner.clone(),
             host_mac: host_mac(base, attachment),
-            alias: alias(attachment),
+            alias: alias(attachment, &marks),
+            marks,
             ifname: attachment.ifname.clone(),
-            mac: mac.or_else(|| entry.addresses.first().map(pod_mac)).unwrap_or_default(),
+            mac,
             mtu: network.mtu,
             addresses,
         }
     }
 }
 
-/// `IFLA_IFALIAS` of an attachment, cut to the kernel's limit.
-pub fn alias(attachment: &Attachment) -> String {
-    let mut alias = format!("{}{}/{}", ours::POD_ALIAS, attachment.container, attachment.ifname);
-    let end = (0..=ALIAS_MAX.min(alias.len())).rev().find(|end| alias.is_char_boundary(*end));
-    alias.truncate(end.unwrap_or_default());
-    alias
+/// `IFLA_IFALIAS` of an attachment with its marks, cut to the kernel's limit.
+pub fn alias(attachment: &Attachment, marks: &PodMarks) -> String {
+    marks.alias(&format!("{}{}/{}", ours::POD_ALIAS, attachment.container, attachment.ifname))
 }
 
 /// `02:68` and the last four octets of the address: unique on the bridge, because the addresses are.

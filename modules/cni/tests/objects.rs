@@ -7,7 +7,7 @@ mod fixtures;
 use std::path::Path;
 
 use fixtures::spec;
-use homelab_model::{Content, NodeSpec, Spec};
+use homelab_model::{Content, Impact, Key, NodeObject, NodeSpec, Object, PodOptions, Spec, diff};
 
 fn check(name: &str, spec: &NodeSpec) {
     let mut text = String::new();
@@ -69,4 +69,28 @@ fn conflist_is_json_whatever_the_names_are() {
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(json["name"], spec.cluster.as_str());
     assert_eq!(json["plugins"][0]["ranges"][1], "fd00:10:244::/64");
+}
+
+#[test]
+fn isolation_changes_the_conflist_alone_and_says_what_running_pods_notice() {
+    let plain = spec(true);
+    let mut kept_apart = plain.clone();
+    kept_apart.pods = PodOptions { port_isolation: true, spoof_protection: true };
+    let changes = diff(&homelab_cni::objects(&plain), &homelab_cni::objects(&kept_apart));
+    let [change] = &changes[..] else { panic!("{changes:?}") };
+    let Some(Spec::File(file)) = change.after().map(|object| &object.spec) else { panic!("{change:?}") };
+    let Content::Text(text) = &file.content else { panic!("{file:?}") };
+    let json: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    assert_eq!(
+        (&json["plugins"][0]["portIsolation"], &json["plugins"][0]["macspoofchk"]),
+        (&true.into(), &true.into())
+    );
+    let (impact, words) = NodeObject::impact(change);
+    assert_eq!(impact, Impact::Brief);
+    assert!(words.starts_with("running pods stay as isolated and as guarded as they are"), "{words}");
+    // Another MTU is no matter of isolation.
+    let other = NodeSpec { pod_mtu: 1400, ..kept_apart.clone() };
+    let changes = diff(&homelab_cni::objects(&kept_apart), &homelab_cni::objects(&other));
+    let file = changes.iter().find(|change| matches!(change.key(), Key::File(_))).expect("conflist");
+    assert_eq!(NodeObject::impact(file).0, Impact::None);
 }

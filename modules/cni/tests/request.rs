@@ -389,7 +389,7 @@ proptest! {
                 prop_assert!(!part.is_empty() && !part.contains('/') && part != "." && part != "..");
             }
             prop_assert!(attachment.ifname.len() <= 15);
-            let alias = homelab_cni::alias(&attachment);
+            let alias = homelab_cni::alias(&attachment, &homelab_model::PodMarks::default());
             prop_assert!(alias.len() <= 254 && alias.starts_with("homelab-pod:"));
         }
     }

@@ -10,6 +10,7 @@ use homelab_cni::{
     AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, Previous, Version, Wiring, alias,
     version_json,
 };
+use homelab_model::PodMarks;
 use serde_json::{Map, Value, json};
 
 fn answer(version: Version) -> Value {
@@ -26,6 +27,8 @@ fn chained(version: Version, routed: usize, previous: &Previous) -> Value {
         ranges: vec!["10.244.1.0/24".parse().expect("net"), "fd00:1::/64".parse().expect("net")],
         exclude: Vec::new(),
         sticky: false,
+        isolated: false,
+        guarded: false,
         port_mappings: Vec::new(),
         bandwidth: Bandwidth::default(),
         dns: Map::new(),
@@ -164,8 +167,8 @@ fn errors() {
 #[test]
 fn alias_fits_the_kernel() {
     let attachment = Attachment { container: "c".repeat(512), ifname: "eth0".into() };
-    assert_eq!(alias(&attachment).len(), 254);
+    assert_eq!(alias(&attachment, &PodMarks::default()).len(), 254);
     // The kernel counts bytes, and a name may hold any letter.
     let odd = Attachment { container: "c".repeat(240), ifname: "äöü".into() };
-    assert!(alias(&odd).len() <= 254);
+    assert!(alias(&odd, &PodMarks::default()).len() <= 254);
 }

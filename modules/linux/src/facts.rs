@@ -1,6 +1,6 @@
 //! The node and its surroundings.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::kernel::Snapshot;
 use crate::netlink::Foreign;
 use crate::root::Root;
 use crate::rt::LinkInfo;
-use crate::{frr, nft, package, rivals, runtimes, sysctl, unit};
+use crate::{frr, hostlocal, nft, package, rivals, runtimes, sysctl, unit};
 
 /// Directories of systemd's own libraries, whose file names carry its version.
 const SYSTEMD_LIBRARIES: [&str; 4] = [
@@ -31,6 +31,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
     let boot_id = fs::read_to_string(root.proc("sys/kernel/random/boot_id")).unwrap_or_default();
     let names: HashMap<u32, &str> = snapshot.links.iter().map(|l| (l.index, l.name.as_str())).collect();
     let name = |index: u32| names.get(&index).copied().unwrap_or("?").to_owned();
+    let link_names: BTreeSet<String> = snapshot.links.iter().map(|l| l.name.clone()).collect();
     let (rival_proxies, rival_balancers) = rivals::rivals(root, snapshot, foreign.rivals);
     Facts {
         // The store of addresses is the plugin's.
@@ -56,6 +57,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
                 kernel_ra: kernel_ra(root, link),
                 wireless: wireless(&link.name),
                 strict_rp_filter: strict_rp_filter(root, link),
+                master: link.master.map(name),
                 driver: if link.kind.is_empty() && !link.loopback { driver(&link.name) } else { None },
             })
             .collect(),
@@ -76,6 +78,8 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
         runtimes: runtimes::runtimes(root),
         pods: u32::try_from(snapshot.links.iter().filter(|l| l.alias.starts_with(ours::POD_ALIAS)).count())
             .unwrap_or(u32::MAX),
+        held_addresses: hostlocal::held(root, &link_names),
+        flannel_subnets: hostlocal::flannel_subnets(root),
         agent: unit::agent_report(root),
         cordoned: crate::cordon::cordoned(root),
         rival_proxies,

@@ -13,6 +13,7 @@ mod facts;
 pub mod fault;
 mod files;
 mod frr;
+pub mod hostlocal;
 mod inspect;
 mod kernel;
 pub mod l2;

@@ -284,10 +284,15 @@ impl PodSocket {
 
     /// Deletes the link `name` (a veth takes its other end with it). Whether there was one.
     pub fn delete_link(&mut self, name: &str) -> Result<bool, PodError> {
-        let Some(link) = self.link(name)? else { return Ok(false) };
+        Ok(self.take_link(name)?.is_some())
+    }
+
+    /// The same; what it was.
+    pub fn take_link(&mut self, name: &str) -> Result<Option<LinkInfo>, PodError> {
+        let Some(link) = self.link(name)? else { return Ok(None) };
         match rt::delete_link(&mut self.socket, link.index) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is(Errno::ENODEV) => Ok(false),
+            Ok(()) => Ok(Some(link)),
+            Err(error) if error.is(Errno::ENODEV) => Ok(None),
             Err(error) => doing(|| format!("link {name}"), Err(error)),
         }
     }
@@ -365,6 +370,23 @@ impl PodSocket {
         Ok(found.into_iter().map(|(_, address)| address).collect())
     }
 
+    /// Addresses of the link with this index.
+    pub fn addresses_at(&mut self, index: u32) -> Result<Vec<IpNet>, PodError> {
+        let found = doing(|| "addresses".to_owned(), rt::addresses(&mut self.socket, Some(index)))?;
+        Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// Gives the link with this index addresses.
+    pub fn add_addresses(&mut self, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
+        let messages = addresses.iter().map(|address| rt::add_address_message(index, *address)).collect();
+        for (result, address) in
+            doing(|| "addresses".to_owned(), self.socket.batch(messages))?.into_iter().zip(addresses)
+        {
+            doing(|| format!("address {address}"), result)?;
+        }
+        Ok(())
+    }
+
     /// Lets what leaves the link `name` go no faster than a bucket fills.
     pub fn limit(&mut self, name: &str, bucket: &Bucket) -> Result<(), PodError> {
         let index = self.index(name)?;
@@ -379,8 +401,12 @@ impl PodSocket {
 
     /// All addresses of the namespace.
     pub fn all_addresses(&mut self) -> Result<Vec<IpAddr>, PodError> {
-        let found = doing(|| "addresses".to_owned(), rt::addresses(&mut self.socket, None))?;
-        Ok(found.into_iter().map(|(_, address)| address.addr()).collect())
+        Ok(self.linked_addresses()?.into_iter().map(|(_, address)| address.addr()).collect())
+    }
+
+    /// All addresses of the namespace, each with the index of its link.
+    pub fn linked_addresses(&mut self) -> Result<Vec<(u32, IpNet)>, PodError> {
+        doing(|| "addresses".to_owned(), rt::addresses(&mut self.socket, None))
     }
 
     /// Destination and next hop of the routes through the link `name`, of all tables: `sbr` moves them to one of its own.

@@ -205,7 +205,14 @@ const DRIFT: &[(&str, &[&str])] = &[
     ),
     (
         "nft delete table bridge homelab",
-        &["nft table bridge homelab", "nft chain bridge homelab cni-prerouting"],
+        &[
+            "nft table bridge homelab",
+            "nft chain bridge homelab cni-guard",
+            "nft chain bridge homelab cni-own",
+            "nft chain bridge homelab cni-own-target",
+            "nft chain bridge homelab cni-own6",
+            "nft chain bridge homelab cni-prerouting",
+        ],
     ),
 ];
 

@@ -90,6 +90,8 @@ struct Agent {
     synced: Option<Moment>,
     /// Why host ports are not in place, if they are not.
     unforwarded: Option<String>,
+    /// Why guarded pods may send by other addresses.
+    unguarded: Option<String>,
     /// Why services are not in place, if they are not.
     unsynced: Option<String>,
     /// Why the node could not be looked at, if it could not.
@@ -130,6 +132,7 @@ async fn run() -> Result<(), String> {
         failures: Vec::new(),
         synced: None,
         unforwarded: None,
+        unguarded: None,
         unsynced: None,
         blind: None,
         trouble: None,
@@ -303,6 +306,7 @@ impl Agent {
                         warn!(%error, "cannot note what nft says");
                     }
                     if kinds.nft {
+                        self.guard();
                         self.forward();
                     }
                     if kinds.services {
@@ -334,6 +338,7 @@ impl Agent {
             .iter()
             .chain(&self.blind)
             .chain(&self.unforwarded)
+            .chain(&self.unguarded)
             .chain(proxy)
             .chain(failures)
             .chain(&speaker)
@@ -399,6 +404,25 @@ impl Agent {
     fn count_repair(&mut self) {
         self.report.repairs += 1;
         self.metrics.repairs.inc();
+    }
+
+    /// Lets guarded pods send by their own addresses only.
+    fn guard(&mut self) {
+        match crate::cni::guard::sync() {
+            Ok((0, 0)) => self.unguarded = None,
+            Ok((added, deleted)) => {
+                info!(added, deleted, "spoof protection of pods repaired");
+                self.count_repair();
+                self.unguarded = None;
+            }
+            Err(error) => {
+                let message = error.to_string();
+                if self.unguarded.as_ref() != Some(&message) {
+                    warn!(%error, "cannot keep pods to their own addresses");
+                }
+                self.unguarded = Some(message);
+            }
+        }
     }
 
     /// Makes the node's ports lead to the pods that hold them.

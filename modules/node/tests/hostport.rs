@@ -442,24 +442,32 @@ fn the_agent_keeps_ports_after_a_flush() {
         stage.add(&pod, &web(8080, json!({})));
         stage.add(&gone, &web(8081, json!({})));
         let _server = Server::start(Some(&pod), "web", 80);
+        // One that sends by its own addresses only: what guards it comes back and goes with it, too.
+        let guarded = Pod::new("guarded");
+        let mut conf = stage.conf(&json!([]));
+        conf["macspoofchk"] = json!(true);
+        stage.node.call("ADD", &guarded, &conf).ok();
+        let guards = || run("nft list set bridge homelab macs").contains("elements");
+        assert!(guards());
         let _agent = Agent::start(stage);
         let serves = || tcp(Some(&stage.client), &format!("{NODE}:8080"), false) == said("web", CLIENT);
         eventually("the agent is there", || run("nft list tables").contains("inet homelab-proxy"));
         for round in 0..3 {
             run("nft flush ruleset");
-            eventually(&format!("round {round}"), serves);
+            eventually(&format!("round {round}"), || serves() && guards());
         }
         // By the timer: elements have no events.
         run("nft flush map inet homelab-hostport any4");
         eventually("elements come back", serves);
-        let ports = stage.node.ports();
-        let links = run("ip -o link show");
-        let link = links.lines().find(|l| l.contains("homelab-pod:gone/")).expect("link");
-        let link = link.split(": ").nth(1).and_then(|name| name.split('@').next()).expect("name");
-        assert!(ports.iter().any(|port| port == link));
         let before = elements();
-        run(&format!("ip link del {link}"));
-        eventually("a vanished pod's ports go", || elements() == before - 4);
+        for pod in ["gone", "guarded"] {
+            let links = run("ip -o link show");
+            let link = links.lines().find(|l| l.contains(&format!("homelab-pod:{pod}/"))).expect("link");
+            let link = link.split(": ").nth(1).and_then(|name| name.split('@').next()).expect("name");
+            assert!(stage.node.ports().iter().any(|port| port == link));
+            run(&format!("ip link del {link}"));
+        }
+        eventually("a vanished pod's ports go", || elements() == before - 4 && !guards());
         assert!(serves());
     });
 }

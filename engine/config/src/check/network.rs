@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use homelab_model::{Mtu, Network, Vxlan, ours};
+use homelab_model::{Mtu, Network, PodOptions, Vxlan, ours};
 use ipnet::IpNet;
 
 use super::{clean, family, node_ports, nodes, seen_before, take, values};
@@ -30,6 +30,7 @@ pub(super) struct Parsed {
     prefixes: Vec<u8>,
     pub(super) services: Vec<Range>,
     pub(super) vxlan: Vxlan,
+    options: PodOptions,
     complete: bool,
 }
 
@@ -42,6 +43,7 @@ impl Parsed {
             node_port_range: ports.range,
             node_port_addresses: ports.addresses,
             masquerade_all: ports.masquerade_all,
+            pods: self.options,
             vxlan: self.vxlan,
         })
     }
@@ -133,7 +135,12 @@ pub(super) fn network(file: &File, nodes: &[nodes::Parsed], faults: &mut Vec<Fau
     }
     let tunnel_v4 = nodes.iter().find_map(|n| n.addresses.first()).is_none_or(|a| a.value.is_ipv4());
     let vxlan = vxlan(raw.vxlan.as_ref(), &pods, tunnel_v4, nodes, faults);
-    Parsed { pods, prefixes, services, vxlan, complete: clean(faults, before) }
+    let on = |wish: &Option<Spanned<bool>>| wish.as_ref().is_some_and(|wish| wish.value);
+    let options = raw.pods.as_ref().map_or(PodOptions::default(), |pods| PodOptions {
+        port_isolation: on(&pods.port_isolation),
+        spoof_protection: on(&pods.spoof_protection),
+    });
+    Parsed { pods, prefixes, services, vxlan, options, complete: clean(faults, before) }
 }
 
 /// Services and pods have the same families.

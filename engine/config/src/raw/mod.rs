@@ -246,8 +246,25 @@ pub(crate) struct Network {
     /// Whether all traffic to cluster addresses is masqueraded, that of pods too.
     #[schemars(extend("default" = false))]
     pub(crate) masquerade_all: Option<Spanned<bool>>,
+    /// What bridges let pass of what pods send. Counts for pods that start from then on.
+    pub(crate) pods: Option<PodOptions>,
     /// The tunnel between the nodes.
     pub(crate) vxlan: Option<Vxlan>,
+}
+
+/// What bridges let pass of what pods send.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub(crate) struct PodOptions {
+    /// Pods of one node exchange no frames (`portIsolation` of CNI's bridge plugin). Services do not lead from one to
+    /// the other either.
+    #[schemars(extend("default" = false))]
+    pub(crate) port_isolation: Option<Spanned<bool>>,
+    /// Pods send by their own MAC and IP addresses only, in ARP and neighbour discovery too (more than `macspoofchk` of
+    /// CNI's bridge plugin).
+    #[schemars(extend("default" = false))]
+    pub(crate) spoof_protection: Option<Spanned<bool>>,
 }
 
 /// The agent that runs on every node.

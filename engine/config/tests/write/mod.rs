@@ -41,6 +41,7 @@ pub(crate) fn write(cluster: &Cluster) -> Value {
             "nodePortRange": format!("{}-{}", cluster.network.node_port_range.0, cluster.network.node_port_range.1),
             "nodePortAddresses": cluster.network.node_port_addresses,
             "masqueradeAll": cluster.network.masquerade_all,
+            "pods": cluster.network.pods,
             "vxlan": {
                 "vni": vxlan.vni, "port": vxlan.port, "mtu": mtu, "device": vxlan.device,
                 "checksumOffload": vxlan.checksum_offload.map_or(json!("auto"), Value::Bool),

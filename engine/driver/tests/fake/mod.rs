@@ -18,7 +18,7 @@ use homelab_driver::{
     Prepared, Report, Silent,
 };
 use homelab_model::{
-    AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, SshSettings, Vxlan, sha256_hex,
+    AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, PodOptions, SshSettings, Vxlan, sha256_hex,
 };
 
 pub(crate) use balancers::says;
@@ -53,6 +53,7 @@ pub(crate) fn cluster(nodes: &[(&str, &str)]) -> Cluster {
             node_port_range: Network::NODE_PORTS,
             node_port_addresses: Vec::new(),
             masquerade_all: false,
+            pods: PodOptions::default(),
             vxlan: Vxlan {
                 vni: 1,
                 port: 8472,

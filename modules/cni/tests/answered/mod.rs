@@ -76,7 +76,7 @@ pub(crate) fn answered(bytes: &[u8]) -> bool {
             let interfaces = json["interfaces"].as_array().map_or(before + 3, Vec::len);
             assert_eq!(interfaces, before + 3);
         }
-        Ok(Request::Del { base, attachment } | Request::Check { base, attachment, .. }) => {
+        Ok(Request::Del { base, attachment, .. } | Request::Check { base, attachment, .. }) => {
             safe(&base.name);
             safe_attachment(&attachment);
         }
@@ -101,6 +101,6 @@ fn safe_attachment(attachment: &Attachment) {
     let name = &attachment.ifname;
     assert!((1..=15).contains(&name.len()) && !name.contains(['/', ':', '%', '\0', '\n', ' ']), "{name:?}");
     assert!(name != "." && name != "..");
-    let alias = alias(attachment);
+    let alias = alias(attachment, &homelab_model::PodMarks::default());
     assert!(alias.len() <= 254 && alias.starts_with("homelab-pod:"));
 }

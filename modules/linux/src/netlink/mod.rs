@@ -13,7 +13,7 @@ pub(crate) use codec::{ip, ip_bytes, ne_u16, ne_u32, text};
 pub use events::{Events, Happened};
 pub(crate) use forward::{Foreign, foreign};
 pub(crate) use genl::Ethtool;
-pub(crate) use socket::{NFPROTO_INET, NFT, nfnetlink, nft_generation, nft_table};
+pub(crate) use socket::{NFT, nfnetlink, nft_generation, nft_table};
 pub use socket::{NetlinkError, Socket};
 pub(crate) use transaction::Refusal;
 

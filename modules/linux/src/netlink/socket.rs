@@ -282,7 +282,7 @@ fn outcome(flags: u16, body: &[u8], skip: usize) -> Result<(), NetlinkError> {
 /// Subsystem nf_tables of nfnetlink (`linux/netfilter/nf_tables.h`).
 pub(crate) const NFT: u16 = 10 << 8;
 /// Family of tables for IPv4 and IPv6 (`linux/netfilter.h`).
-pub(crate) const NFPROTO_INET: u8 = 1;
+const NFPROTO_INET: u8 = 1;
 /// Family of tables for what bridges forward.
 const NFPROTO_BRIDGE: u8 = 7;
 

@@ -1,5 +1,6 @@
 //! Elements of nftables sets and maps by netlink itself: a hundred thousand of them are too many for text
-//! (`linux/netfilter/nf_tables.h`, subsystem `NFNL_SUBSYS_NFTABLES`). Tables are of the family inet.
+//! (`linux/netfilter/nf_tables.h`, subsystem `NFNL_SUBSYS_NFTABLES`). Tables are of the family inet where their name does not
+//! begin with another (`bridge homelab`).
 //!
 //! Keys and data are bytes as the kernel stores them: the fields of a concatenation one after the other, each padded
 //! to four bytes.
@@ -10,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use thiserror::Error;
 
-use crate::netlink::{Attributes, Message, NFPROTO_INET, NFT, NetlinkError, Refusal, Socket, ne_u32, text};
+use crate::netlink::{Attributes, Message, NFT, NetlinkError, Refusal, Socket, ne_u32, nft_table, text};
 
 /// Message types (`NFT_MSG_*SETELEM`).
 const NEW: u16 = NFT | 12;
@@ -75,7 +76,7 @@ pub struct Element {
 #[derive(Debug, Error)]
 pub enum ElementError {
     /// The table or the set does not exist.
-    #[error("there is no set {set} in table inet {table}")]
+    #[error("there is no set {set} in table {table}")]
     NoSuchSet {
         /// Table.
         table: String,
@@ -221,7 +222,8 @@ fn elements(body: &[u8]) -> Option<Vec<Element>> {
 
 /// The beginning of a message for elements of a set.
 fn header(kind: u16, flags: u16, table: &str, set: &str) -> Message {
-    let mut message = Message::new(kind, flags, &[NFPROTO_INET, 0, 0, 0]);
+    let (family, table) = nft_table(table);
+    let mut message = Message::new(kind, flags, &[family, 0, 0, 0]);
     message.text(list::TABLE, table).text(list::SET, set);
     message
 }
@@ -232,7 +234,7 @@ fn distinct(elements: &[Element]) -> bool {
     elements.iter().all(|e| seen.insert((&e.key, &e.key_end)))
 }
 
-/// Reads all elements of a set or map of the table `inet table`, in no order.
+/// Reads all elements of a set or map of a table, in no order.
 ///
 /// The kernel's marks of an interrupted reading are heeded. It sets none when it rearranges the hash table of a set
 /// that has just grown: the elements that this hides are as many as those it shows twice, so a reading with an element
@@ -286,7 +288,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// No changes yet of the table `inet table`.
+    /// No changes yet of this table.
     pub fn new(table: &str) -> Batch {
         Batch { table: table.to_owned(), done: Vec::new(), open: None, changes: 0 }
     }

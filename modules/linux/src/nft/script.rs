@@ -156,7 +156,7 @@ fn check_set(set: &str) -> Result<(), Error> {
         .and_then(|rest| rest.strip_suffix(" }")?.split_once(" { "))
         .ok_or_else(fault)?;
     check_name(name)?;
-    let plain = |c: char| c.is_ascii_alphanumeric() || " .:;,_-".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || " .:;,_-@".contains(c);
     if body.chars().all(plain) { Ok(()) } else { Err(fault()) }
 }
 

@@ -73,6 +73,8 @@ pub struct LinkInfo {
     pub master: Option<u32>,
     /// Whether a bridge sends frames back out of this port.
     pub hairpin: bool,
+    /// Whether a bridge exchanges no frames between this port and other isolated ones.
+    pub isolated: bool,
     /// Attributes of a VXLAN link.
     pub vxlan: Option<VxlanInfo>,
     /// Whether a bridge runs the spanning tree protocol.
@@ -163,8 +165,9 @@ fn read_info(info: &[u8], link: &mut LinkInfo) {
                 link.vxlan = Some(vxlan);
             }
             INFO_SLAVE_DATA if bridge_port => {
-                let mut data = Attributes::after(value, 0);
-                link.hairpin = data.any(|(kind, v)| kind == BRPORT_MODE && v.first() == Some(&1));
+                let is =
+                    |flag| Attributes::after(value, 0).any(|(kind, v)| kind == flag && v.first() == Some(&1));
+                (link.hairpin, link.isolated) = (is(BRPORT_MODE), is(BRPORT_ISOLATED));
             }
             INFO_SLAVE_KIND => bridge_port = text(value) == "bridge",
             INFO_DATA if link.kind == "bridge" => {

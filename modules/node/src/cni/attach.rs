@@ -11,9 +11,11 @@ use homelab_cni::{
 };
 use homelab_linux::pod::{Bridge, Netns, PodError, PodRoute, PodSocket, Veth, write_sysctl};
 use homelab_linux::{Bucket, LinkInfo, VethEnd};
-use homelab_model::{ours, stable_mac};
+use homelab_model::{PodMarks, stable_mac};
 use ipnet::IpNet;
 
+use super::bridge;
+use super::guard::{self, Guard};
 use super::hostport::{Claimed, Claims};
 use super::store::{Reserved, Store, Wanted};
 
@@ -53,8 +55,20 @@ pub(crate) fn add(
             return Err(error);
         }
     };
+    let mut guard = match Guard::of(&wiring.host, &wiring.marks) {
+        Ok(guard) => guard,
+        Err(error) => {
+            undo(ports, &mut host);
+            let _ = store.remove(&reserved.entry);
+            return Err(error);
+        }
+    };
     let wired = match wire(&mut host, &bridge, &netns, &wiring, (mtu, network.bandwidth)) {
-        Ok(made) => ports.as_mut().map_or(Ok(()), |ports| ports.open(&mut host)).map(|()| made),
+        Ok(made) => guard
+            .as_mut()
+            .map_or(Ok(()), Guard::close)
+            .and_then(|()| ports.as_mut().map_or(Ok(()), |ports| ports.open(&mut host)))
+            .map(|()| made),
         Err(Failed::Taken(error)) => {
             undo(ports, &mut host);
             return Err(taken(&mut host, &store, &reserved, &wiring, error));
@@ -66,6 +80,9 @@ pub(crate) fn add(
         Err(error) => {
             undo(ports, &mut host);
             let _ = host.delete_link(&wiring.host);
+            if let Some(own) = &wiring.marks.own {
+                let _ = guard::remove(&wiring.host, Some(own));
+            }
             let _ = store.remove(&reserved.entry);
             return Err(error);
         }
@@ -101,21 +118,27 @@ pub(super) fn open(sandbox: &Sandbox) -> Result<Netns, CniError> {
     Ok(netns)
 }
 
-/// The bridge, ours and made if missing (the agent may be down, or not that far).
+/// The bridge, ours and made if missing (the agent may be down, or not that far), with the gateways of the pods.
 fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<LinkInfo, CniError> {
     for _ in 0..BRIDGE_TRIES {
         match host.link(&network.bridge).map_err(kernel)? {
             None => {
+                bridge::nothing_in_the_way(host, &network.ranges)?;
                 make_bridge(host, base, network)?;
             }
             // The kernel takes no alias while it makes a link: another process is just making it.
             Some(link) if link.kind == "bridge" && link.alias.is_empty() => {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            Some(link) => return own_bridge(link),
+            Some(link) => {
+                let link = bridge::own(host, link)?;
+                bridge::give_gateways(host, link.index, network)?;
+                return Ok(link);
+            }
         }
     }
-    own_bridge(host.link(&network.bridge).map_err(kernel)?.unwrap_or_default())
+    let link = host.link(&network.bridge).map_err(kernel)?.unwrap_or_default();
+    bridge::own(host, link)
 }
 
 fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(), CniError> {
@@ -129,18 +152,6 @@ fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(
         addresses: &addresses,
     };
     host.create_bridge(&bridge).map(|_| ()).map_err(kernel)
-}
-
-pub(super) fn own_bridge(link: LinkInfo) -> Result<LinkInfo, CniError> {
-    if link.kind == "bridge" && link.alias == ours::LINK_ALIAS {
-        return Ok(link);
-    }
-    let kind = if link.kind.is_empty() { "hardware" } else { &link.kind };
-    Err(CniError::with(
-        Code::ForeignLink,
-        format!("link {} is in the way: homelab did not make it", link.name),
-        format!("{kind}, alias {:?}", link.alias),
-    ))
 }
 
 /// Names of the node's links. An entry whose link is gone is free: its pod's address went with it.
@@ -182,7 +193,7 @@ fn wire(
         bridge: bridge.index,
         alias: &wiring.alias,
         hairpin: true,
-        isolated: false,
+        isolated: wiring.marks.isolated,
     };
     host.create_veth(netns, &veth)
         .map_err(|error| if error.is_taken() { Failed::Taken(error) } else { Failed::Made(error) })?;
@@ -255,12 +266,24 @@ fn taken(
 }
 
 /// DEL: to nothing, whatever is there. The address is freed last, when no pod has it and no port leads to it any more.
-pub(crate) fn del(base: &Base, attachment: &Attachment) -> Result<(), CniError> {
+pub(crate) fn del(base: &Base, attachment: &Attachment, guarded: bool) -> Result<(), CniError> {
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     let ports = Claims::of(&base.data_dir)?.release(&owner);
-    PodSocket::open().and_then(|mut host| host.delete_link(&owner)).map_err(kernel)?;
+    detach(&mut PodSocket::open().map_err(kernel)?, &owner, guarded)?;
     ports?;
     Store::of(base)?.release(&owner)
+}
+
+/// Deletes a pod's link, and what guarded it. Where the link is gone, `guarded` says whether to look for that.
+fn detach(host: &mut PodSocket, owner: &str, guarded: bool) -> Result<(), CniError> {
+    match host.take_link(owner).map_err(kernel)? {
+        Some(link) => match PodMarks::of_alias(&link.alias).own {
+            Some(own) => guard::remove(owner, Some(&own)),
+            None => Ok(()),
+        },
+        None if guarded => guard::remove(owner, None),
+        None => Ok(()),
+    }
 }
 
 /// GC: takes away every attachment of the network that the runtime does not name. Goes on after an error.
@@ -273,8 +296,8 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
     let mut first = Ok(());
     for entry in store.entries()?.iter().filter(|entry| !keep.contains(&entry.owner)) {
         let ports = claims.release(&entry.owner);
-        let removed = host.delete_link(&entry.owner).map_err(kernel);
-        let removed = ports.and(removed).and_then(|_| store.remove(entry));
+        let removed = detach(&mut host, &entry.owner, false);
+        let removed = ports.and(removed).and_then(|()| store.remove(entry));
         first = first.and(removed);
     }
     first

@@ -2,12 +2,14 @@
 
 use homelab_cni::ipam;
 use homelab_cni::{
-    Attachment, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring, alias, gateway_net,
+    Attachment, Base, CniError, Code, Network, PrevResult, Rate, Sandbox, Wiring, gateway_net,
 };
 use homelab_linux::mac_text;
 use homelab_linux::pod::PodSocket;
 
-use super::attach::{kernel, open, own_bridge};
+use super::attach::{kernel, open};
+use super::bridge;
+use super::guard;
 use super::hostport::Claims;
 use super::store::Store;
 
@@ -34,20 +36,21 @@ pub(crate) fn check(
     let Some(bridge) = host.link(&network.bridge).map_err(kernel)? else {
         return mismatch(format!("bridge {} is missing", network.bridge));
     };
-    let bridge = own_bridge(bridge)?;
+    let bridge = bridge::own(&mut host, bridge)?;
     let gateways = host.addresses(&network.bridge).map_err(kernel)?;
     let wanted = network.ranges.iter().filter_map(|range| gateway_net(*range));
     if let Some(gateway) = wanted.into_iter().find(|gateway| !gateways.contains(gateway)) {
         return mismatch(format!("bridge {} has no address {gateway}", network.bridge));
     }
-    let wiring = Wiring::new(base, network, attachment, &entry, None);
+    let wiring = Wiring::new(base, network, attachment, &entry, homelab_linux::parse_mac(&prev.mac));
     let Some(port) = host.link(&wiring.host).map_err(kernel)? else {
         return mismatch(format!("link {} on the node is missing", wiring.host));
     };
     for (right, what) in [
-        (port.alias == alias(attachment), "has another alias"),
+        (port.alias == wiring.alias, "has another alias"),
         (port.master == Some(bridge.index), "is no port of the bridge"),
         (port.hairpin, "does not send back (hairpin)"),
+        (port.isolated == wiring.marks.isolated, "is isolated where it should not be, or the reverse"),
         (port.up, "is down"),
     ] {
         if !right {
@@ -58,6 +61,11 @@ pub(crate) fn check(
         if !entry.addresses.contains(&address.addr()) {
             return mismatch(format!("{address} is not reserved for this container"));
         }
+    }
+    if let Some(own) = &wiring.marks.own
+        && let Some(what) = guard::missing(&wiring.host, own)?
+    {
+        return mismatch(format!("the pod may send by addresses that are not its own: {what} is missing"));
     }
     check_ports(base, network, &owner)?;
     check_rate(&mut host, &wiring.host, network.bandwidth.ingress)?;

@@ -30,8 +30,8 @@ use super::ports::{Counts, places};
 use super::store::{boot, directories, gone, removed};
 
 /// How often to look for a table that the agent is just bringing back, [`TABLE_PAUSE`] apart.
-const TABLE_TRIES: usize = 50;
-const TABLE_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const TABLE_TRIES: usize = 50;
+pub(super) const TABLE_PAUSE: Duration = Duration::from_millis(20);
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> CniError {
     move |error| CniError::with(Code::Io, format!("host ports {}", path.display()), error)

@@ -3,7 +3,9 @@
 //! pod.
 
 mod attach;
+mod bridge;
 mod check;
+pub(crate) mod guard;
 pub(crate) mod hostport;
 mod ports;
 mod status;
@@ -65,7 +67,9 @@ fn answer(env: &dyn Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<String, 
         Request::Add { base, network, attachment, sandbox, wishes, previous } => {
             attach::add(&base, &network, &attachment, &sandbox, (&wishes, &previous))
         }
-        Request::Del { base, attachment } => attach::del(&base, &attachment).map(|()| String::new()),
+        Request::Del { base, attachment, guarded } => {
+            attach::del(&base, &attachment, guarded).map(|()| String::new())
+        }
         Request::Check { base, network, attachment, sandbox, prev } => {
             check::check(&base, &network, &attachment, &sandbox, &prev).map(|()| String::new())
         }

@@ -6,7 +6,8 @@ use homelab_linux::pod::PodSocket;
 use homelab_linux::{Kinds, Node, Root};
 use homelab_model::{Module, NodeObject, Object, Scope, Spec, diff, ours};
 
-use super::attach::{kernel, links, own_bridge};
+use super::attach::{kernel, links};
+use super::bridge;
 use super::store::Store;
 
 /// How many things are named that are missing.
@@ -19,12 +20,13 @@ pub(crate) fn status(base: &Base, network: &Network) -> Result<(), CniError> {
     kept(base)?;
     let mut host = PodSocket::open().map_err(kernel)?;
     if let Some(link) = host.link(&network.bridge).map_err(kernel)? {
-        own_bridge(link).map_err(unavailable)?;
+        bridge::own(&mut host, link).map_err(unavailable)?;
     }
     let entries = Store::of(base)?.entries()?;
     // Entries whose pods are gone do not count: ADD would free them.
     let links = links(&mut host)?;
-    let held: Vec<Entry> = entries.into_iter().filter(|entry| links.contains(&entry.owner)).collect();
+    let mut held: Vec<Entry> = entries.into_iter().filter(|entry| links.contains(&entry.owner)).collect();
+    held.extend(super::store::held_by_others(&network.ranges, || Ok(links))?);
     let pool = Pool { ranges: &network.ranges, exclude: &network.exclude };
     match ipam::reserve(pool, &held, None, Claim::default())? {
         Reservation::Full => Err(unavailable(ipam::exhausted(&network.ranges, held.len()))),

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use homelab_cni::ipam::{self, Claim, Entry, Pool, Reservation};
 use homelab_cni::{Attachment, Base, CniError, Code, Network, Wishes};
-use homelab_model::AttachmentFact;
+use homelab_linux::{Root, hostlocal};
+use homelab_model::{AttachmentFact, HeldAddress};
+use ipnet::IpNet;
 
 /// Identity of the running boot. Systemd-nspawn gives each boot of a container one of its own.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -86,6 +88,26 @@ fn listed(directory: &Path) -> Result<Vec<Entry>, CniError> {
         entries.extend(file.file_name().to_str().and_then(Entry::parse));
     }
     Ok(entries)
+}
+
+/// Addresses of other plugins' containers, as entries that no pod of ours has: their owners are of two words, the network
+/// and the container.
+pub(super) fn held_by_others(
+    ranges: &[IpNet],
+    links: impl FnOnce() -> Result<BTreeSet<String>, CniError>,
+) -> Result<Vec<Entry>, CniError> {
+    let root = Root::system();
+    let stored = hostlocal::stored(&root, ranges);
+    if stored.is_empty() {
+        return Ok(Vec::new());
+    }
+    let links = links()?;
+    let holders = stored.iter().filter_map(|stored| stored.holder(&root, &links));
+    let entry = |held: HeldAddress| Entry {
+        owner: format!("{} {}", held.network, held.container),
+        addresses: vec![held.address],
+    };
+    Ok(holders.map(entry).collect())
 }
 
 impl Store {
@@ -260,6 +282,8 @@ impl Locked<'_> {
         let remembered = if network.sticky { listed(&store.names()).unwrap_or_default() } else { Vec::new() };
         let claim = Claim { owner, asked: &wishes.addresses, remembered: &remembered, name: &name };
         let mut entries = store.entries()?;
+        let others = held_by_others(&network.ranges, &mut links)?;
+        entries.extend(others.iter().cloned());
         let last = self.last();
         let mut decision = ipam::reserve(pool, &entries, last, claim)?;
         let mut swept = Some(0);
@@ -267,6 +291,7 @@ impl Locked<'_> {
             swept = store.sweep_locked(&mut links)?;
             if swept.is_some_and(|freed| freed > 0) {
                 entries = store.entries()?;
+                entries.extend(others.iter().cloned());
                 decision = ipam::reserve(pool, &entries, last, claim)?;
             }
         }
@@ -322,6 +347,14 @@ impl Locked<'_> {
         mut links: impl FnMut() -> Result<BTreeSet<String>, CniError>,
     ) -> CniError {
         let final_word = match decision {
+            Reservation::Taken(address, holder) if holder.owner.contains(' ') => {
+                let (network, container) = holder.owner.split_once(' ').unwrap_or_default();
+                CniError::with(
+                    Code::AddressTaken,
+                    format!("address {address} belongs to container {container} of network {network}"),
+                    "by the plugin host-local",
+                )
+            }
             Reservation::Taken(address, holder) => {
                 let target = fs::read_link(self.store.entries.join(holder.name())).unwrap_or_default();
                 let text = target.to_string_lossy();
@@ -342,7 +375,7 @@ impl Locked<'_> {
             _ => ipam::exhausted(&network.ranges, entries.len()),
         };
         let links = links().unwrap_or_default();
-        let unlinked = |entry: &Entry| !links.contains(&entry.owner);
+        let unlinked = |entry: &Entry| !links.contains(&entry.owner) && !entry.owner.contains(' ');
         let unsure = match decision {
             Reservation::Taken(_, holder) => unlinked(holder),
             _ => entries.iter().any(unlinked),

@@ -39,6 +39,7 @@ pub(crate) fn spec(version: u8, vni: u32, peers: u8) -> NodeSpec {
         },
         pod_mtu: 1450,
         bridge: ours::BRIDGE.into(),
+        pods: homelab_model::PodOptions::default(),
         cni_bin_dirs: vec![ours::CNI_BIN_DIR.into()],
         cni_conf_dirs: vec![ours::CNI_CONF_DIR.into()],
         speaker: None,
