@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::config::in_any_case;
 use crate::{CniError, Code};
 
 /// How fast one direction may be.
@@ -65,7 +66,7 @@ pub(crate) fn bandwidth(map: &Map<String, Value>) -> Result<Bandwidth, CniError>
             return Err(CniError::with(Code::Config, format!("field {FIELD} is no object"), other));
         }
     };
-    let number = |field: &str| match object.get(field) {
+    let number = |field: &str| match in_any_case(object, field) {
         None | Some(Value::Null) => Ok(0),
         Some(value) => value.as_u64().ok_or_else(|| {
             CniError::with(Code::Config, format!("field {FIELD}.{field} is no whole number of bits"), value)
@@ -85,6 +86,15 @@ mod tests {
         let mut map = Map::new();
         map.insert("runtimeConfig".to_owned(), serde_json::json!({ "bandwidth": value }));
         bandwidth(&map)
+    }
+
+    #[test]
+    fn names_of_fields_in_gos_case() {
+        let go = serde_json::json!({ "IngressRate": 8_000_000, "IngressBurst": 8_000_000, "EgressRate": 16_000_000 });
+        let own = serde_json::json!({ "ingressRate": 8_000_000, "ingressBurst": 8_000_000, "egressRate": 16_000_000 });
+        let (go, own) = (read(go).unwrap(), read(own).unwrap());
+        assert_eq!(go, own);
+        assert_eq!(go.egress.map(|rate| rate.bytes_per_second), Some(2_000_000));
     }
 
     #[test]

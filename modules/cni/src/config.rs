@@ -347,3 +347,10 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     }
     (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
+
+/// A field whose name may be written in any case, as Go's decoder takes it: containerd says `HostPort` and `IngressRate`
+/// (go-cni's structures have no names of their own for JSON).
+pub(crate) fn in_any_case<'a>(object: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
+    let folded = || object.iter().find(|(name, _)| name.eq_ignore_ascii_case(field)).map(|(_, value)| value);
+    object.get(field).or_else(folded)
+}

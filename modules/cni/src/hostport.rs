@@ -16,6 +16,7 @@ use homelab_model::{Hook, NftChain, NftTable, NodeSpec, Spec, ours};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::config::in_any_case;
 use crate::{CniError, Code};
 
 /// An entry of `portMappings`.
@@ -64,9 +65,11 @@ pub(crate) fn port_mappings(map: &Map<String, Value>) -> Result<Vec<PortMapping>
 
 /// An entry, or what it lacks.
 fn mapping(item: &Value) -> Result<PortMapping, &'static str> {
+    let field =
+        |name: &str| item.as_object().and_then(|item| in_any_case(item, name)).unwrap_or(&Value::Null);
     let port =
-        |field: &str| item[field].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
-    let protocol = match &item["protocol"] {
+        |name: &str| field(name).as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    let protocol = match field("protocol") {
         Value::Null => Protocol::Tcp,
         Value::String(text) if text.is_empty() => Protocol::Tcp,
         Value::String(text) => Protocol::ALL
@@ -75,7 +78,7 @@ fn mapping(item: &Value) -> Result<PortMapping, &'static str> {
             .ok_or("protocol tcp, udp or sctp")?,
         _ => return Err("protocol tcp, udp or sctp"),
     };
-    let host_ip = match &item["hostIP"] {
+    let host_ip = match field("hostIP") {
         Value::Null => None,
         Value::String(text) if text.is_empty() => None,
         Value::String(text) => {
@@ -337,4 +340,19 @@ pub(crate) fn ruleset(spec: &NodeSpec) -> Vec<Spec> {
         chain("postrouting", base("nat", "postrouting", 96), vec!["ct status 0x20 jump own".to_owned()]),
         chain("prerouting", base("nat", "prerouting", -95), to_the_node()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What containerd's go-cni writes, seen from containerd 1.6.
+    #[test]
+    fn names_of_fields_in_gos_case() {
+        let entry = |text: &str| mapping(&serde_json::from_str(text).unwrap());
+        let go = entry(r#"{"HostPort":8080,"ContainerPort":7000,"Protocol":"udp","HostIP":"10.0.0.1"}"#);
+        let own = entry(r#"{"hostPort":8080,"containerPort":7000,"protocol":"udp","hostIP":"10.0.0.1"}"#);
+        assert_eq!(go, own);
+        assert_eq!(go.unwrap().host_port, 8080);
+    }
 }

@@ -1,8 +1,8 @@
 //! Which pod holds which address: decisions over the names in the store, without touching it.
 //!
 //! Store: `<dataDir>/<network>/<boot id>/<entry>`, one symbolic link per attachment. Its name says everything that a
-//! decision needs (`hl0123456789abc,10.244.1.7,fd00::7`: owner and its addresses), its target is for people
-//! (`<container>/<interface>`). Making a symbolic link is one atomic system call: both families are reserved
+//! decision needs (`hl0123456789abc,10.244.1.7,fd00::7`: owner and its addresses), its target says whose it is
+//! ([`Holder`]). Making a symbolic link is one atomic system call: both families are reserved
 //! together or not at all, and there is no half-written state for a crash to leave. All entries are read by one
 //! directory listing. A directory per boot, because no network namespace outlives a boot: entries of an earlier boot
 //! are void (cni#204, plugins#252, k8s#108121, k3s#5885). For the same reason nothing is synced to the disk.
@@ -49,6 +49,47 @@ impl Entry {
         }
         name
     }
+}
+
+/// Who holds an entry: the target of its link, `<container>/<interface>`, `/<namespace>/<pod>` if the runtime says it, and
+/// `//<runtime>` if that asked by CRI. None of the parts is empty, so two slashes begin the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Container id.
+    pub container: String,
+    /// Interface in the container.
+    pub interface: String,
+    /// `namespace/name`, or `name`.
+    pub pod: Option<String>,
+    /// Mark of the runtime whose pod sandbox it is ([`runtime_mark`]). None: not made by CRI.
+    pub runtime: Option<String>,
+}
+
+impl Holder {
+    /// The holder that a target names.
+    pub fn parse(target: &str) -> Option<Holder> {
+        let (target, runtime) = match target.split_once("//") {
+            Some((target, runtime)) => (target, Some(runtime.to_owned())),
+            None => (target, None),
+        };
+        let mut parts = target.splitn(3, '/').map(str::to_owned);
+        Some(Holder { container: parts.next()?, interface: parts.next()?, pod: parts.next(), runtime })
+    }
+
+    /// The target.
+    pub fn target(&self) -> String {
+        let Holder { container, interface, pod, runtime } = self;
+        let pod = pod.as_ref().map_or(String::new(), |pod| format!("/{pod}"));
+        let runtime = runtime.as_ref().map_or(String::new(), |runtime| format!("//{runtime}"));
+        format!("{container}/{interface}{pod}{runtime}")
+    }
+}
+
+/// Mark of a runtime: 8 hexadecimal digits of a hash of its control group, as `/proc/<pid>/cgroup` has it. The plugin is a
+/// child of the runtime and so in the same group, which a restart of the runtime does not change.
+pub fn runtime_mark(cgroup: &str) -> String {
+    let digest = homelab_model::sha256_hex(cgroup.as_bytes());
+    digest.get(..8).unwrap_or_default().to_owned()
 }
 
 /// Name of a pod's interface in what is remembered: 32 hexadecimal digits of a hash, as names may be longer than files'.

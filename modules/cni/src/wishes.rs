@@ -19,6 +19,8 @@ pub struct Wishes {
     pub addresses: Vec<IpAddr>,
     /// MAC address of the container's interface.
     pub mac: Option<[u8; 6]>,
+    /// The container that is the pod's sandbox: runtimes that speak CRI name the very container that is to be attached.
+    pub sandbox: Option<String>,
 }
 
 /// The wishes in `CNI_ARGS` and the configuration.
@@ -88,6 +90,7 @@ fn from_environment(args: &str) -> Result<Wishes, CniError> {
             "MAC" => {
                 wishes.mac = Some(parse_mac(value).ok_or_else(|| bad("names no unicast MAC address", pair))?);
             }
+            "K8S_POD_INFRA_CONTAINER_ID" => wishes.sandbox = Some(value.to_owned()),
             _ if key.starts_with("K8S_POD_") => {}
             _ => unknown.push(key),
         }

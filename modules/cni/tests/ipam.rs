@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use homelab_cni::Code;
-use homelab_cni::ipam::{Claim, Entry, Pool, Reservation, gateway, owner, remembered_name, reserve};
+use homelab_cni::ipam::{
+    Claim, Entry, Holder, Pool, Reservation, gateway, owner, remembered_name, reserve, runtime_mark,
+};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
@@ -235,6 +237,27 @@ fn a_name_keeps_its_addresses_while_there_are_others() {
     let name = remembered_name("default/web-0", "eth0");
     assert_eq!(name.len(), 32);
     assert_ne!(name, remembered_name("default/web-0", "net1"));
+}
+
+#[test]
+fn targets_of_entries() {
+    let mark = runtime_mark("0::/system.slice/containerd.service\n");
+    assert_eq!(mark.len(), 8);
+    assert_ne!(mark, runtime_mark("0::/system.slice/crio.service\n"));
+    let with_mark = format!("c1/eth0/home/web-0//{mark}");
+    for (target, pod, runtime) in [
+        ("c1/eth0", None, None),
+        ("c1/eth0/web-0", Some("web-0"), None),
+        ("c1/eth0/home/web-0", Some("home/web-0"), None),
+        (&with_mark, Some("home/web-0"), Some(mark.as_str())),
+        ("c1/eth0//00000000", None, Some("00000000")),
+    ] {
+        let holder = Holder::parse(target).expect("a holder");
+        assert_eq!((holder.container.as_str(), holder.interface.as_str()), ("c1", "eth0"), "{target}");
+        assert_eq!((holder.pod.as_deref(), holder.runtime.as_deref()), (pod, runtime), "{target}");
+        assert_eq!(holder.target(), target);
+    }
+    assert_eq!(Holder::parse("c1"), None);
 }
 
 #[test]

@@ -71,6 +71,18 @@ fn the_pods_name_is_kept() {
 }
 
 #[test]
+fn the_sandbox_that_cri_names_is_known() {
+    for (args, expected) in
+        [("K8S_POD_INFRA_CONTAINER_ID=c0ffee", Some("c0ffee")), ("K8S_POD_UID=c0ffee", None)]
+    {
+        let mut env = env("ADD");
+        env.insert("CNI_ARGS", args.to_owned());
+        let Ok(Request::Add { wishes, .. }) = parse(&env, &conf("1.0.0")) else { panic!("{args}") };
+        assert_eq!(wishes.sandbox.as_deref(), expected, "{args}");
+    }
+}
+
+#[test]
 fn versions_that_are_not_spoken() {
     for version in ["0.0.1", "0.5.0", "1.1.1", "1.2.0", "2.0.0", "1.0", "v1.0.0"] {
         assert_eq!(code(&env("ADD"), &conf(version)), Code::Version, "{version}");

@@ -51,6 +51,7 @@ pub use package::install_package;
 pub use probe::probe;
 pub use root::Root;
 pub use rt::{Bucket, LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};
+pub use runtimes::cri_sockets;
 pub use services::{Connections, Held, Synced};
 pub use unit::machine_stops;
 pub use wait::wait;

@@ -1,7 +1,7 @@
 //! Container runtimes, and where they look for CNI plugins and configuration.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use homelab_model::{CniRuntime, ours};
 
@@ -12,6 +12,27 @@ const PROGRAMS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/lo
 
 /// The runtimes of the node.
 pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
+    found(root).into_iter().map(|(name, settings)| settings.runtime(name)).collect()
+}
+
+/// Where the node's runtimes answer CRI, with their names; whether one runs is not looked at.
+pub fn cri_sockets(root: &Root) -> Vec<(&'static str, PathBuf)> {
+    let usual = |name| match name {
+        "containerd" => Some("/run/containerd/containerd.sock"),
+        // It tells its containerd on the command line.
+        "k3s" => Some("/run/k3s/containerd/containerd.sock"),
+        "cri-o" => Some("/run/crio/crio.sock"),
+        _ => None,
+    };
+    let socket = |(name, settings): (&'static str, Settings)| {
+        let path = settings.socket.as_deref().or(usual(name))?;
+        Some((name, root.path(path)))
+    };
+    found(root).into_iter().filter_map(socket).collect()
+}
+
+/// The runtimes of the node and what their files say.
+fn found(root: &Root) -> Vec<(&'static str, Settings)> {
     let installed = |name: &str| PROGRAMS.iter().any(|d| root.path(&format!("{d}/{name}")).exists());
     let text = |path: &str| fs::read_to_string(root.path(path)).ok();
     let mut found = Vec::new();
@@ -25,12 +46,12 @@ pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
                 settings.read_containerd(&fs::read_to_string(file).unwrap_or_default());
             }
         }
-        found.push(settings.runtime("containerd"));
+        found.push(("containerd", settings));
     }
     if let Some(text) = text("/var/lib/rancher/k3s/agent/etc/containerd/config.toml") {
         let mut settings = Settings::default();
         settings.read_containerd(&text);
-        found.push(settings.runtime("k3s"));
+        found.push(("k3s", settings));
     }
     if installed("crio") {
         let mut settings = Settings::default();
@@ -39,7 +60,7 @@ pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
         for file in files {
             settings.read_crio(&fs::read_to_string(file).unwrap_or_default());
         }
-        found.push(settings.runtime("cri-o"));
+        found.push(("cri-o", settings));
     }
     if installed("podman") {
         let mut settings = Settings::default();
@@ -49,7 +70,7 @@ pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
         for file in glob(root, "/etc/containers/containers.conf.d/*.conf") {
             settings.read_podman(&fs::read_to_string(file).unwrap_or_default());
         }
-        found.push(settings.runtime("podman"));
+        found.push(("podman", settings));
     }
     found
 }
@@ -58,6 +79,8 @@ pub(crate) fn runtimes(root: &Root) -> Vec<CniRuntime> {
 struct Settings {
     bin_dirs: Vec<String>,
     conf_dir: Option<String>,
+    /// Where the runtime answers CRI.
+    socket: Option<String>,
 }
 
 impl Settings {
@@ -68,6 +91,8 @@ impl Settings {
             let section = section.replace(['"', '\''], "");
             if section.starts_with("plugins.") && section.ends_with(".cni") {
                 self.set(&key, values, &["bin_dir", "bin_dirs"], "conf_dir");
+            } else if section == "grpc" && key == "address" {
+                self.set_socket(values);
             }
         }
     }
@@ -76,6 +101,8 @@ impl Settings {
         for (section, key, values) in entries(text) {
             if section == "crio.network" {
                 self.set(&key, values, &["plugin_dir", "plugin_dirs"], "network_dir");
+            } else if section == "crio.api" && key == "listen" {
+                self.set_socket(values);
             }
         }
     }
@@ -98,6 +125,10 @@ impl Settings {
         } else if key == conf {
             self.conf_dir = absolute.pop();
         }
+    }
+
+    fn set_socket(&mut self, values: Vec<String>) {
+        self.socket = values.into_iter().find(|value| value.starts_with('/')).or(self.socket.take());
     }
 
     /// Of several directories that a runtime searches one is enough: the usual one, or its first. containerd, CRI-O and
@@ -169,7 +200,7 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 /// Files that match a pattern whose last part may hold one `*`.
-fn glob(root: &Root, pattern: &str) -> Vec<std::path::PathBuf> {
+fn glob(root: &Root, pattern: &str) -> Vec<PathBuf> {
     let path = root.path(pattern);
     let Some(name) = path.file_name().map(|n| n.to_string_lossy().into_owned()) else { return Vec::new() };
     let Some((front, back)) = name.split_once('*') else { return vec![path] };
@@ -197,6 +228,7 @@ mod tests {
         Settings {
             bin_dirs: bin_dirs.iter().map(|d| (*d).to_owned()).collect(),
             conf_dir: conf_dir.map(str::to_owned),
+            socket: None,
         }
     }
 
@@ -261,5 +293,32 @@ mod tests {
         assert_eq!(podman("\"/a\", \"/opt/cni/bin/\""), ["/opt/cni/bin"]);
         assert_eq!(podman("\"/a\", \"/b\""), ["/a"]);
         assert_eq!(podman(""), ["/opt/cni/bin"]);
+    }
+
+    #[test]
+    fn sockets_of_cri_are_where_the_runtimes_say() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        let write = |path: &str, text: &str| {
+            let path = root.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("/usr/bin/containerd", "");
+        write("/usr/bin/podman", "");
+        assert_eq!(cri_sockets(&root), [("containerd", root.path("/run/containerd/containerd.sock"))]);
+        write(
+            "/etc/containerd/config.toml",
+            "version = 2\n[grpc]\n  address = \"/run/c.sock\"\n[ttrpc]\n address='/x'",
+        );
+        write("/var/lib/rancher/k3s/agent/etc/containerd/config.toml", "version = 2\n");
+        write("/usr/bin/crio", "");
+        write("/etc/crio/crio.conf", "[crio.api]\n# listen = \"/run/no.sock\"\n");
+        let usual = root.path("/run/crio/crio.sock");
+        let k3s = root.path("/run/k3s/containerd/containerd.sock");
+        let all = |crio| [("containerd", root.path("/run/c.sock")), ("k3s", k3s.clone()), ("cri-o", crio)];
+        assert_eq!(cri_sockets(&root), all(usual));
+        write("/etc/crio/crio.conf.d/10.conf", "[crio.api]\nlisten = \"/run/own.sock\"\n");
+        assert_eq!(cri_sockets(&root), all(root.path("/run/own.sock")));
     }
 }

@@ -8,6 +8,7 @@
 mod events;
 mod http;
 mod metrics;
+mod sandboxes;
 mod speaker;
 
 use std::os::unix::fs::MetadataExt;
@@ -31,6 +32,7 @@ use crate::transaction::is_nft;
 use events::{EVERYTHING, FILES, SERVICES, Watched, among, kinds_of_events, listen, union};
 use http::{Http, Limits, Moment};
 use metrics::{Metrics, number};
+use sandboxes::Sandboxes;
 
 /// Files and sysctls have no events that could be trusted: they are read this often.
 const FILES_EVERY: Duration = Duration::from_millis(400);
@@ -41,8 +43,6 @@ const SERVICES_EVERY: Duration = Duration::from_secs(60);
 /// Services count as in place this long after they were last seen to be: one look may be late or fail, because an apply
 /// holds the lock or a change met another one, but not two. kube-proxy allows two periods of its own, too.
 const HEALTHY_FOR: Duration = SERVICES_EVERY.saturating_mul(2);
-/// Addresses of pods that ended without a DEL are free again after this at the latest.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How often systemd hears that the agent lives, at least.
 const QUIET: Duration = Duration::from_secs(10);
 /// Events come in bursts; wait this long after the first.
@@ -151,10 +151,11 @@ async fn run() -> Result<(), String> {
     let mut files = interval(FILES_EVERY);
     let mut kernel = interval(KERNEL_EVERY);
     let mut services = interval(SERVICES_EVERY);
-    let mut sweep = interval(SWEEP_EVERY);
+    let mut sweep = interval(sandboxes::EVERY);
     for timer in [&mut files, &mut kernel, &mut services, &mut sweep] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
+    let mut sandboxes = Sandboxes::new();
     let mut due = EVERYTHING;
     let mut check_at = Some(Instant::now());
     loop {
@@ -182,11 +183,8 @@ async fn run() -> Result<(), String> {
             }
             _ = kernel.tick() => due = union(due, Kinds::KERNEL),
             _ = services.tick() => due = union(due, SERVICES),
-            _ = sweep.tick() => match crate::cni::sweep(Path::new(ours::IPAM)) {
-                Ok(0) => {}
-                Ok(freed) => info!(freed, "addresses of vanished pods are free again"),
-                Err(error) => warn!(%error, "cannot look for addresses of vanished pods"),
-            },
+            _ = sweep.tick() => sandboxes.sweep(&agent.metrics),
+            look = sandboxes.next() => sandboxes.take(&look, &agent.metrics),
             () = sleep_until(wait), if check_at.is_some() => {
                 check_at = None;
                 let checked = agent.check(due);

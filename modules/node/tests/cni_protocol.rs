@@ -194,6 +194,38 @@ fn remembered(node: &Node) -> Vec<String> {
     targets
 }
 
+/// The targets of all reservations.
+fn holders(node: &Node) -> Vec<String> {
+    let boots = std::fs::read_dir(node.data.path().join("home")).expect("store").flatten();
+    let boots = boots.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let entries = boots.flat_map(|boot| std::fs::read_dir(boot.path()).expect("store").flatten());
+    let target = |entry: std::fs::DirEntry| std::fs::read_link(entry.path()).expect("a link");
+    let mut targets: Vec<String> = entries.map(|e| target(e).to_string_lossy().into_owned()).collect();
+    targets.sort();
+    targets
+}
+
+/// Only those attachments may be freed on the word of a runtime that it made by CRI: the pod's sandbox is the container.
+#[test]
+fn a_reservation_says_which_runtime_asked_by_cri() {
+    on_a_node(|node| {
+        let conf = node.conf("1.1.0");
+        let add = |id: &str, args: &str| {
+            node.call_with("ADD", &Pod::new(id), &conf, &[("CNI_ARGS", args)]).ok();
+        };
+        let pod = "IgnoreUnknown=1;K8S_POD_NAMESPACE=home;K8S_POD_NAME";
+        add("a", &format!("{pod}=web-0;K8S_POD_INFRA_CONTAINER_ID=a"));
+        add("b", &format!("{pod}=web-1"));
+        add("c", &format!("{pod}=web-2;K8S_POD_INFRA_CONTAINER_ID=other"));
+        // The plugin is a child of ours, so we are the runtime.
+        let group = std::fs::read_to_string("/proc/self/cgroup").expect("a control group");
+        let mark = homelab_cni::ipam::runtime_mark(&group);
+        let expected =
+            [format!("a/eth0/home/web-0//{mark}"), "b/eth0/home/web-1".into(), "c/eth0/home/web-2".into()];
+        assert_eq!(holders(node), expected);
+    });
+}
+
 #[test]
 fn a_pod_of_a_name_gets_its_addresses_back() {
     on_a_node(|node| {

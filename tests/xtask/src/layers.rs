@@ -62,6 +62,7 @@ const LAYERS: &[Layer] = &[
         ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy", "homelab-speaker"],
         pure: Some(DATA),
     },
+    Layer { name: "homelab-cri", ours: &[], pure: None },
     Layer {
         name: "homelab-linux",
         ours: &["homelab-model", "homelab-vtep", "homelab-cni", "homelab-proxy", "homelab-test-api"],
@@ -76,6 +77,7 @@ const LAYERS: &[Layer] = &[
             "homelab-cni",
             "homelab-proxy",
             "homelab-speaker",
+            "homelab-cri",
             "homelab-linux",
             "homelab-kubernetes",
             "homelab-kube",
@@ -114,6 +116,7 @@ const LAYERS: &[Layer] = &[
             "homelab-cni",
             "homelab-desired",
             "homelab-driver",
+            "homelab-cri",
             "homelab-linux",
             "homelab-ssh",
             "homelab-lab",
@@ -125,7 +128,7 @@ const LAYERS: &[Layer] = &[
 
 /// The laptop's packages never reach the node's.
 const LAPTOP: &str = "homelab";
-const NODE_ONLY: &[&str] = &["homelab-linux", "homelab-node"];
+const NODE_ONLY: &[&str] = &["homelab-cri", "homelab-linux", "homelab-node"];
 /// The one package that may use `unsafe` and so has lints of its own.
 const UNSAFE: &str = "homelab-linux";
 /// Bans that a pure package's clippy.toml must have; the rest of the file follows from comparing.

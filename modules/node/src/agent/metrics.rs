@@ -36,6 +36,8 @@ pub(super) struct Metrics {
     released: IntCounter,
     /// By path and code.
     pub(super) requests: IntCounterVec,
+    /// By why.
+    freed: IntCounterVec,
     pub(super) moves: IntCounter,
     pub(super) conflicts: IntCounter,
     /// By how they stand.
@@ -117,6 +119,16 @@ impl Metrics {
                     &["path", "code"],
                 ),
             )?,
+            freed: add(
+                of,
+                IntCounterVec::new(
+                    Opts::new(
+                        "homelab_attachments_freed_total",
+                        "Attachments of vanished pods that were freed.",
+                    ),
+                    &["reason"],
+                ),
+            )?,
             moves: counter("homelab_lb_moves_total", "Changes of the owners of load-balancer addresses.")?,
             conflicts: counter(
                 "homelab_lb_conflicts_total",
@@ -179,6 +191,11 @@ impl Metrics {
         count(&self.deleted, synced.deleted);
         count(&self.ended, synced.ended);
         count(&self.released, synced.released);
+    }
+
+    /// Counts attachments that were freed because something of theirs is gone: `link` or `sandbox`.
+    pub(super) fn freed(&self, reason: &str, count: usize) {
+        self.freed.with_label_values(&[reason]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     /// Takes over what the speaker says; None: there is none.
@@ -258,6 +275,7 @@ mod tests {
         metrics.synced(Duration::from_millis(20), Err(()));
         metrics.addresses(Some(&report()));
         metrics.refused("frame");
+        metrics.freed("sandbox", 2);
         let state = LbSession::ESTABLISHED.to_owned();
         let session =
             LbSession { peer: "router".into(), state, routes_sent: 3, dropped: 2, ..LbSession::default() };
@@ -312,6 +330,7 @@ mod tests {
             "homelab_lb_addresses{state=\"nobody\"} 1",
             "homelab_lb_members{standing=\"alive\"} 1",
             "homelab_lb_members{standing=\"itself\"} 1",
+            "homelab_attachments_freed_total{reason=\"sandbox\"} 2",
             "homelab_lb_refused_total{reason=\"frame\"} 1",
             "homelab_bgp_session_up{peer=\"router\"} 1",
             "homelab_bgp_routes_sent{peer=\"router\"} 3",

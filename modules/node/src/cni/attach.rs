@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use homelab_cni::ipam;
+use homelab_cni::ipam::{self, Entry, Holder};
 use homelab_cni::{
     AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, PodAddress, Previous, Rate, Sandbox,
     Wiring, Wishes, bridge_sysctls, gateway_net,
@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use super::bridge;
 use super::guard::{self, Guard};
 use super::hostport::{Claimed, Claims};
-use super::store::{Reserved, Store, Wanted};
+use super::store::{self, Reserved, Store, Wanted};
 
 /// How often to look at a bridge that is just being made, a millisecond apart.
 const BRIDGE_TRIES: usize = 50;
@@ -42,7 +42,9 @@ pub(crate) fn add(
     let bridge = ensure_bridge(&mut host, base, network)?;
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     let store = Store::of(base)?;
-    let wanted = Wanted { network, owner: &owner, attachment, wishes };
+    let by_cri = wishes.sandbox.as_ref() == Some(&attachment.container);
+    let runtime = if by_cri { store::runtime() } else { None };
+    let wanted = Wanted { network, owner: &owner, attachment, wishes, runtime };
     let reserved = store.lock()?.reserve(&wanted, || left(&base.data_dir, &mut host))?;
     let mtu = network.mtu.unwrap_or(bridge.mtu);
     let wiring = Wiring::new(base, network, attachment, &reserved.entry, wishes.mac);
@@ -291,16 +293,59 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
     let keep: BTreeSet<String> =
         valid.iter().map(|a| ipam::owner(&base.name, &a.container, &a.ifname)).collect();
     let store = Store::of(base)?;
-    let mut host = PodSocket::open().map_err(kernel)?;
-    let claims = Claims::of(&base.data_dir)?;
-    let mut first = Ok(());
-    for entry in store.entries()?.iter().filter(|entry| !keep.contains(&entry.owner)) {
+    let gone = store.entries()?.into_iter().filter(|entry| !keep.contains(&entry.owner));
+    detach_all(&base.data_dir, gone.map(|entry| (&store, entry)).collect()).1
+}
+
+/// Takes attachments away, as DEL does; says how many. Goes on after an error.
+fn detach_all(data_dir: &Path, gone: Vec<(&Store, Entry)>) -> (usize, Result<(), CniError>) {
+    if gone.is_empty() {
+        return (0, Ok(()));
+    }
+    let opened = PodSocket::open().map_err(kernel).and_then(|host| Ok((host, Claims::of(data_dir)?)));
+    let (mut host, claims) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return (0, Err(error)),
+    };
+    let (mut freed, mut first) = (0, Ok(()));
+    for (store, entry) in gone {
         let ports = claims.release(&entry.owner);
         let removed = detach(&mut host, &entry.owner, false);
-        let removed = ports.and(removed).and_then(|()| store.remove(entry));
+        let removed = ports.and(removed).and_then(|()| store.remove(&entry));
+        freed += usize::from(removed.is_ok());
         first = first.and(removed);
     }
-    first
+    (freed, first)
+}
+
+/// A pod sandbox that has a reservation: its container id, and the mark of the runtime that made it.
+pub(crate) type Sandboxed = (String, String);
+
+/// The pod sandboxes that have reservations, in all networks.
+pub(crate) fn sandboxes(data_dir: &Path) -> Result<BTreeSet<Sandboxed>, CniError> {
+    let mut found = BTreeSet::new();
+    for store in Store::of_every_boot(data_dir)? {
+        let holders = store.holders()?.into_iter().map(|(_, holder)| holder);
+        found.extend(holders.filter_map(|holder| Some((holder.container, holder.runtime?))));
+    }
+    Ok(found)
+}
+
+/// Takes away all attachments of pod sandboxes, in all networks; says how many.
+pub(crate) fn forget(data_dir: &Path, sandboxes: &BTreeSet<Sandboxed>) -> (usize, Result<(), CniError>) {
+    let stores = match Store::of_every_boot(data_dir) {
+        Ok(stores) => stores,
+        Err(error) => return (0, Err(error)),
+    };
+    let dead = |holder: Holder| {
+        holder.runtime.is_some_and(|runtime| sandboxes.contains(&(holder.container, runtime)))
+    };
+    let mut gone = Vec::new();
+    for store in &stores {
+        let holders = store.holders().unwrap_or_default().into_iter();
+        gone.extend(holders.filter(|(_, holder)| dead(holder.clone())).map(|(entry, _)| (store, entry)));
+    }
+    detach_all(data_dir, gone)
 }
 
 /// Frees entries whose links are gone, in all networks and of all boots.

@@ -18,6 +18,9 @@ use std::process::ExitCode;
 use homelab_cni::{CniError, Code, Request, Version, error_version, version_json};
 use homelab_model::ours;
 
+pub(crate) use attach::{Sandboxed, forget, sandboxes};
+pub(crate) use store::mark_of;
+
 /// Longest standard input, bytes: a GC request names every container of a node.
 const INPUT_MAX: u64 = 16 << 20;
 

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
-use homelab_cni::ipam::{self, Claim, Entry, Pool, Reservation};
+use homelab_cni::ipam::{self, Claim, Entry, Holder, Pool, Reservation};
 use homelab_cni::{Attachment, Base, CniError, Code, Network, Wishes};
 use homelab_linux::{Root, hostlocal};
 use homelab_model::{AttachmentFact, HeldAddress};
@@ -38,6 +38,16 @@ pub(super) fn boot() -> Result<String, CniError> {
     let length =
         File::open(BOOT_ID).and_then(|mut file| file.read(&mut boot)).map_err(failed(Path::new(BOOT_ID)))?;
     Ok(String::from_utf8_lossy(&boot[..length]).trim().to_owned())
+}
+
+/// Mark of the runtime whose child this process is.
+pub(super) fn runtime() -> Option<String> {
+    mark_of("self")
+}
+
+/// Mark of the runtime that a process is.
+pub(crate) fn mark_of(process: &str) -> Option<String> {
+    fs::read_to_string(format!("/proc/{process}/cgroup")).ok().map(|text| ipam::runtime_mark(&text))
 }
 
 /// What is not there is gone.
@@ -147,20 +157,25 @@ impl Store {
         self.network.join(NAMES)
     }
 
-    /// The entries of this boot with what they say for people.
-    pub(crate) fn attachments(&self) -> Result<Vec<AttachmentFact>, CniError> {
-        let fact = |entry: Entry| {
+    /// The entries with their holders. What has gone meanwhile, or has none, is left out.
+    pub(crate) fn holders(&self) -> Result<Vec<(Entry, Holder)>, CniError> {
+        let holder = |entry: Entry| {
             let target = fs::read_link(self.entries.join(entry.name())).ok()?;
-            let mut parts = target.to_str()?.splitn(3, '/');
-            Some(AttachmentFact {
-                container: parts.next()?.to_owned(),
-                interface: parts.next()?.to_owned(),
-                pod: parts.next().map(str::to_owned),
-                link: entry.owner,
-                addresses: entry.addresses,
-            })
+            Some((entry, Holder::parse(target.to_str()?)?))
         };
-        Ok(self.entries()?.into_iter().filter_map(fact).collect())
+        Ok(self.entries()?.into_iter().filter_map(holder).collect())
+    }
+
+    /// The same as facts.
+    pub(crate) fn attachments(&self) -> Result<Vec<AttachmentFact>, CniError> {
+        let fact = |(entry, holder): (Entry, Holder)| AttachmentFact {
+            container: holder.container,
+            interface: holder.interface,
+            pod: holder.pod,
+            link: entry.owner,
+            addresses: entry.addresses,
+        };
+        Ok(self.holders()?.into_iter().map(fact).collect())
     }
 
     /// Frees an entry.
@@ -232,7 +247,7 @@ impl Store {
 }
 
 /// Who wants addresses.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Wanted<'a> {
     /// Configuration.
     pub(crate) network: &'a Network,
@@ -242,6 +257,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) attachment: &'a Attachment,
     /// What is asked beyond that.
     pub(crate) wishes: &'a Wishes,
+    /// Mark of the runtime that asks, where it does so by CRI.
+    pub(crate) runtime: Option<String>,
 }
 
 /// A store whose only writer is this process.
@@ -274,7 +291,7 @@ impl Locked<'_> {
         mut links: impl FnMut() -> Result<BTreeSet<String>, CniError>,
     ) -> Result<Reserved, CniError> {
         let store = self.store;
-        let Wanted { network, owner, attachment, wishes } = *wanted;
+        let &Wanted { network, owner, attachment, wishes, ref runtime } = wanted;
         let pool = Pool { ranges: &network.ranges, exclude: &network.exclude };
         let pod = wishes.pod.as_deref().filter(|_| network.sticky);
         let name = pod.map(|pod| ipam::remembered_name(pod, &attachment.ifname)).unwrap_or_default();
@@ -302,7 +319,13 @@ impl Locked<'_> {
             Reservation::Held(entry) => (entry, None),
             Reservation::New(entry, offset) => {
                 self.forsake(owner, &entries, &mut links)?;
-                self.insert(&entry, attachment, wishes.pod.as_deref())?;
+                let holder = Holder {
+                    container: attachment.container.clone(),
+                    interface: attachment.ifname.clone(),
+                    pod: wishes.pod.clone(),
+                    runtime: runtime.clone(),
+                };
+                self.insert(&entry, &holder.target())?;
                 (entry, offset)
             }
             Reservation::Taken(..) | Reservation::Full => {
@@ -357,14 +380,10 @@ impl Locked<'_> {
             }
             Reservation::Taken(address, holder) => {
                 let target = fs::read_link(self.store.entries.join(holder.name())).unwrap_or_default();
-                let text = target.to_string_lossy();
-                // container/interface/namespace/name, and no more than the first two without names.
-                let by = match text.splitn(3, '/').nth(2) {
-                    Some(pod) => format!("pod {pod}"),
-                    None if text.is_empty() => {
-                        format!("link {}, and its entry does not say more", holder.owner)
-                    }
-                    None => format!("container {text}"),
+                let by = match Holder::parse(&target.to_string_lossy()) {
+                    Some(Holder { pod: Some(pod), .. }) => format!("pod {pod}"),
+                    Some(holder) => format!("container {}/{}", holder.container, holder.interface),
+                    None => format!("link {}, and its entry does not say more", holder.owner),
                 };
                 CniError::with(
                     Code::AddressTaken,
@@ -412,16 +431,12 @@ impl Locked<'_> {
         }
     }
 
-    fn insert(&self, entry: &Entry, attachment: &Attachment, pod: Option<&str>) -> Result<(), CniError> {
-        let store = self.store;
-        let path = store.entries.join(entry.name());
-        let Attachment { container, ifname } = attachment;
-        let pod = pod.map_or(String::new(), |pod| format!("/{pod}"));
-        let target = format!("{container}/{ifname}{pod}");
-        match symlink(&target, &path) {
+    fn insert(&self, entry: &Entry, target: &str) -> Result<(), CniError> {
+        let path = self.store.entries.join(entry.name());
+        match symlink(target, &path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.begin_boot()?;
-                symlink(&target, &path)
+                symlink(target, &path)
             }
             other => other,
         }
