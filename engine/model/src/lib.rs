@@ -25,7 +25,9 @@ mod spec;
 mod transaction;
 
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
-pub use assign::{Assigned, Ranges, Refusal, assign};
+pub use assign::{
+    Assigned, BalanceNote, BalanceTrouble, Balanced, Ranges, Refusal, assign, balance_addresses,
+};
 pub use bgp::{BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LbBgp, LbRoute, LbSession};
 pub use cluster::{
     AgentSettings, BgpSettings, Cluster, LoadBalancer, Mtu, Network, Node, Pool, PoolRange,
