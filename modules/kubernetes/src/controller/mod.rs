@@ -7,6 +7,7 @@
 //! An address goes: ledger, then status together with the finalizer, then it is announced. Back: status cleared, agents
 //! withdraw, then finalizer, then ledger.
 
+mod board;
 mod ledger;
 mod patch;
 mod watched;
@@ -15,9 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use homelab_model::service::Type;
 use homelab_model::{BalanceTrouble, Pool, balance_addresses};
 
 use crate::events::{Kind, Said};
+pub use board::Board;
 pub use ledger::{Entry, LEDGER, Ledger};
 pub use patch::{StatusWrite, Write};
 pub use watched::{Class, FINALIZER, Watched};
@@ -212,7 +215,10 @@ impl<'a> Round<'a> {
             } else if watched.class != Class::None && !self.is_ours(&watched.class) {
                 taken.extend(watched.status.iter().map(|ip| (*ip, name.clone())));
             } else if !watched.declared.service.external_ips.is_empty() {
-                declared.push(watched.declared.clone());
+                // It wants no address of a pool, and nobody is to get one that it has by itself.
+                let mut other = watched.declared.clone();
+                other.service.r#type = Type::ClusterIp;
+                declared.push(other);
             }
         }
         // What others are giving back is for nobody yet, except for who asks for that very address.
@@ -383,7 +389,8 @@ impl<'a> Round<'a> {
                 entry.addresses.remove(&ip);
             }
         }
-        if self.entries.get(name).is_some_and(|entry| entry.addresses.is_empty()) {
+        // While it has our finalizer, the entry says whose that is.
+        if !watched.is_held() && self.entries.get(name).is_some_and(|entry| entry.addresses.is_empty()) {
             self.entries.remove(name);
         }
     }

@@ -341,3 +341,23 @@ fn services_share_an_address_by_key() {
     assert_eq!(statuses, vec![vec![ip("192.168.50.200")]; 2]);
     assert_eq!(scene.step(), NOTHING);
 }
+
+#[test]
+fn a_claim_that_is_given_up_makes_writes_under_way_fail() {
+    let mut scene = Scene::new([service("default/web", "u1", 5)]);
+    scene.step();
+    // Another controller has seen the claim and is about to write the status on version 5. Then the pools change.
+    let under_way = scene.decide();
+    scene.pools = vec![pool("lan", "192.168.50.240", "192.168.50.240")];
+    assert_eq!(scene.step(), ["ledger default.web=u1 5 192.168.50.200 192.168.50.240", "status default/web"]);
+    let [Write::Status(late)] = under_way.writes.as_slice() else { panic!("{under_way:?}") };
+    assert!(late.version < scene.services["default/web"].version);
+    assert_eq!(late.addresses, Some(vec![ip("192.168.50.200")]));
+    for _ in 0..4 {
+        scene.now += SETTLE;
+        scene.step();
+    }
+    let entry = &scene.ledger.entries["default/web"];
+    assert_eq!(entry.addresses, BTreeSet::from([ip("192.168.50.240")]));
+    assert_eq!(scene.services["default/web"].status, [ip("192.168.50.240")]);
+}
