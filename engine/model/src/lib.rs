@@ -21,6 +21,7 @@ mod plan;
 mod report;
 mod secrets;
 pub mod service;
+mod slices;
 mod spec;
 mod transaction;
 
@@ -56,6 +57,7 @@ pub use report::{
     TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
+pub use slices::{EndpointGroup, GroupPort, join_endpoints};
 pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 
