@@ -10,6 +10,7 @@ mod bgp;
 mod cluster;
 mod declared;
 mod keys;
+pub mod kubernetes;
 mod lb;
 mod lb_report;
 mod mac;
@@ -34,6 +35,7 @@ pub use cluster::{
 };
 pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
+pub use kubernetes::{KubernetesAccess, KubernetesSettings, KubernetesSpec, NodesFrom, Token, TokenError};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
     Selector, SpeakerNode, SpeakerSpec, effective_labels,
