@@ -51,8 +51,8 @@ pub use node::{
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact, LinkFact,
-    Observed, Problem, Rival, RouteFact, Scope, conflicts,
+    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact,
+    KubernetesFact, LinkFact, Observed, Problem, Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use report::{

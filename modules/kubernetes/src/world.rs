@@ -171,9 +171,9 @@ impl World {
         }
     }
 
-    /// Whether a complete list of every kind was seen.
+    /// Whether complete lists of all that services are made of were seen.
     pub fn is_complete(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.complete.contains(kind))
+        [Kind::Services, Kind::Slices].iter().all(|kind| self.complete.contains(kind))
     }
 
     /// A Service is there, or is another.
@@ -220,6 +220,19 @@ impl World {
     pub fn take_changed(&mut self) -> BTreeMap<String, Option<Service>> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|name| (name.to_string(), self.joined(&name))).collect()
+    }
+
+    /// All services as the proxy wants them.
+    pub fn all_joined(&self) -> impl Iterator<Item = Service> + '_ {
+        self.services.keys().filter_map(|name| self.joined(name))
+    }
+
+    /// Whether the load-balancer addresses of a service (`namespace/name`) are announced: not another controller's, and
+    /// not of one that is about to go.
+    pub fn announces(&self, full_name: &str) -> bool {
+        let name = full_name.split_once('/').map(|(namespace, name)| Name::new(namespace, name));
+        let service = name.and_then(|name| self.services.get(&name));
+        service.is_some_and(|service| service.ours && !service.deleting)
     }
 
     /// Whether [`World::take_changed`] would give something.
@@ -274,8 +287,8 @@ impl World {
         let before = self.services.get(&name);
         // What only the controller cares for changes nothing here.
         let same = before.is_some_and(|before| {
-            (&before.declared, before.proxied, &before.status, before.ours)
-                == (&service.declared, service.proxied, &service.status, service.ours)
+            (&before.declared, before.proxied, &before.status, before.ours, before.deleting)
+                == (&service.declared, service.proxied, &service.status, service.ours, service.deleting)
         });
         if !same {
             self.changed.insert(name.clone());
