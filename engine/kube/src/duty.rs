@@ -9,13 +9,15 @@ use std::time::Duration;
 use homelab_kubernetes::controller::{Board, Controller, LEDGER, Ledger, Settings, StatusWrite, View, Write};
 use homelab_kubernetes::events::{EventWrite, Recorder, Said};
 use homelab_kubernetes::lease::{Attempt, CONTROLLER, Election, RETRY};
-use homelab_model::Pool;
+use homelab_model::{KubernetesSpec, Pool};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, timeout};
+
+use crate::link::reasons;
 
 /// What has not been answered by then has failed. It is shorter than the time between a holder's last write and the
 /// earliest one of another, so that no request of ours is still under way then.
@@ -56,6 +58,7 @@ pub struct Round {
 /// A controller of one process.
 pub struct Duty {
     namespace: String,
+    class: String,
     election: Election,
     controller: Controller,
     recorder: Recorder,
@@ -78,14 +81,15 @@ enum Done {
 }
 
 impl Duty {
-    /// A candidate: `node` in Events, `identity` in the Lease, with the Lease and the ledger in `namespace`.
-    pub fn new(node: &str, identity: &str, namespace: &str) -> Duty {
+    /// A candidate: `node` in Events, `identity` in the Lease, which is in the namespace of `settings` as the ledger is.
+    pub fn new(node: &str, identity: &str, settings: &KubernetesSpec) -> Duty {
         Duty {
-            namespace: namespace.to_owned(),
-            election: Election::new(identity, namespace),
+            namespace: settings.namespace.clone(),
+            class: settings.load_balancer_class.clone(),
+            election: Election::new(identity, &settings.namespace),
             controller: Controller::default(),
             recorder: Recorder::new(node),
-            board: Board::default(),
+            board: Board::new(settings.clone()),
             ledger: None,
             gone: BTreeSet::new(),
             start: Instant::now(),
@@ -106,7 +110,6 @@ impl Duty {
         &mut self,
         client: &Client,
         pools: &[Pool],
-        class: &str,
         taken: &BTreeMap<IpAddr, String>,
     ) -> Result<Round, DutyError> {
         if self.elected.is_none_or(|at| at.elapsed() >= RETRY) {
@@ -133,7 +136,7 @@ impl Duty {
         }
         let Some(ledger) = &self.ledger else { return Ok(round) };
         let now = self.start.elapsed();
-        let settings = Settings { class, pools, taken };
+        let settings = Settings { class: &self.class, pools, taken };
         let view = View { services: self.board.services(), ledger, gone: &self.gone };
         let decision = self.controller.decide(settings, view, now);
         let asked = decision.writes.iter().filter(|write| !matches!(write, Write::Event(_))).count();
@@ -332,14 +335,6 @@ fn refusal(error: kube::Error) -> DutyError {
         kube::Error::Api(status) if status.code == 401 => DutyError::Unauthorized(status.message),
         kube::Error::Api(status) if (400..500).contains(&status.code) => DutyError::Refused(status.message),
         kube::Error::Api(status) => DutyError::Broken(status.message),
-        error => {
-            let mut text = error.to_string();
-            let mut next = std::error::Error::source(&error);
-            while let Some(cause) = next {
-                text = format!("{text}: {cause}");
-                next = cause.source();
-            }
-            DutyError::Broken(text)
-        }
+        error => DutyError::Broken(reasons(&error)),
     }
 }

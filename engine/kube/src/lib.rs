@@ -1,5 +1,11 @@
 //! Connections to a Kubernetes API server: the laptop's by a kubeconfig, an agent's by its own credential.
 
+mod agent;
 mod duty;
+mod link;
+mod watch;
 
+pub use agent::{Heard, watch};
 pub use duty::{Duty, DutyError, Round, network_is_there};
+pub use link::{Link, LinkError, Patience};
+pub use watch::{Told, WatchError};

@@ -16,6 +16,13 @@ const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// A loaded machine needs a while.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+fn candidate(node: &str) -> Duty {
+    let settings = json!({
+        "servers": [], "serviceAccount": format!("homelab-{node}"), "namespace": NAMESPACE, "loadBalancerClass": "homelab",
+    });
+    Duty::new(node, node, &serde_json::from_value(settings).unwrap())
+}
+
 struct Scene {
     api: Api,
     client: Client,
@@ -70,7 +77,7 @@ impl Scene {
     }
 
     async fn round(&self, duty: &mut Duty) -> homelab_kube::Round {
-        duty.round(&self.client, &self.pools, "homelab", &BTreeMap::new()).await.unwrap()
+        duty.round(&self.client, &self.pools, &BTreeMap::new()).await.unwrap()
     }
 
     /// Goes on until something is so.
@@ -103,7 +110,7 @@ impl Scene {
 #[tokio::test]
 async fn addresses_come_and_go_in_order() {
     let scene = Scene::new();
-    let mut duty = Duty::new("node1", "node1_1", NAMESPACE);
+    let mut duty = candidate("node1");
     for name in ["a", "b", "c", "d"] {
         scene.create(name);
     }
@@ -133,7 +140,7 @@ async fn addresses_come_and_go_in_order() {
 #[tokio::test]
 async fn another_takes_over_with_nothing_but_the_api() {
     let scene = Scene::new();
-    let [mut first, mut second] = ["node1", "node2"].map(|node| Duty::new(node, node, NAMESPACE));
+    let [mut first, mut second] = ["node1", "node2"].map(|node| candidate(node));
     scene.create("a");
     scene.until(&mut first, "a", |scene| scene.address("a").is_some()).await;
     let round = scene.round(&mut second).await;
@@ -157,7 +164,7 @@ async fn another_takes_over_with_nothing_but_the_api() {
 #[tokio::test]
 async fn what_is_seen_late_or_gone_is_decided_anew() {
     let scene = Scene::new();
-    let mut duty = Duty::new("node1", "node1", NAMESPACE);
+    let mut duty = candidate("node1");
     scene.create("a");
     scene.list(&mut duty);
     // The claim, on a version that is soon an old one.
@@ -176,7 +183,7 @@ async fn what_is_seen_late_or_gone_is_decided_anew() {
     assert_eq!(scene.get("a").unwrap()["metadata"]["labels"]["somebody"], "writes");
     // Somebody takes the ledger away: it is made again, from the statuses.
     scene.api.delete(&Resource::CONFIG_MAPS, Some(NAMESPACE), "homelab-addresses").unwrap();
-    let mut next = Duty::new("node1", "node1", NAMESPACE);
+    let mut next = candidate("node1");
     scene.create("b");
     scene.until(&mut next, "b", |scene| scene.address("b").is_some()).await;
     assert_eq!(scene.address("b").as_deref(), Some("192.168.50.201"));
@@ -192,7 +199,7 @@ async fn what_is_seen_late_or_gone_is_decided_anew() {
 #[tokio::test]
 async fn a_server_that_is_away_empties_nothing() {
     let scene = Scene::new();
-    let mut duty = Duty::new("node1", "node1", NAMESPACE);
+    let mut duty = candidate("node1");
     scene.create("a");
     scene.until(&mut duty, "a", |scene| scene.address("a").is_some()).await;
     let mut config = Config::new("http://127.0.0.1:1".parse().unwrap());
@@ -202,7 +209,7 @@ async fn a_server_that_is_away_empties_nothing() {
     // It goes on until it has to see to the Lease, and then says what is wrong.
     let error = loop {
         assert!(start.elapsed() < PATIENCE);
-        match duty.round(&away, &scene.pools, "homelab", &BTreeMap::new()).await {
+        match duty.round(&away, &scene.pools, &BTreeMap::new()).await {
             Ok(_) => sleep(Duration::from_millis(100)).await,
             Err(error) => break error,
         }

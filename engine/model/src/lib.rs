@@ -10,9 +10,11 @@ mod bgp;
 mod cluster;
 mod declared;
 mod keys;
+pub mod kubernetes;
 mod lb;
 mod lb_report;
 mod mac;
+pub mod metallb;
 mod node;
 mod object;
 mod observed;
@@ -21,6 +23,7 @@ mod plan;
 mod report;
 mod secrets;
 pub mod service;
+mod slices;
 mod spec;
 mod transaction;
 
@@ -35,6 +38,7 @@ pub use cluster::{
 };
 pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
+pub use kubernetes::{KubernetesAccess, KubernetesSettings, KubernetesSpec, NodesFrom, Token, TokenError};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
     Selector, SpeakerNode, SpeakerSpec, effective_labels,
@@ -49,8 +53,8 @@ pub use node::{
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact, LinkFact,
-    Observed, Problem, Rival, RouteFact, Scope, conflicts,
+    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact,
+    KubernetesFact, LinkFact, Observed, Problem, Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use report::{
@@ -58,6 +62,7 @@ pub use report::{
     TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
+pub use slices::{EndpointGroup, GroupPort, join_endpoints};
 pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use homelab_model::KubernetesSpec;
 use k8s_openapi::api::core::v1::Service;
 
 use super::watched::{Class, Watched};
 
 /// Services by full name: load balancers, those that hold addresses otherwise, and those that once did.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Board {
+    settings: KubernetesSpec,
     services: BTreeMap<String, Watched>,
     /// What a list that is under way has told so far.
     listed: Option<BTreeSet<String>>,
@@ -16,6 +18,11 @@ pub struct Board {
 }
 
 impl Board {
+    /// Nothing is in sight so far.
+    pub fn new(settings: KubernetesSpec) -> Board {
+        Board { settings, services: BTreeMap::new(), listed: None, complete: false }
+    }
+
     /// A complete list begins: what it does not tell is gone at its end.
     pub fn begin(&mut self) {
         self.listed = Some(BTreeSet::new());
@@ -36,7 +43,7 @@ impl Board {
 
     /// A Service is there, or is another.
     pub fn object(&mut self, service: &Service) {
-        let Some(watched) = Watched::of(service) else { return };
+        let Some(watched) = Watched::of(service, &self.settings) else { return };
         let name = watched.full_name();
         if let Some(listed) = &mut self.listed {
             // Its version may be older than what was known: the server has forgotten something.
@@ -54,7 +61,7 @@ impl Board {
 
     /// An answer to a request of our own: it may come before the watch tells of it, or after.
     pub fn answer(&mut self, service: &Service) {
-        let Some(watched) = Watched::of(service) else { return };
+        let Some(watched) = Watched::of(service, &self.settings) else { return };
         let name = watched.full_name();
         if self.is_older(&name, &watched) {
             return;
@@ -104,7 +111,7 @@ mod tests {
 
     #[test]
     fn what_matters_is_kept_until_it_is_gone() {
-        let mut board = Board::default();
+        let mut board = Board::new(super::super::tests::settings());
         board.begin();
         board.object(&service("a", 1, "LoadBalancer"));
         board.object(&service("b", 2, "ClusterIP"));

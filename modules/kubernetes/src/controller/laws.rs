@@ -276,7 +276,7 @@ proptest! {
 #[test]
 fn services_written_as_the_api_has_them_come_back_the_same() {
     let watched = service("default/web", "u1", 7);
-    assert_eq!(Watched::of(&to_service(&watched)).as_ref(), Some(&watched));
+    assert_eq!(Watched::of(&to_service(&watched), &super::tests::settings()).as_ref(), Some(&watched));
 }
 
 /// Found once in 15,000 histories: a finalizer that stayed where the type changed at the wrong moment.

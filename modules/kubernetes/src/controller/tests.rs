@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use homelab_model::{Pool, PoolRange};
+use homelab_model::{KubernetesSpec, Pool, PoolRange};
 use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
@@ -33,7 +33,14 @@ fn object(name: &str, uid: &str, version: u64) -> Value {
 
 fn read(object: Value) -> Watched {
     let service: Service = serde_json::from_value(object).unwrap();
-    Watched::of(&service).unwrap()
+    Watched::of(&service, &settings()).unwrap()
+}
+
+pub(super) fn settings() -> KubernetesSpec {
+    serde_json::from_value(json!({
+        "servers": [], "serviceAccount": "homelab-node1", "namespace": "homelab-system", "loadBalancerClass": "homelab",
+    }))
+    .unwrap()
 }
 
 /// A load balancer of the default class that has nothing yet.

@@ -2,15 +2,15 @@
 
 use std::net::IpAddr;
 
-use homelab_model::service::{Ingress, IpMode, Policy, Port, Protocol, Service, Type};
-use homelab_model::{Declared, Family, Request};
+use homelab_model::metallb::{self, ADDRESSES, WRITTEN};
+use homelab_model::service::{Ingress, IpMode, Type};
+use homelab_model::{Declared, Family, KubernetesSpec};
 use k8s_openapi::api::core::v1 as core;
+
+use crate::address;
 
 /// Keeps a Service until its addresses are withdrawn (k8s.io/cloud-provider, `service/helpers`).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
-
-/// Prefixes of MetalLB's annotations, the newer first.
-const PREFIXES: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
 
 /// A Service of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,37 +50,37 @@ pub enum Class {
 
 impl Watched {
     /// Reads a Service; None: it has no name, uid or version, and so is none of an API.
-    pub fn of(service: &core::Service) -> Option<Watched> {
-        let meta = &service.metadata;
-        let version = meta.resource_version.as_deref()?.parse().ok()?;
-        let (name, namespace) = (meta.name.clone()?, meta.namespace.clone()?);
-        let spec = service.spec.as_ref();
-        let kind = spec.and_then(|s| s.type_.as_deref());
-        let class = match (kind, spec.and_then(|s| s.load_balancer_class.clone())) {
-            (Some("LoadBalancer"), None) => Class::Default,
-            (Some("LoadBalancer"), Some(name)) => Class::Named(name),
+    pub fn of(object: &core::Service, settings: &KubernetesSpec) -> Option<Watched> {
+        let crate::KubeService { mut declared, uid, resource_version, finalizers, deleting, .. } =
+            crate::service(object, settings)?;
+        let spec = object.spec.as_ref();
+        let class = match (declared.service.r#type, spec.and_then(|s| s.load_balancer_class.clone())) {
+            (Type::LoadBalancer, None) => Class::Default,
+            (Type::LoadBalancer, Some(name)) => Class::Named(name),
             _ => Class::None,
         };
-        let ingress = service
-            .status
-            .as_ref()
-            .and_then(|s| s.load_balancer.as_ref()?.ingress.as_deref())
-            .unwrap_or_default();
-        let vip = |one: &core::LoadBalancerIngress| {
+        let balancer = object.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+        let ingress = balancer.and_then(|b| b.ingress.as_deref()).unwrap_or_default();
+        let arrives = |one: &core::LoadBalancerIngress| {
             let proxy = one.ip_mode.as_deref() == Some("Proxy");
-            one.ip.as_deref().filter(|_| !proxy && one.hostname.is_none())?.parse().ok()
+            one.ip.as_deref().filter(|_| !proxy && one.hostname.is_none()).and_then(address)
         };
-        let status: Vec<IpAddr> = ingress.iter().filter_map(vip).collect();
-        let (declared, fault) = declared(service, name, namespace, &class);
+        let status: Vec<IpAddr> = ingress.iter().filter_map(arrives).collect();
+        let (fixed, fault) = match class {
+            Class::None => (Vec::new(), None),
+            _ => fixed(object, spec.and_then(|s| s.load_balancer_ip.as_deref())),
+        };
+        declared.service.load_balancer = fixed.into_iter().map(vip).collect();
+        declared.request.given.clear();
         Some(Watched {
-            uid: meta.uid.clone()?,
-            version,
-            deleting: meta.deletion_timestamp.is_some(),
-            finalizers: meta.finalizers.clone().unwrap_or_default(),
+            uid: Some(uid).filter(|uid| !uid.is_empty())?,
+            version: resource_version.parse().ok()?,
+            deleting,
+            finalizers,
             class,
             foreign_status: status.len() != ingress.len(),
             status,
-            noted_pool: annotation(service, "ip-allocated-from-pool"),
+            noted_pool: annotation(object, WRITTEN),
             declared,
             fault,
         })
@@ -97,68 +97,17 @@ impl Watched {
     }
 }
 
-/// An annotation of MetalLB by its name without prefix, unless it is empty. The newer prefix counts.
+/// An annotation of MetalLB, unless it is empty.
 fn annotation(service: &core::Service, name: &str) -> Option<String> {
     let notes = service.metadata.annotations.as_ref()?;
-    let text = PREFIXES.iter().find_map(|prefix| notes.get(&format!("{prefix}{name}")))?;
-    (!text.trim().is_empty()).then(|| text.trim().to_owned())
-}
-
-/// What decides about addresses, and why some of it cannot be understood.
-fn declared(
-    service: &core::Service,
-    name: String,
-    namespace: String,
-    class: &Class,
-) -> (Declared, Option<String>) {
-    let empty = core::ServiceSpec::default();
-    let spec = service.spec.as_ref().unwrap_or(&empty);
-    let addresses = |list: &Option<Vec<String>>| -> Vec<IpAddr> {
-        list.iter().flatten().filter_map(|text| text.parse().ok()).collect()
-    };
-    let family = |text: &String| match text.as_str() {
-        "IPv4" => Some(Family::IPv4),
-        "IPv6" => Some(Family::IPv6),
-        _ => None,
-    };
-    let families: Vec<Family> = spec.ip_families.iter().flatten().filter_map(family).collect();
-    let require_dual_stack =
-        families.len() == 2 && spec.ip_family_policy.as_deref() == Some("RequireDualStack");
-    let is_balancer = *class != Class::None;
-    let (fixed, fault) = if is_balancer { fixed(service, spec) } else { (Vec::new(), None) };
-    let local = spec.external_traffic_policy.as_deref() == Some("Local");
-    let request = Request {
-        pool: annotation(service, "address-pool").filter(|_| is_balancer),
-        sharing_key: annotation(service, "allow-shared-ip").filter(|_| is_balancer),
-        selector: spec.selector.clone().unwrap_or_default(),
-        require_dual_stack,
-        given: Vec::new(),
-    };
-    let service = Service {
-        namespace,
-        name,
-        labels: service.metadata.labels.clone().unwrap_or_default(),
-        r#type: if is_balancer { Type::LoadBalancer } else { Type::ClusterIp },
-        cluster_ips: addresses(&spec.cluster_ips),
-        external_ips: addresses(&spec.external_ips),
-        load_balancer: fixed.into_iter().map(vip).collect(),
-        load_balancer_source_ranges: Vec::new(),
-        external_traffic_policy: if local { Policy::Local } else { Policy::Cluster },
-        internal_traffic_policy: Policy::Cluster,
-        session_affinity: Default::default(),
-        session_affinity_timeout_seconds: 10800,
-        traffic_distribution: None,
-        health_check_node_port: None,
-        ports: spec.ports.iter().flatten().filter_map(port).collect(),
-        endpoints: Vec::new(),
-    };
-    (Declared { service, families, node_ports: false, containers: Vec::new(), request }, fault)
+    let text = metallb::annotation(name, |key| notes.get(key))?.trim();
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// The addresses that a Service fixes: `spec.loadBalancerIP`, else MetalLB's annotation (its getDesiredLbIPs).
-fn fixed(service: &core::Service, spec: &core::ServiceSpec) -> (Vec<IpAddr>, Option<String>) {
-    let single = spec.load_balancer_ip.as_deref().map(str::trim).filter(|text| !text.is_empty());
-    let listed = annotation(service, "loadBalancerIPs");
+fn fixed(service: &core::Service, single: Option<&str>) -> (Vec<IpAddr>, Option<String>) {
+    let single = single.map(str::trim).filter(|text| !text.is_empty());
+    let listed = annotation(service, ADDRESSES);
     if single.is_some() && listed.is_some() && single != listed.as_deref() {
         let why = "`loadBalancerIP` and the annotation `loadBalancerIPs` ask for different addresses; keep one of them";
         return (Vec::new(), Some(why.to_owned()));
@@ -166,7 +115,7 @@ fn fixed(service: &core::Service, spec: &core::ServiceSpec) -> (Vec<IpAddr>, Opt
     let Some(text) = single.map(str::to_owned).or(listed) else { return (Vec::new(), None) };
     let mut addresses: Vec<IpAddr> = Vec::new();
     for part in text.split(',').map(str::trim) {
-        let Ok(ip) = part.parse::<IpAddr>() else {
+        let Some(ip) = address(part) else {
             return (Vec::new(), Some(format!("it asks for `{part}`, which is no address")));
         };
         if addresses.iter().any(|other| Family::of(*other) == Family::of(ip)) {
@@ -175,17 +124,6 @@ fn fixed(service: &core::Service, spec: &core::ServiceSpec) -> (Vec<IpAddr>, Opt
         addresses.push(ip);
     }
     (addresses, None)
-}
-
-fn port(port: &core::ServicePort) -> Option<Port> {
-    let protocol = match port.protocol.as_deref() {
-        None | Some("TCP") => Protocol::Tcp,
-        Some("UDP") => Protocol::Udp,
-        Some("SCTP") => Protocol::Sctp,
-        Some(_) => return None,
-    };
-    let name = port.name.clone().unwrap_or_default();
-    Some(Port { name, protocol, port: u16::try_from(port.port).ok()?, node_port: None })
 }
 
 /// An address that packets arrive with.
