@@ -1,9 +1,11 @@
 //! The controller at work: holds the Lease, reads the ledger, and carries out what `homelab_kubernetes::controller`
 //! decides.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use homelab_kubernetes::controller::{Board, Controller, LEDGER, Ledger, Settings, StatusWrite, View, Write};
@@ -62,8 +64,7 @@ pub struct Duty {
     election: Election,
     controller: Controller,
     recorder: Recorder,
-    /// The Services.
-    pub board: Board,
+    board: Rc<RefCell<Board>>,
     /// As last read or written; None: it is to be read.
     ledger: Option<Ledger>,
     gone: BTreeSet<String>,
@@ -81,15 +82,16 @@ enum Done {
 }
 
 impl Duty {
-    /// A candidate: `node` in Events, `identity` in the Lease, which is in the namespace of `settings` as the ledger is.
-    pub fn new(node: &str, identity: &str, settings: &KubernetesSpec) -> Duty {
+    /// A candidate: `node` in Events and in the Lease, which is in the namespace of `settings` as the ledger is. Who watches
+    /// tells the board.
+    pub fn new(node: &str, settings: &KubernetesSpec, board: Rc<RefCell<Board>>) -> Duty {
         Duty {
             namespace: settings.namespace.clone(),
             class: settings.load_balancer_class.clone(),
-            election: Election::new(identity, &settings.namespace),
+            election: Election::new(node, &settings.namespace),
             controller: Controller::default(),
             recorder: Recorder::new(node),
-            board: Board::new(settings.clone()),
+            board,
             ledger: None,
             gone: BTreeSet::new(),
             start: Instant::now(),
@@ -127,7 +129,7 @@ impl Duty {
             self.controller = Controller::default();
             return Ok(round);
         }
-        if !self.board.is_complete() {
+        if !self.board.borrow().is_complete() {
             return Ok(round);
         }
         if self.ledger.is_none() {
@@ -137,8 +139,11 @@ impl Duty {
         let Some(ledger) = &self.ledger else { return Ok(round) };
         let now = self.start.elapsed();
         let settings = Settings { class: &self.class, pools, taken };
-        let view = View { services: self.board.services(), ledger, gone: &self.gone };
-        let decision = self.controller.decide(settings, view, now);
+        let decision = {
+            let board = self.board.borrow();
+            let view = View { services: board.services(), ledger, gone: &self.gone };
+            self.controller.decide(settings, view, now)
+        };
         let asked = decision.writes.iter().filter(|write| !matches!(write, Write::Event(_))).count();
         for write in &decision.writes {
             if !self.is_active() {
@@ -253,10 +258,12 @@ impl Duty {
                 let Some((namespace, name)) = service.split_once('/') else { return Ok(Done::Stale) };
                 let services: Api<Service> = Api::namespaced(client.clone(), namespace);
                 match ask(services.get_opt(name)).await?.map_err(refusal)? {
-                    Some(found) if found.metadata.uid.as_ref() == Some(uid) => self.board.answer(&found),
+                    Some(found) if found.metadata.uid.as_ref() == Some(uid) => {
+                        self.board.borrow_mut().answer(&found)
+                    }
                     found => {
                         self.gone.insert(uid.clone());
-                        found.iter().for_each(|found| self.board.answer(found));
+                        found.iter().for_each(|found| self.board.borrow_mut().answer(found));
                     }
                 }
             }
@@ -273,16 +280,16 @@ impl Duty {
             Ok(service) => {
                 // The answer to the last finalizer's going is what is gone.
                 if service.metadata.deletion_timestamp.is_some() && service.metadata.finalizers.is_none() {
-                    self.board.gone(namespace, name);
+                    self.board.borrow_mut().gone(namespace, name);
                 } else {
-                    self.board.answer(&service);
+                    self.board.borrow_mut().answer(&service);
                 }
             }
             Err(error) if is_stale(&error) => {
                 // The watch may be far behind: this is what is there now.
                 match ask(services.get_opt(name)).await?.map_err(refusal)? {
-                    Some(service) => self.board.answer(&service),
-                    None => self.board.gone(namespace, name),
+                    Some(service) => self.board.borrow_mut().answer(&service),
+                    None => self.board.borrow_mut().gone(namespace, name),
                 }
                 return Ok(Done::Stale);
             }
@@ -316,7 +323,9 @@ fn ledger(map: &ConfigMap) -> Ledger {
 }
 
 /// Waits for an answer: a good one, or one of the API.
-async fn ask<T>(request: impl Future<Output = kube::Result<T>>) -> Result<kube::Result<T>, DutyError> {
+pub(crate) async fn ask<T>(
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<kube::Result<T>, DutyError> {
     match timeout(ANSWER, request).await {
         Ok(Err(error)) if !matches!(error, kube::Error::Api(_)) => Err(refusal(error)),
         Ok(answer) => Ok(answer),
@@ -330,7 +339,7 @@ fn is_stale(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
 }
 
-fn refusal(error: kube::Error) -> DutyError {
+pub(crate) fn refusal(error: kube::Error) -> DutyError {
     match error {
         kube::Error::Api(status) if status.code == 401 => DutyError::Unauthorized(status.message),
         kube::Error::Api(status) if (400..500).contains(&status.code) => DutyError::Refused(status.message),

@@ -3,9 +3,11 @@
 mod agent;
 mod duty;
 mod link;
+mod metallb;
 mod watch;
 
 pub use agent::{Heard, watch};
 pub use duty::{Duty, DutyError, Round, network_is_there};
 pub use link::{Link, LinkError, Patience};
+pub use metallb::{MetalLb, metallb};
 pub use watch::{Told, WatchError};

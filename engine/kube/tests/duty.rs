@@ -1,11 +1,14 @@
 //! The controller against an API server: addresses come and go in order, controllers follow one another, and nothing that
 //! fails in between gives an address twice.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::Duration;
 
 use homelab_kube::{Duty, network_is_there};
-use homelab_model::{Pool, PoolRange};
+use homelab_kubernetes::controller::Board;
+use homelab_model::{KubernetesSpec, Pool, PoolRange};
 use homelab_test_api::{Api, Resource};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -16,11 +19,16 @@ const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// A loaded machine needs a while.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn candidate(node: &str) -> Duty {
+/// A controller, and what it has in sight.
+type One = (Duty, Rc<RefCell<Board>>);
+
+fn candidate(node: &str) -> One {
     let settings = json!({
         "servers": [], "serviceAccount": format!("homelab-{node}"), "namespace": NAMESPACE, "loadBalancerClass": "homelab",
     });
-    Duty::new(node, node, &serde_json::from_value(settings).unwrap())
+    let settings = serde_json::from_value(settings).unwrap();
+    let board = Rc::new(RefCell::new(Board::new(KubernetesSpec::clone(&settings))));
+    (Duty::new(node, &settings, Rc::clone(&board)), board)
 }
 
 struct Scene {
@@ -68,25 +76,26 @@ impl Scene {
     }
 
     /// What a controller that has just listed sees.
-    fn list(&self, duty: &mut Duty) {
-        duty.board.begin();
+    fn list(&self, one: &One) {
+        let mut board = one.1.borrow_mut();
+        board.begin();
         for service in self.api.list(&Resource::SERVICES) {
-            duty.board.object(&serde_json::from_value(service).unwrap());
+            board.object(&serde_json::from_value(service).unwrap());
         }
-        duty.board.complete();
+        board.complete();
     }
 
-    async fn round(&self, duty: &mut Duty) -> homelab_kube::Round {
-        duty.round(&self.client, &self.pools, &BTreeMap::new()).await.unwrap()
+    async fn round(&self, one: &mut One) -> homelab_kube::Round {
+        one.0.round(&self.client, &self.pools, &BTreeMap::new()).await.unwrap()
     }
 
     /// Goes on until something is so.
-    async fn until(&self, duty: &mut Duty, what: &str, holds: impl Fn(&Scene) -> bool) {
+    async fn until(&self, one: &mut One, what: &str, holds: impl Fn(&Scene) -> bool) {
         let start = Instant::now();
         while !holds(self) {
             assert!(start.elapsed() < PATIENCE, "{what}: {:#?}", self.api.list(&Resource::SERVICES));
-            self.list(duty);
-            let round = self.round(duty).await;
+            self.list(one);
+            let round = self.round(one).await;
             assert_eq!(round.refused, [""; 0]);
             self.check();
             sleep(round.wait.min(Duration::from_millis(100))).await;
@@ -145,8 +154,8 @@ async fn another_takes_over_with_nothing_but_the_api() {
     scene.until(&mut first, "a", |scene| scene.address("a").is_some()).await;
     let round = scene.round(&mut second).await;
     assert_eq!((round.active, round.holder.as_deref(), round.written), (false, Some("node1"), 0));
-    first.leave(&scene.client).await;
-    assert!(!first.is_active());
+    first.0.leave(&scene.client).await;
+    assert!(!first.0.is_active());
     scene.create("b");
     scene.until(&mut second, "b", |scene| scene.address("b").is_some()).await;
     let lease = scene.api.get(&Resource::LEASES, Some(NAMESPACE), "homelab-controller").unwrap();
@@ -156,7 +165,7 @@ async fn another_takes_over_with_nothing_but_the_api() {
     );
     assert_eq!(scene.address("a").as_deref(), Some("192.168.50.200"));
     let a = scene.get("a").unwrap();
-    scene.list(&mut second);
+    scene.list(&second);
     assert_eq!(scene.round(&mut second).await.written, 0);
     assert_eq!(scene.get("a").unwrap(), a);
 }
@@ -166,7 +175,7 @@ async fn what_is_seen_late_or_gone_is_decided_anew() {
     let scene = Scene::new();
     let mut duty = candidate("node1");
     scene.create("a");
-    scene.list(&mut duty);
+    scene.list(&duty);
     // The claim, on a version that is soon an old one.
     let start = Instant::now();
     while scene.round(&mut duty).await.written == 0 {
@@ -209,7 +218,7 @@ async fn a_server_that_is_away_empties_nothing() {
     // It goes on until it has to see to the Lease, and then says what is wrong.
     let error = loop {
         assert!(start.elapsed() < PATIENCE);
-        match duty.round(&away, &scene.pools, &BTreeMap::new()).await {
+        match duty.0.round(&away, &scene.pools, &BTreeMap::new()).await {
             Ok(_) => sleep(Duration::from_millis(100)).await,
             Err(error) => break error,
         }

@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant as Start};
 
+use homelab_kubernetes::metallb::Note;
 use homelab_linux::{Connections, Error, Kinds, Node, Root};
 use homelab_model::{
     AgentFact, Backend, Change, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex,
@@ -101,6 +102,8 @@ struct Agent {
     metrics: Arc<Metrics>,
     http: Http,
     speaker: speaker::Handle,
+    /// What was last said of MetalLB's resources.
+    noted: Vec<Note>,
 }
 
 /// What tells a file from what replaces it: device, inode, size and time of change in ns.
@@ -138,6 +141,7 @@ async fn run() -> Result<(), String> {
         trouble: None,
         http: Http::new(Arc::clone(&metrics), Limits::new(HEALTHY_FOR)),
         speaker: speaker::Handle::start(Arc::clone(&metrics))?,
+        noted: Vec::new(),
         metrics,
     };
     if let Ok(mut watched) = watched.lock() {
@@ -293,7 +297,14 @@ impl Agent {
             );
         }
         self.http.want(spec.proxy.agent, checks);
-        self.speaker.configure(spec, self.services.announced(), self.services.nodes());
+        let metallb = self.services.metallb();
+        if metallb.notes != self.noted {
+            for note in &metallb.notes {
+                warn!(resource = note.resource, "{}", note.text);
+            }
+            self.noted.clone_from(&metallb.notes);
+        }
+        self.speaker.configure(spec, self.services.announced(), self.services.nodes(), &metallb);
         self.metrics.services.set(number(self.services.count()));
         self.metrics.endpoints.set(number(self.services.endpoints()));
     }

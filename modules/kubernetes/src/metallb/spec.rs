@@ -53,6 +53,12 @@ impl Resources {
         ("v1beta1", "communities"),
     ];
 
+    /// Whether the labels of namespaces matter.
+    pub fn wants_namespaces(&self) -> bool {
+        let by_label = |to: &ServiceAllocationSpec| !to.namespace_selectors.is_empty();
+        self.pools.iter().any(|pool| pool.spec.service_allocation.as_ref().is_some_and(by_label))
+    }
+
     /// Adds an object of a list, by the plural of its kind. One that is not as its kind says is left out, and told.
     pub fn add(&mut self, plural: &str, object: Value) -> Option<Note> {
         fn into<S: DeserializeOwned + Default>(

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use homelab_kubernetes::KubeNode;
+use homelab_kubernetes::metallb::Meaning;
 use homelab_model::service::{Service, Type};
 use homelab_model::{KubernetesFact, NodeSpec};
 use homelab_proxy::{Compiled, Conflict, Elements, HealthCheck, NodeView, Source, Sourced, health_checks};
 
-use super::kubernetes::{Handle, Live};
+use super::kubernetes::{File, Handle, Live};
 use super::metrics::Metrics;
 
 /// All services of this node.
@@ -54,6 +55,10 @@ impl Services {
             self.known = false;
         }
         let services = std::mem::take(&mut spec.services);
+        let balanced = services
+            .iter()
+            .flat_map(|service| service.load_balancer.iter().map(|one| (one.ip, service.full_name())));
+        self.kubernetes.file(File { taken: balanced.collect(), speaker: spec.speaker.clone() });
         self.file = services.into_iter().map(|service| (service.full_name(), Arc::new(service))).collect();
         self.compile(self.view(spec));
         Ok(self.count())
@@ -69,6 +74,7 @@ impl Services {
         let news = self.kubernetes.news();
         let mut change = Change { all: news.known && !self.known, ..Change::default() };
         self.known = news.known;
+        change.outside = news.metallb;
         let mut names: BTreeSet<String> = BTreeSet::new();
         if news.whole {
             let gone = self.live.keys().filter(|name| !news.services.contains_key(*name));
@@ -142,6 +148,11 @@ impl Services {
                 && (self.file.contains_key(&name) || self.live.get(&name).is_some_and(|live| live.announced))
         };
         self.all().filter(ours).cloned().collect()
+    }
+
+    /// What MetalLB's resources add to what the speakers are told.
+    pub(super) fn metallb(&self) -> Meaning {
+        self.kubernetes.metallb()
     }
 
     /// Nodes of the Kubernetes API by name.

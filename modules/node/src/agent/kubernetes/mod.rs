@@ -3,17 +3,21 @@
 //! What is known stays until the API says otherwise: no server, a slow one, or an error empties nothing. It is kept on
 //! disk, so that an agent that starts without an API goes on where an earlier one stopped.
 
+mod control;
 mod snapshot;
 mod task;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use homelab_kube::MetalLb;
 use homelab_kubernetes::KubeNode;
+use homelab_kubernetes::metallb::{Meaning, meaning};
 use homelab_model::service::Service;
 use homelab_model::{KubernetesFact, KubernetesSpec, ours};
 use tokio::sync::{Notify, oneshot};
 
+pub(super) use control::File;
 pub(crate) use snapshot::known;
 
 use super::metrics::Metrics;
@@ -35,6 +39,8 @@ pub(super) struct News {
     pub(super) nodes: Option<BTreeMap<String, KubeNode>>,
     /// Whether `services` are all there are.
     pub(super) whole: bool,
+    /// Whether MetalLB's resources are others.
+    pub(super) metallb: bool,
     /// Whether the cluster is known: before that the kernel may hold services that nobody has spoken of yet.
     pub(super) known: bool,
 }
@@ -44,6 +50,10 @@ pub(super) struct News {
 struct Shared {
     news: Mutex<News>,
     fact: Mutex<KubernetesFact>,
+    /// What the file says of addresses.
+    file: Mutex<File>,
+    /// MetalLB's resources, as last read.
+    metallb: Mutex<MetalLb>,
     bell: Notify,
 }
 
@@ -54,6 +64,30 @@ impl Shared {
 
     fn fact(&self) -> MutexGuard<'_, KubernetesFact> {
         self.fact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self) -> MutexGuard<'_, File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// MetalLB's resources were read.
+    fn metallb_is(&self, read: MetalLb) {
+        let mut known = self.metallb.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != read {
+            *known = read;
+            drop(known);
+            self.news().metallb = true;
+            self.bell.notify_one();
+        }
+    }
+
+    /// What MetalLB's resources add to the file.
+    fn metallb(&self) -> Meaning {
+        let known = self.metallb.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file().speaker.clone().unwrap_or_default();
+        let mut meaning = meaning(&known.resources, &file, &known.namespaces);
+        meaning.notes.extend(known.notes.iter().cloned());
+        meaning
     }
 }
 
@@ -100,6 +134,18 @@ impl Handle {
             .map_err(|error| format!("kubernetes: {error}"))?;
         self.running = Some(Running { told: told.clone(), shared, _stop: stop });
         Ok(())
+    }
+
+    /// What the file says of addresses.
+    pub(super) fn file(&self, file: File) {
+        if let Some(running) = &self.running {
+            *running.shared.file() = file;
+        }
+    }
+
+    /// What MetalLB's resources add to the file.
+    pub(super) fn metallb(&self) -> Meaning {
+        self.running.as_ref().map(|running| running.shared.metallb()).unwrap_or_default()
     }
 
     /// Whether the agent is to watch an API.

@@ -4,13 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use homelab_kube::{Heard, Link, Patience, Told};
+use homelab_kube::{Duty, Heard, Link, Patience, Told};
 use homelab_kubernetes::{Kind, World};
 use homelab_model::{KubernetesSpec, ours};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+use super::control::Control;
 use super::{Live, Shared, snapshot};
 use crate::agent::metrics::{Metrics, number};
 
@@ -23,9 +24,13 @@ pub(super) fn run(spec: KubernetesSpec, shared: &Shared, metrics: &Metrics, stop
         Ok(runtime) => {
             let task = Task::new(spec, shared, metrics);
             runtime.block_on(async {
+                let mut duty = task.control.duty();
                 tokio::select! {
-                    () = task.serve() => {}
+                    () = task.serve(&mut duty) => {}
                     _ = stop => {}
+                }
+                if let Ok((_, client)) = task.link.client() {
+                    duty.leave(&client).await;
                 }
             });
         }
@@ -46,6 +51,7 @@ struct Task<'a> {
     unsaved: Cell<bool>,
     /// Watches that are up; the others with what is wrong.
     watches: RefCell<BTreeMap<Kind, Result<(), String>>>,
+    control: Control,
 }
 
 impl<'a> Task<'a> {
@@ -60,6 +66,7 @@ impl<'a> Task<'a> {
         Task {
             shared,
             metrics,
+            control: Control::new(spec.clone()),
             link: Link::new(spec, ours::KUBERNETES_TOKEN.into(), Patience::default()),
             world: RefCell::new(world),
             heard: Notify::new(),
@@ -69,9 +76,10 @@ impl<'a> Task<'a> {
         }
     }
 
-    async fn serve(&self) {
+    async fn serve(&self, duty: &mut Duty) {
         self.pass_on();
-        tokio::join!(self.watch(), self.pass(), self.keep());
+        let control = self.control.serve(duty, &self.link, self.shared);
+        tokio::join!(self.watch(), self.pass(), self.keep(), control);
     }
 
     async fn watch(&self) {
@@ -102,6 +110,7 @@ impl<'a> Task<'a> {
             return;
         }
         heard.tell(&mut self.world.borrow_mut());
+        self.control.hear(heard);
         self.metrics.heard_of_kubernetes(kind.as_str());
         if complete && self.watches.borrow_mut().insert(kind, Ok(())) != Some(Ok(())) {
             info!(server = self.link.server(), "{} of Kubernetes are watched", kind.as_str());

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use homelab_kubernetes::KubeNode;
+use homelab_kubernetes::metallb::Meaning;
 use homelab_model::service::Service;
 use homelab_model::{LABEL_EXCLUDE, NodeSpec, SpeakerSpec, effective_labels, ours};
 
@@ -89,13 +90,15 @@ impl Handle {
         spec: &NodeSpec,
         services: Vec<Service>,
         nodes: &BTreeMap<String, KubeNode>,
+        metallb: &Meaning,
     ) {
-        let told = spec.speaker.as_ref().map(|speaker| {
+        let told = spec.speaker.clone().map(|mut speaker| {
+            metallb.add_to(&mut speaker);
             Box::new(Told {
                 cluster: spec.cluster.clone(),
                 node: spec.node.clone(),
                 address: spec.address,
-                spec: labelled(speaker.clone(), nodes),
+                spec: labelled(speaker, nodes),
                 services,
             })
         });
