@@ -306,13 +306,13 @@ impl Duty {
 ///
 /// # Errors
 /// The server could not be asked, or refuses.
-pub async fn network_is_there(client: &Client, node: &str) -> Result<bool, DutyError> {
-    let nodes: Api<Node> = Api::all(client.clone());
-    let Some(has) = ask(nodes.get_opt(node)).await?.map_err(refusal)? else { return Ok(false) };
-    let Some(patch) = homelab_kubernetes::conditions::network_is_there(&has, Timestamp::now()) else {
+pub async fn network_is_there(client: &Client, node: &Node) -> Result<bool, DutyError> {
+    let Some(patch) = homelab_kubernetes::conditions::network_is_there(node, Timestamp::now()) else {
         return Ok(false);
     };
-    ask(nodes.patch_status(node, &PatchParams::default(), &Patch::Strategic(patch)))
+    let nodes: Api<Node> = Api::all(client.clone());
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    ask(nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)))
         .await?
         .map_err(refusal)?;
     Ok(true)

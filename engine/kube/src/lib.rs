@@ -6,6 +6,8 @@ mod link;
 mod metallb;
 mod watch;
 
+pub use k8s_openapi::api::core::v1::Node;
+
 pub use agent::{Heard, watch};
 pub use duty::{Duty, DutyError, Round, network_is_there};
 pub use link::{Link, LinkError, Patience};

@@ -230,7 +230,6 @@ async fn a_server_that_is_away_empties_nothing() {
 #[tokio::test]
 async fn the_network_of_a_node_is_said_to_be_there_once() {
     let scene = Scene::new();
-    assert_eq!(network_is_there(&scene.client, "node1").await, Ok(false));
     let node = json!({
         "metadata": { "name": "node1" },
         "status": { "conditions": [
@@ -238,9 +237,11 @@ async fn the_network_of_a_node_is_said_to_be_there_once() {
         ] },
     });
     scene.api.create(&Resource::NODES, node).unwrap();
-    assert_eq!(network_is_there(&scene.client, "node1").await, Ok(true));
-    assert_eq!(network_is_there(&scene.client, "node1").await, Ok(false));
-    let node = scene.api.get(&Resource::NODES, None, "node1").unwrap();
+    let seen = || scene.api.get(&Resource::NODES, None, "node1").unwrap();
+    let read = |node: Value| serde_json::from_value(node).unwrap();
+    assert_eq!(network_is_there(&scene.client, &read(seen())).await, Ok(true));
+    assert_eq!(network_is_there(&scene.client, &read(seen())).await, Ok(false));
+    let node = seen();
     let conditions = node["status"]["conditions"].as_array().unwrap();
     assert_eq!(conditions.len(), 2);
     assert_eq!(

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use homelab_kube::{Duty, DutyError, Heard, Link, Round, Told, metallb, network_is_there};
+use homelab_kube::{Duty, DutyError, Heard, Link, Node, Round, Told, metallb, network_is_there};
 use homelab_kubernetes::controller::Board;
 use homelab_model::{KubernetesSpec, SpeakerSpec};
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ use super::Shared;
 
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How often the condition of the own Node is looked at, and MetalLB's resources.
+/// How often MetalLB's resources are read.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// What the file says of addresses.
@@ -35,6 +35,8 @@ pub(super) struct Control {
     /// The Node's name.
     node: String,
     board: Rc<RefCell<Board>>,
+    /// The own Node, if it is to say that its network is there.
+    unavailable: RefCell<Option<Node>>,
     told: Notify,
 }
 
@@ -43,7 +45,7 @@ impl Control {
         let account = &spec.service_account;
         let node = account.strip_prefix("homelab-").unwrap_or(account).to_owned();
         let board = Rc::new(RefCell::new(Board::new(spec.clone())));
-        Control { spec, node, board, told: Notify::new() }
+        Control { spec, node, board, unavailable: RefCell::default(), told: Notify::new() }
     }
 
     /// A candidate.
@@ -52,6 +54,11 @@ impl Control {
     }
 
     pub(super) fn hear(&self, heard: &Heard) {
+        if let Heard::Node(Told::Object(node)) = heard
+            && node.metadata.name.as_ref() == Some(&self.node)
+        {
+            *self.unavailable.borrow_mut() = Some(Node::clone(node));
+        }
         let Heard::Service(told) = heard else { return };
         let mut board = self.board.borrow_mut();
         match told {
@@ -126,13 +133,28 @@ impl Control {
             }
             error.to_string()
         };
-        if looked.is_none_or(|at| at.elapsed() >= LOOK) {
-            if network_is_there(&client, &self.node).await.map_err(failed)? {
-                info!(node = self.node, "its Node no longer says that the network is unavailable");
+        let node = self.unavailable.take();
+        if let Some(node) = node {
+            match network_is_there(&client, &node).await {
+                Ok(true) => {
+                    info!(node = self.node, "its Node no longer says that the network is unavailable")
+                }
+                Ok(false) => {}
+                // Addresses do not depend on it.
+                Err(DutyError::Refused(why)) => warn!("the condition of the Node is not written: {why}"),
+                Err(error) => {
+                    self.unavailable.borrow_mut().get_or_insert(node);
+                    return Err(failed(error));
+                }
             }
-            let metallb = metallb(&client).await.map_err(failed)?;
-            shared.metallb_is(metallb);
+        }
+        if looked.is_none_or(|at| at.elapsed() >= LOOK) {
             *looked = Some(Instant::now());
+            match metallb(&client).await {
+                Ok(read) => shared.metallb_is(read),
+                Err(DutyError::Refused(why)) => warn!("MetalLB's resources are not read: {why}"),
+                Err(error) => return Err(failed(error)),
+            }
         }
         let File { taken, speaker } = shared.file().clone();
         let Some(mut speaker) = speaker else {
