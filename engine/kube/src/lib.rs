@@ -2,8 +2,10 @@
 
 mod agent;
 mod link;
+mod token;
 mod watch;
 
 pub use agent::{Heard, watch};
 pub use link::{Link, LinkError, Patience};
+pub use token::{RenewError, renewed};
 pub use watch::{Told, WatchError};

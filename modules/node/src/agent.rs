@@ -12,6 +12,7 @@ mod live;
 mod metrics;
 mod speaker;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -82,6 +83,8 @@ struct Agent {
     foundation: Vec<NodeObject>,
     /// Services of the file and of Kubernetes, and what the proxy's sets are to hold.
     services: live::Services,
+    /// What several of them want, as far as it has been said: who goes without, and why.
+    conflicts: BTreeSet<(String, String)>,
     /// Whether services were in place once, so that a difference is somebody else's work.
     settled: bool,
     report: AgentFact,
@@ -120,6 +123,7 @@ async fn run() -> Result<(), String> {
         file: None,
         foundation: Vec::new(),
         services: live::Services::new(Arc::clone(&metrics)),
+        conflicts: BTreeSet::new(),
         settled: false,
         report: AgentFact {
             pid: std::process::id(),
@@ -286,12 +290,14 @@ impl Agent {
     fn tell(&mut self) {
         let Some(spec) = &self.spec else { return };
         let (checks, conflicts) = self.services.checks();
-        for conflict in self.services.conflicts().into_iter().chain(conflicts) {
-            warn!(
-                service = conflict.other,
-                "{} belongs to the service {}", conflict.frontend, conflict.holder
-            );
+        let conflicts = self.services.conflicts().into_iter().chain(conflicts);
+        let conflicts: BTreeSet<(String, String)> = conflicts
+            .map(|c| (c.other, format!("{} belongs to the service {}", c.frontend, c.holder)))
+            .collect();
+        for (service, why) in conflicts.difference(&self.conflicts) {
+            warn!(service, "{why}");
         }
+        self.conflicts = conflicts;
         self.http.want(spec.proxy.agent, checks);
         self.speaker.configure(spec, self.services.announced(), self.services.nodes());
         self.metrics.services.set(number(self.services.count()));
