@@ -1,116 +1,25 @@
 //! What a world comes to behind an API server that fails in every way.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
+mod agent;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use homelab_kube::{Heard, Link, Patience, Told, watch};
-use homelab_kubernetes::World;
-use homelab_model::{KubernetesSpec, NodesFrom};
+use agent::{Client, eventually, spec};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use homelab_kube::{Link, Patience, renewed};
+use homelab_model::Token;
 use homelab_test_api::{Api, Resource};
 use serde_json::{Value, json};
 
-fn spec(servers: &[SocketAddr]) -> KubernetesSpec {
-    KubernetesSpec {
-        servers: servers.iter().map(|server| format!("http://{server}")).collect(),
-        ca: None,
-        server_name: None,
-        service_account: "homelab-node1".into(),
-        namespace: "homelab-system".into(),
-        nodes: NodesFrom::FromFile,
-        service_proxy_name: None,
-        load_balancer_class: "homelab".into(),
-        pools: Vec::new(),
-    }
-}
-
-/// A client that runs until it is dropped.
-struct Client {
-    seen: Arc<Mutex<Seen>>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-struct Seen {
-    world: World,
-    troubles: Vec<String>,
-    lists: usize,
-}
-
-impl Client {
-    fn start(servers: &[SocketAddr], token: &Path) -> Client {
-        let spec = spec(servers);
-        let seen = Seen { world: World::new(spec.clone()), troubles: Vec::new(), lists: 0 };
-        let seen = Arc::new(Mutex::new(seen));
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let patience = Patience {
-            answer: Duration::from_secs(2),
-            watch: Duration::from_secs(2),
-            grace: Duration::from_secs(2),
-            pause: Duration::from_millis(20),
-            longest_pause: Duration::from_millis(200),
-        };
-        let (theirs, token) = (Arc::clone(&seen), token.to_owned());
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let link = Link::new(spec, token, patience);
-            let tell = |heard: Heard| {
-                let mut seen = theirs.lock().unwrap();
-                if let Heard::Down(kind, _, why) = &heard {
-                    seen.troubles.push(format!("{}: {why}", kind.as_str()));
-                }
-                seen.lists += usize::from(matches!(heard, Heard::Service(Told::Complete)));
-                heard.tell(&mut seen.world);
-            };
-            runtime.block_on(async {
-                tokio::select! {
-                    () = watch(&link, &tell) => {}
-                    _ = stopped => {}
-                }
-            });
-        });
-        Client { seen, stop: Some(stop), thread: Some(thread) }
-    }
-
-    /// Names of the services that are known.
-    fn services(&self) -> Vec<String> {
-        let seen = self.seen.lock().unwrap();
-        seen.world.services().map(|service| service.service.name.clone()).collect()
-    }
-
-    fn lists(&self) -> usize {
-        self.seen.lock().unwrap().lists
-    }
-
-    fn troubled(&self, by: &str) -> bool {
-        self.seen.lock().unwrap().troubles.iter().any(|trouble| trouble.contains(by))
-    }
-
-    fn forget_troubles(&self) {
-        self.seen.lock().unwrap().troubles.clear();
-    }
-
-    fn comes_to(&self, names: &[&str]) {
-        eventually(&format!("{names:?}"), || self.services() == names);
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        self.thread.take().map(std::thread::JoinHandle::join);
-    }
-}
-
-fn eventually(what: &str, happens: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !happens() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+/// A client of these servers.
+fn start(servers: &[SocketAddr], token: &Path) -> Client {
+    Client::start(spec(servers.iter().map(|server| format!("http://{server}")).collect()), token)
 }
 
 /// What stands before an API server.
@@ -234,7 +143,7 @@ fn play(work: impl FnOnce(&Api, &Front, &Client)) {
     add(&api, "a");
     add(&api, "b");
     let front = Front::before(api.address());
-    let client = Client::start(&[front.address], &token(&directory, "token"));
+    let client = start(&[front.address], &token(&directory, "token"));
     client.comes_to(&["a", "b"]);
     work(&api, &front, &client);
 }
@@ -330,7 +239,7 @@ fn a_server_that_was_restored_from_an_older_time_counts() {
             std::thread::spawn(move || serve(stream.unwrap(), api, Mode::Open));
         }
     });
-    let client = Client::start(&[address], &token(&directory, "token"));
+    let client = start(&[address], &token(&directory, "token"));
     eventually("all", || client.services().len() == 50);
     *target.lock().unwrap() = old.address();
     drop(new);
@@ -347,9 +256,9 @@ fn a_token_is_read_again_when_it_is_refused() {
     let front = Front::before(api.address());
     front.set(Mode::Token("second".into()));
     let path = token(&directory, "first");
-    let client = Client::start(&[front.address], &path);
+    let client = start(&[front.address], &path);
     eventually("the token is refused", || client.troubled("token is refused"));
-    assert!(!client.seen.lock().unwrap().troubles.iter().any(|text| text.contains("first")));
+    assert!(!client.troubled("first"));
     token(&directory, "second");
     client.comes_to(&["a"]);
     // It goes out of use while watches run: nothing is lost, and the next one counts.
@@ -373,11 +282,61 @@ fn of_several_servers_one_that_answers_is_used() {
     let mute = Front::before(api.address());
     mute.set(Mode::Mute);
     let front = Front::before(api.address());
-    let client = Client::start(&[nobody, mute.address, front.address], &token(&directory, "token"));
+    let client = start(&[nobody, mute.address, front.address], &token(&directory, "token"));
     client.comes_to(&["a"]);
     // The one in use hangs, and another has come back meanwhile.
     mute.set(Mode::Open);
     front.set(Mode::Mute);
     add(&api, "b");
     client.comes_to(&["a", "b"]);
+}
+
+/// A token of an account, as the API server makes them.
+fn jwt(account: &str, issued: u64) -> String {
+    let claims = json!({
+        "iat": issued, "exp": issued + 3600,
+        "kubernetes.io": { "namespace": "homelab-system", "serviceaccount": { "name": account, "uid": "4f0c" } },
+    });
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string()))
+}
+
+#[test]
+fn a_token_is_renewed_for_its_own_account_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let front = Front::before("127.0.0.1:1".parse().unwrap());
+    let old = jwt("homelab-node1", 1000);
+    let path = token(&directory, &old);
+    let told = spec(vec![format!("http://{}", front.address)]);
+    let ask = |status: &str, body: String| {
+        let length = body.len();
+        front.set(Mode::Say(format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let link = Link::new(told.clone(), path.clone(), Patience::default());
+        runtime.block_on(async {
+            let (_, client) = link.client().unwrap();
+            renewed(&client, &told, &Token::parse(&old).unwrap()).await
+        })
+    };
+    let answer = |token: &str| {
+        json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": { "audiences": [] },
+            "status": { "token": token, "expirationTimestamp": "2026-01-01T00:00:00Z" },
+        })
+        .to_string()
+    };
+    let good = jwt("homelab-node1", 4000);
+    assert_eq!(ask("201 Created", answer(&good)).unwrap().secret(), good);
+    let other = jwt("homelab-node2", 4000);
+    for (status, body) in [
+        ("201 Created", answer(&other)),
+        ("201 Created", answer("")),
+        ("201 Created", format!("\"{other}\"")),
+        ("403 Forbidden", "{}".to_owned()),
+    ] {
+        let error = ask(status, body).unwrap_err().to_string();
+        assert!(!error.contains("c2ln"), "{error}");
+    }
 }

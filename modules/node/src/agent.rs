@@ -286,45 +286,6 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells the speaker, load balancers and Prometheus of the services.
-    fn tell(&mut self) {
-        let Some(spec) = &self.spec else { return };
-        let (checks, conflicts) = self.services.checks();
-        let conflicts = self.services.conflicts().into_iter().chain(conflicts);
-        let conflicts: BTreeSet<(String, String)> = conflicts
-            .map(|c| (c.other, format!("{} belongs to the service {}", c.frontend, c.holder)))
-            .collect();
-        for (service, why) in conflicts.difference(&self.conflicts) {
-            warn!(service, "{why}");
-        }
-        self.conflicts = conflicts;
-        self.http.want(spec.proxy.agent, checks);
-        self.speaker.configure(spec, self.services.announced(), self.services.nodes());
-        self.metrics.services.set(number(self.services.count()));
-        self.metrics.endpoints.set(number(self.services.endpoints()));
-    }
-
-    /// Takes over what Kubernetes says, and has the kernel do so for what changed. False if all services are to be looked
-    /// at.
-    fn hear(&mut self) -> bool {
-        let Some(spec) = self.spec.clone() else { return true };
-        let heard = self.services.hear(&spec);
-        if heard.outside {
-            self.tell();
-        }
-        self.settled &= !heard.all;
-        if self.settled && !heard.elements.is_empty() {
-            // An apply holds the lock: what it is about may be these very sets.
-            match homelab_linux::lock(&Root::system(), Duration::ZERO) {
-                Err(Error::Locked(_)) => self.settled = false,
-                Err(error) => warn!(%error, "cannot take the lock"),
-                Ok(_lock) => self.serve(Some(&heard.elements)),
-            }
-        }
-        self.sum_up();
-        self.settled
-    }
-
     /// Repairs what differs among `kinds`. False if an apply holds the lock.
     fn check(&mut self, kinds: Kinds) -> bool {
         match homelab_linux::lock(&Root::system(), Duration::ZERO) {
