@@ -4,6 +4,7 @@ mod agent;
 mod duty;
 mod link;
 mod metallb;
+mod token;
 mod watch;
 
 pub use k8s_openapi::api::core::v1::Node;
@@ -12,4 +13,5 @@ pub use agent::{Heard, watch};
 pub use duty::{Duty, DutyError, Round, network_is_there};
 pub use link::{Link, LinkError, Patience};
 pub use metallb::{MetalLb, metallb};
+pub use token::{RenewError, renewed};
 pub use watch::{Told, WatchError};

@@ -14,7 +14,6 @@ pub mod kubernetes;
 mod lb;
 mod lb_report;
 mod mac;
-pub mod metallb;
 mod node;
 mod object;
 mod observed;

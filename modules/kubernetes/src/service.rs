@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use homelab_model::metallb::{ADDRESSES, POOL, SHARING, annotation};
+use homelab_model::KubernetesSpec;
 use homelab_model::service::{Affinity, Ingress, IpMode, Policy, Port, Protocol, Service, Type};
-use homelab_model::{Declared, Family, KubernetesSpec, Request};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
@@ -18,29 +17,16 @@ const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ran
 /// Session affinity where none is written, seconds.
 const DEFAULT_AFFINITY: u32 = 10800;
 
-/// A Service of the API, as far as homelab cares.
+/// A Service of the API, as far as agents care.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KubeService {
-    /// Without endpoints. Its `load_balancer` is what it asks for (`spec.loadBalancerIP` or MetalLB's annotation).
-    pub declared: Declared,
+    /// Without endpoints, and with the load-balancer addresses of its status.
+    pub service: Service,
     /// Whether the proxy serves it: not headless, no ExternalName, not another proxy's.
     pub proxied: bool,
-    /// `status.loadBalancer.ingress`, the entries with an address.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub status: Vec<Ingress>,
-    /// Whether its load-balancer addresses are homelab's to give and to announce, by its class.
-    pub ours: bool,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `metadata.resourceVersion`.
-    pub resource_version: String,
-    /// `metadata.finalizers`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub finalizers: Vec<String>,
-    /// It is deleted, and stays until its finalizers are gone.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub deleting: bool,
+    /// Whether its load-balancer addresses are homelab's to announce: by its class, and because it is not being deleted.
+    pub announced: bool,
 }
 
 /// Reads a Service; None if it has no name.
@@ -63,16 +49,7 @@ pub fn service(object: &core::Service, settings: &KubernetesSpec) -> Option<Kube
         balanced && spec.load_balancer_class.as_ref().is_none_or(|c| *c == settings.load_balancer_class);
     let external_traffic_policy = policy(spec.external_traffic_policy.as_deref());
     let health = spec.health_check_node_port.and_then(port);
-    let status = status(object);
     let annotations = meta.annotations.as_ref();
-    let note = |name: &str| {
-        annotation(name, |key| annotations.and_then(|all| all.get(key)).filter(|text| !text.is_empty()))
-    };
-    let asks = || {
-        let listed = note(ADDRESSES).map(String::as_str);
-        let one = spec.load_balancer_ip.as_deref().filter(|text| !text.is_empty());
-        addresses(one.or(listed).into_iter().flat_map(|text| text.split(',')))
-    };
     let ranges = || match spec.load_balancer_source_ranges.as_deref() {
         None | Some([]) => {
             let text = annotations.and_then(|all| all.get(SOURCE_RANGES));
@@ -80,20 +57,11 @@ pub fn service(object: &core::Service, settings: &KubernetesSpec) -> Option<Kube
         }
         Some(listed) => ranges(listed.iter().map(String::as_str)),
     };
-    let request = Request {
-        pool: note(POOL).cloned(),
-        sharing_key: note(SHARING).cloned(),
-        selector: spec.selector.clone().unwrap_or_default(),
-        require_dual_stack: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
-        given: status.clone(),
-    };
-    let wanted: Vec<Ingress> = if ours { asks().map(vip).collect() } else { Vec::new() };
     let listed = spec.cluster_ips.as_deref().unwrap_or_default().iter().map(String::as_str);
     let cluster_ips: Vec<IpAddr> = match headless {
         true => Vec::new(),
         false => unique(addresses(listed.chain(spec.cluster_ip.as_deref()))),
     };
-    let families = spec.ip_families.as_deref().unwrap_or_default().iter().filter_map(|f| family(f)).collect();
     let name = meta.name.clone()?;
     let service = Service {
         namespace: meta.namespace.clone().unwrap_or_default(),
@@ -104,7 +72,7 @@ pub fn service(object: &core::Service, settings: &KubernetesSpec) -> Option<Kube
         external_ips: unique(addresses(
             spec.external_ips.as_deref().unwrap_or_default().iter().map(String::as_str),
         )),
-        load_balancer: wanted,
+        load_balancer: status(object),
         load_balancer_source_ranges: if balanced { ranges() } else { Vec::new() },
         external_traffic_policy,
         internal_traffic_policy: policy(spec.internal_traffic_policy.as_deref()),
@@ -118,23 +86,8 @@ pub fn service(object: &core::Service, settings: &KubernetesSpec) -> Option<Kube
         ports: ports(spec),
         endpoints: Vec::new(),
     };
-    let declared = Declared {
-        node_ports: service.ports.iter().any(|port| port.node_port.is_some()),
-        service,
-        families,
-        containers: Vec::new(),
-        request: if ours { request } else { Request::default() },
-    };
-    Some(KubeService {
-        declared,
-        proxied: !headless && !named && !others,
-        status,
-        ours,
-        uid: meta.uid.clone().unwrap_or_default(),
-        resource_version: meta.resource_version.clone().unwrap_or_default(),
-        finalizers: meta.finalizers.clone().unwrap_or_default(),
-        deleting: meta.deletion_timestamp.is_some(),
-    })
+    let announced = ours && meta.deletion_timestamp.is_none();
+    Some(KubeService { service, proxied: !headless && !named && !others, announced })
 }
 
 /// The port numbers and protocols that a packet can have.
@@ -164,10 +117,6 @@ fn status(object: &core::Service) -> Vec<Ingress> {
     listed.filter_map(read).filter(|one| by_address.insert(one.ip, ()).is_none()).collect()
 }
 
-fn vip(ip: IpAddr) -> Ingress {
-    Ingress { ip, ip_mode: IpMode::Vip }
-}
-
 fn addresses<'a>(texts: impl Iterator<Item = &'a str>) -> impl Iterator<Item = IpAddr> {
     texts.filter_map(|text| address(text.trim()))
 }
@@ -193,14 +142,6 @@ fn unique(values: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
 
 fn policy(text: Option<&str>) -> Policy {
     if text == Some("Local") { Policy::Local } else { Policy::Cluster }
-}
-
-fn family(text: &str) -> Option<Family> {
-    match text {
-        "IPv4" => Some(Family::IPv4),
-        "IPv6" => Some(Family::IPv6),
-        _ => None,
-    }
 }
 
 fn timeout(spec: &core::ServiceSpec) -> u32 {

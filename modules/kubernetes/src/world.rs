@@ -122,7 +122,7 @@ impl World {
         let snapshot: Snapshot = serde_json::from_str(body).map_err(|e| SnapshotError(e.to_string()))?;
         let mut world = World::new(settings);
         for service in snapshot.services {
-            let name = Name::new(&service.declared.service.namespace, &service.declared.service.name);
+            let name = Name::new(&service.service.namespace, &service.service.name);
             world.keep_service(name, service);
         }
         for (name, slice) in snapshot.slices {
@@ -179,7 +179,7 @@ impl World {
     /// A Service is there, or is another.
     pub fn service(&mut self, object: &core::Service) {
         let Some(service) = crate::service(object, &self.settings) else { return };
-        let name = Name::new(&service.declared.service.namespace, &service.declared.service.name);
+        let name = Name::new(&service.service.namespace, &service.service.name);
         self.seen(Kind::Services, &name);
         self.keep_service(name, service);
     }
@@ -232,7 +232,7 @@ impl World {
     pub fn announces(&self, full_name: &str) -> bool {
         let name = full_name.split_once('/').map(|(namespace, name)| Name::new(namespace, name));
         let service = name.and_then(|name| self.services.get(&name));
-        service.is_some_and(|service| service.ours && !service.deleting)
+        service.is_some_and(|service| service.announced)
     }
 
     /// Whether [`World::take_changed`] would give something.
@@ -250,17 +250,13 @@ impl World {
         self.services.values()
     }
 
-    /// A service as the proxy wants it: with its endpoints, and the load-balancer addresses that its status has.
+    /// A service as the proxy wants it: with its endpoints.
     pub fn joined(&self, name: &Name) -> Option<Service> {
         let service = self.services.get(name).filter(|service| service.proxied)?;
         let slices = self.by_service.get(name).into_iter().flatten();
         let groups = slices.filter_map(|slice| Some(&self.slices.get(slice)?.group));
-        let declared = &service.declared.service;
-        Some(Service {
-            load_balancer: service.status.clone(),
-            endpoints: join_endpoints(&declared.ports, groups),
-            ..declared.clone()
-        })
+        let service = &service.service;
+        Some(Service { endpoints: join_endpoints(&service.ports, groups), ..service.clone() })
     }
 
     /// The Nodes by name.
@@ -284,16 +280,10 @@ impl World {
     }
 
     fn keep_service(&mut self, name: Name, service: KubeService) {
-        let before = self.services.get(&name);
-        // What only the controller cares for changes nothing here.
-        let same = before.is_some_and(|before| {
-            (&before.declared, before.proxied, &before.status, before.ours, before.deleting)
-                == (&service.declared, service.proxied, &service.status, service.ours, service.deleting)
-        });
-        if !same {
+        if self.services.get(&name) != Some(&service) {
             self.changed.insert(name.clone());
+            self.services.insert(name, service);
         }
-        self.services.insert(name, service);
     }
 
     fn keep_slice(&mut self, name: Name, slice: KubeSlice) {

@@ -169,23 +169,21 @@ fn the_fields_of_a_service_are_as_the_proxy_wants_them() {
 }
 
 #[test]
-fn what_a_service_asks_of_the_pools_is_there_for_the_controller() {
-    let annotations = json!({
-        "metallb.universe.tf/address-pool": "old", "metallb.io/address-pool": "lan",
-        "metallb.universe.tf/allow-shared-ip": "key", "metallb.io/loadBalancerIPs": "192.168.50.3, fd00::3",
-    });
-    let change = json!({ "metadata": { "annotations": annotations }, "spec": { "type": "LoadBalancer" } });
-    let mut world = World::new(settings());
-    apply(&mut world, Kind::Services, &service("web", change.clone()));
-    let mut foreign = service("web2", change);
-    foreign["spec"]["loadBalancerClass"] = json!("other.example/lb");
-    apply(&mut world, Kind::Services, &foreign);
-    let all: Vec<_> = world.services().collect();
-    let request = &all[0].declared.request;
-    assert_eq!((request.pool.as_deref(), request.sharing_key.as_deref()), (Some("lan"), Some("key")));
-    let asked: Vec<String> = all[0].declared.service.load_balancer.iter().map(|i| i.ip.to_string()).collect();
-    assert_eq!(asked, ["192.168.50.3", "fd00::3"]);
-    assert!(all[0].ours && !all[1].ours && all[1].proxied && all[1].declared.request.is_empty());
+fn addresses_of_other_classes_and_of_what_is_deleted_are_not_announced() {
+    let announced = |change: Value| {
+        let mut web = service("web", json!({ "spec": { "type": "LoadBalancer" } }));
+        merge(&mut web, change);
+        let mut world = World::new(settings());
+        apply(&mut world, Kind::Services, &web);
+        assert!(world.take_changed()["default/web"].is_some(), "the proxy serves it");
+        world.announces("default/web")
+    };
+    assert!(announced(json!({})));
+    assert!(announced(json!({ "spec": { "loadBalancerClass": "homelab" } })));
+    assert!(!announced(json!({ "spec": { "loadBalancerClass": "other.example/lb" } })));
+    assert!(!announced(json!({ "spec": { "type": "NodePort" } })));
+    let deleted = json!({ "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x"] });
+    assert!(!announced(json!({ "metadata": deleted })));
 }
 
 /// Addresses, whether they take new connections, whether they serve, whether they end; of one service.

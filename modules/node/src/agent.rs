@@ -12,6 +12,7 @@ mod live;
 mod metrics;
 mod speaker;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -83,6 +84,8 @@ struct Agent {
     foundation: Vec<NodeObject>,
     /// Services of the file and of Kubernetes, and what the proxy's sets are to hold.
     services: live::Services,
+    /// What several of them want, as far as it has been said: who goes without, and why.
+    conflicts: BTreeSet<(String, String)>,
     /// Whether services were in place once, so that a difference is somebody else's work.
     settled: bool,
     report: AgentFact,
@@ -123,6 +126,7 @@ async fn run() -> Result<(), String> {
         file: None,
         foundation: Vec::new(),
         services: live::Services::new(Arc::clone(&metrics)),
+        conflicts: BTreeSet::new(),
         settled: false,
         report: AgentFact {
             pid: std::process::id(),
@@ -284,50 +288,6 @@ impl Agent {
         self.report.config = digest;
         self.tell();
         Ok(())
-    }
-
-    /// Tells the speaker, load balancers and Prometheus of the services.
-    fn tell(&mut self) {
-        let Some(spec) = &self.spec else { return };
-        let (checks, conflicts) = self.services.checks();
-        for conflict in self.services.conflicts().into_iter().chain(conflicts) {
-            warn!(
-                service = conflict.other,
-                "{} belongs to the service {}", conflict.frontend, conflict.holder
-            );
-        }
-        self.http.want(spec.proxy.agent, checks);
-        let metallb = self.services.metallb();
-        if metallb.notes != self.noted {
-            for note in &metallb.notes {
-                warn!(resource = note.resource, "{}", note.text);
-            }
-            self.noted.clone_from(&metallb.notes);
-        }
-        self.speaker.configure(spec, self.services.announced(), self.services.nodes(), &metallb);
-        self.metrics.services.set(number(self.services.count()));
-        self.metrics.endpoints.set(number(self.services.endpoints()));
-    }
-
-    /// Takes over what Kubernetes says, and has the kernel do so for what changed. False if all services are to be looked
-    /// at.
-    fn hear(&mut self) -> bool {
-        let Some(spec) = self.spec.clone() else { return true };
-        let heard = self.services.hear(&spec);
-        if heard.outside {
-            self.tell();
-        }
-        self.settled &= !heard.all;
-        if self.settled && !heard.elements.is_empty() {
-            // An apply holds the lock: what it is about may be these very sets.
-            match homelab_linux::lock(&Root::system(), Duration::ZERO) {
-                Err(Error::Locked(_)) => self.settled = false,
-                Err(error) => warn!(%error, "cannot take the lock"),
-                Ok(_lock) => self.serve(Some(&heard.elements)),
-            }
-        }
-        self.sum_up();
-        self.settled
     }
 
     /// Repairs what differs among `kinds`. False if an apply holds the lock.

@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 
-use homelab_model::metallb::{self, ADDRESSES, WRITTEN};
 use homelab_model::service::{Ingress, IpMode, Type};
-use homelab_model::{Declared, Family, KubernetesSpec};
+use homelab_model::{Declared, Family, KubernetesSpec, Request};
 use k8s_openapi::api::core::v1 as core;
 
 use crate::address;
 
 /// Keeps a Service until its addresses are withdrawn (k8s.io/cloud-provider, `service/helpers`).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
+/// Prefixes of MetalLB's annotations, the newer first.
+const PREFIXES: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
 
 /// A Service of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +53,10 @@ pub enum Class {
 impl Watched {
     /// Reads a Service; None: it has no name, uid or version, and so is none of an API.
     pub fn of(object: &core::Service, settings: &KubernetesSpec) -> Option<Watched> {
-        let crate::KubeService { mut declared, uid, resource_version, finalizers, deleting, .. } =
-            crate::service(object, settings)?;
-        let spec = object.spec.as_ref();
-        let class = match (declared.service.r#type, spec.and_then(|s| s.load_balancer_class.clone())) {
+        let mut service = crate::service(object, settings)?.service;
+        let (meta, empty) = (&object.metadata, core::ServiceSpec::default());
+        let spec = object.spec.as_ref().unwrap_or(&empty);
+        let class = match (service.r#type, spec.load_balancer_class.clone()) {
             (Type::LoadBalancer, None) => Class::Default,
             (Type::LoadBalancer, Some(name)) => Class::Named(name),
             _ => Class::None,
@@ -68,20 +70,32 @@ impl Watched {
         let status: Vec<IpAddr> = ingress.iter().filter_map(arrives).collect();
         let (fixed, fault) = match class {
             Class::None => (Vec::new(), None),
-            _ => fixed(object, spec.and_then(|s| s.load_balancer_ip.as_deref())),
+            _ => fixed(object, spec.load_balancer_ip.as_deref()),
         };
-        declared.service.load_balancer = fixed.into_iter().map(vip).collect();
-        declared.request.given.clear();
+        service.load_balancer = fixed.into_iter().map(vip).collect();
+        let family = |text: &String| match text.as_str() {
+            "IPv4" => Some(Family::IPv4),
+            "IPv6" => Some(Family::IPv6),
+            _ => None,
+        };
+        let families: Vec<Family> = spec.ip_families.iter().flatten().filter_map(family).collect();
+        let request = Request {
+            pool: annotation(object, "address-pool"),
+            sharing_key: annotation(object, "allow-shared-ip"),
+            selector: spec.selector.clone().unwrap_or_default(),
+            require_dual_stack: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
+            given: Vec::new(),
+        };
         Some(Watched {
-            uid: Some(uid).filter(|uid| !uid.is_empty())?,
-            version: resource_version.parse().ok()?,
-            deleting,
-            finalizers,
+            uid: meta.uid.clone()?,
+            version: meta.resource_version.as_deref()?.parse().ok()?,
+            deleting: meta.deletion_timestamp.is_some(),
+            finalizers: meta.finalizers.clone().unwrap_or_default(),
             class,
             foreign_status: status.len() != ingress.len(),
             status,
-            noted_pool: annotation(object, WRITTEN),
-            declared,
+            noted_pool: annotation(object, "ip-allocated-from-pool"),
+            declared: Declared { service, families, node_ports: false, containers: Vec::new(), request },
             fault,
         })
     }
@@ -97,17 +111,17 @@ impl Watched {
     }
 }
 
-/// An annotation of MetalLB, unless it is empty.
+/// An annotation of MetalLB by its name without prefix, unless it is empty. The newer prefix counts.
 fn annotation(service: &core::Service, name: &str) -> Option<String> {
     let notes = service.metadata.annotations.as_ref()?;
-    let text = metallb::annotation(name, |key| notes.get(key))?.trim();
+    let text = PREFIXES.iter().find_map(|prefix| notes.get(&format!("{prefix}{name}")))?.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// The addresses that a Service fixes: `spec.loadBalancerIP`, else MetalLB's annotation (its getDesiredLbIPs).
 fn fixed(service: &core::Service, single: Option<&str>) -> (Vec<IpAddr>, Option<String>) {
     let single = single.map(str::trim).filter(|text| !text.is_empty());
-    let listed = annotation(service, ADDRESSES);
+    let listed = annotation(service, "loadBalancerIPs");
     if single.is_some() && listed.is_some() && single != listed.as_deref() {
         let why = "`loadBalancerIP` and the annotation `loadBalancerIPs` ask for different addresses; keep one of them";
         return (Vec::new(), Some(why.to_owned()));

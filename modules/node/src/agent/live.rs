@@ -3,15 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use homelab_kubernetes::KubeNode;
 use homelab_kubernetes::metallb::Meaning;
+use homelab_linux::{Error, Root};
 use homelab_model::service::{Service, Type};
 use homelab_model::{KubernetesFact, NodeSpec};
 use homelab_proxy::{Compiled, Conflict, Elements, HealthCheck, NodeView, Source, Sourced, health_checks};
+use tracing::warn;
 
+use super::Agent;
 use super::kubernetes::{File, Handle, Live};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, number};
 
 /// All services of this node.
 pub(super) struct Services {
@@ -195,5 +199,53 @@ impl Services {
         let changes: Vec<(String, Option<Sourced>)> =
             names.into_iter().map(|name| (name.clone(), self.sourced(name))).collect();
         self.compiled.update(changes);
+    }
+}
+
+impl Agent {
+    /// Tells the speaker, load balancers and Prometheus of the services.
+    pub(super) fn tell(&mut self) {
+        let Some(spec) = &self.spec else { return };
+        let (checks, conflicts) = self.services.checks();
+        let conflicts = self.services.conflicts().into_iter().chain(conflicts);
+        let conflicts: BTreeSet<(String, String)> = conflicts
+            .map(|c| (c.other, format!("{} belongs to the service {}", c.frontend, c.holder)))
+            .collect();
+        for (service, why) in conflicts.difference(&self.conflicts) {
+            warn!(service, "{why}");
+        }
+        self.conflicts = conflicts;
+        self.http.want(spec.proxy.agent, checks);
+        let metallb = self.services.metallb();
+        if metallb.notes != self.noted {
+            for note in &metallb.notes {
+                warn!(resource = note.resource, "{}", note.text);
+            }
+            self.noted.clone_from(&metallb.notes);
+        }
+        self.speaker.configure(spec, self.services.announced(), self.services.nodes(), &metallb);
+        self.metrics.services.set(number(self.services.count()));
+        self.metrics.endpoints.set(number(self.services.endpoints()));
+    }
+
+    /// Takes over what Kubernetes says, and has the kernel do so for what changed. False if all services are to be looked
+    /// at.
+    pub(super) fn hear(&mut self) -> bool {
+        let Some(spec) = self.spec.clone() else { return true };
+        let heard = self.services.hear(&spec);
+        if heard.outside {
+            self.tell();
+        }
+        self.settled &= !heard.all;
+        if self.settled && !heard.elements.is_empty() {
+            // An apply holds the lock: what it is about may be these very sets.
+            match homelab_linux::lock(&Root::system(), Duration::ZERO) {
+                Err(Error::Locked(_)) => self.settled = false,
+                Err(error) => warn!(%error, "cannot take the lock"),
+                Ok(_lock) => self.serve(Some(&heard.elements)),
+            }
+        }
+        self.sum_up();
+        self.settled
     }
 }

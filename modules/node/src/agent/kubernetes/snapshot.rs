@@ -29,11 +29,16 @@ pub(super) fn save(text: &str) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let fresh = format!("{}.new", ours::KUBERNETES_SNAPSHOT);
+    replace(ours::KUBERNETES_SNAPSHOT, text)
+}
+
+/// Replaces a file beside the snapshot: whole, or not at all.
+pub(super) fn replace(path: &str, text: &str) -> io::Result<()> {
+    let fresh = format!("{path}.new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(&fresh, ours::KUBERNETES_SNAPSHOT)?;
+    std::fs::rename(&fresh, path)?;
     File::open(ours::KUBERNETES)?.sync_all()
 }
 

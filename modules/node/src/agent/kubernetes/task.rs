@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use homelab_kube::{Duty, Heard, Link, Patience, Told};
 use homelab_kubernetes::{Kind, World};
-use homelab_model::{KubernetesSpec, ours};
+use homelab_model::{KubernetesFact, KubernetesSpec, Token, ours};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
@@ -17,6 +17,9 @@ use crate::agent::metrics::{Metrics, number};
 
 /// What changed is kept on disk this long afterwards, so that a burst is written once.
 const KEEP_AFTER: Duration = Duration::from_secs(2);
+
+/// How often the age of the token is looked at.
+const RENEW_EVERY: Duration = Duration::from_secs(60);
 
 /// Watches until `stop` is dropped.
 pub(super) fn run(spec: KubernetesSpec, shared: &Shared, metrics: &Metrics, stop: oneshot::Receiver<()>) {
@@ -33,6 +36,7 @@ pub(super) fn run(spec: KubernetesSpec, shared: &Shared, metrics: &Metrics, stop
                     duty.leave(&client).await;
                 }
             });
+            metrics.kubernetes_connected.set(0);
         }
         Err(error) => error!("kubernetes: no event loop: {error}"),
     }
@@ -41,6 +45,7 @@ pub(super) fn run(spec: KubernetesSpec, shared: &Shared, metrics: &Metrics, stop
 struct Task<'a> {
     shared: &'a Shared,
     metrics: &'a Metrics,
+    spec: KubernetesSpec,
     link: Link,
     world: RefCell<World>,
     /// Something was heard.
@@ -67,7 +72,8 @@ impl<'a> Task<'a> {
             shared,
             metrics,
             control: Control::new(spec.clone()),
-            link: Link::new(spec, ours::KUBERNETES_TOKEN.into(), Patience::default()),
+            link: Link::new(spec.clone(), ours::KUBERNETES_TOKEN.into(), Patience::default()),
+            spec,
             world: RefCell::new(world),
             heard: Notify::new(),
             passed: Cell::new(false),
@@ -79,7 +85,7 @@ impl<'a> Task<'a> {
     async fn serve(&self, duty: &mut Duty) {
         self.pass_on();
         let control = self.control.serve(duty, &self.link, self.shared);
-        tokio::join!(self.watch(), self.pass(), self.keep(), control);
+        tokio::join!(self.watch(), self.pass(), self.keep(), self.renew(), control);
     }
 
     async fn watch(&self) {
@@ -144,20 +150,64 @@ impl<'a> Task<'a> {
                 self.unsaved.set(true);
             }
         }
-        let watches = self.watches.borrow();
-        let mut fact = self.shared.fact();
-        fact.connected = Kind::ALL.iter().all(|kind| watches.get(kind) == Some(&Ok(())));
-        fact.server = self.link.server().to_owned();
-        fact.known = news.known;
-        fact.troubles = watches.values().filter_map(|watch| watch.clone().err()).collect();
         let counts = Kind::ALL.map(|kind| world.count(kind));
-        [fact.services, fact.slices, fact.nodes] = counts;
         for (kind, count) in Kind::ALL.iter().zip(counts) {
             self.metrics.kubernetes_objects.with_label_values(&[kind.as_str()]).set(number(count));
         }
+        let watches = self.watches.borrow();
+        let [services, slices, nodes] = counts;
+        let fact = KubernetesFact {
+            connected: Kind::ALL.iter().all(|kind| watches.get(kind) == Some(&Ok(()))),
+            server: self.link.server().to_owned(),
+            known: news.known,
+            services,
+            slices,
+            nodes,
+            hidden: Vec::new(),
+            troubles: watches.values().filter_map(|watch| watch.clone().err()).collect(),
+        };
         self.metrics.kubernetes_connected.set(i64::from(fact.connected));
-        drop((fact, news));
-        self.shared.bell.notify_one();
+        let mut said = self.shared.fact();
+        let state = |fact: &KubernetesFact| (fact.connected, fact.known, fact.troubles.clone());
+        // Half a list is no news.
+        let tells = !news.services.is_empty() || news.nodes.is_some() || state(&said) != state(&fact);
+        *said = fact;
+        drop((said, news));
+        if tells {
+            self.shared.bell.notify_one();
+        }
+    }
+
+    /// Renews the token when it is time.
+    async fn renew(&self) {
+        loop {
+            if let Err(why) = self.renew_if_due().await {
+                // It is not over yet: there is a fifth of the token's life left for other tries.
+                warn!("the token for Kubernetes is not renewed: {why}");
+            }
+            sleep(RENEW_EVERY).await;
+        }
+    }
+
+    async fn renew_if_due(&self) -> Result<(), String> {
+        // What is wrong with the file the watches say.
+        let Ok(text) = std::fs::read_to_string(ours::KUBERNETES_TOKEN) else { return Ok(()) };
+        let Ok(old) = Token::parse(&text) else { return Ok(()) };
+        if homelab_linux::unix_seconds() < old.renewal() {
+            return Ok(());
+        }
+        let (number, client) = self.link.client().map_err(|error| error.to_string())?;
+        let renewed = homelab_kube::renewed(&client, &self.spec, &old);
+        let renewed = tokio::time::timeout(self.link.patience().answer, renewed).await;
+        let token = renewed.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
+        // The laptop may have put another one there meanwhile.
+        if std::fs::read_to_string(ours::KUBERNETES_TOKEN).ok() != Some(text) {
+            return Ok(());
+        }
+        snapshot::replace(ours::KUBERNETES_TOKEN, &token.to_text()).map_err(|error| error.to_string())?;
+        self.link.renew(number);
+        info!(token = token.summary(), "the token for Kubernetes is renewed");
+        Ok(())
     }
 
     /// Keeps what is known on disk.
