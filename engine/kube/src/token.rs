@@ -21,7 +21,7 @@ pub async fn renewed(client: &Client, spec: &KubernetesSpec, old: &Token) -> Res
     let failed = |error: &dyn std::error::Error| RenewError(reasons(error));
     let life = i64::try_from(old.expires.saturating_sub(old.issued)).ok();
     let wanted = TokenRequest {
-        spec: TokenRequestSpec { expiration_seconds: life, ..TokenRequestSpec::default() },
+        spec: Some(TokenRequestSpec { expiration_seconds: life, ..TokenRequestSpec::default() }),
         ..TokenRequest::default()
     };
     let body = serde_json::to_vec(&wanted).map_err(|e| failed(&e))?;
@@ -33,7 +33,7 @@ pub async fn renewed(client: &Client, spec: &KubernetesSpec, old: &Token) -> Res
     let text = client.request_text(request).await.map_err(|e| failed(&e))?;
     let unread = |_| RenewError("the answer is no TokenRequest".to_owned());
     let answer: TokenRequest = serde_json::from_str(&text).map_err(unread)?;
-    let text = answer.status.map(|status| status.token).unwrap_or_default();
+    let text = answer.status.and_then(|status| status.token).unwrap_or_default();
     let token = Token::parse(&text).map_err(|e| failed(&e))?;
     if (&token.namespace, &token.account, &token.uid) != (&old.namespace, &old.account, &old.uid) {
         return Err(RenewError(format!("it is another account's: {}", token.summary())));
