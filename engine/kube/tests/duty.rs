@@ -1,6 +1,8 @@
 //! The controller against an API server: addresses come and go in order, controllers follow one another, and nothing that
 //! fails in between gives an address twice.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -149,7 +151,7 @@ async fn addresses_come_and_go_in_order() {
 #[tokio::test]
 async fn another_takes_over_with_nothing_but_the_api() {
     let scene = Scene::new();
-    let [mut first, mut second] = ["node1", "node2"].map(|node| candidate(node));
+    let [mut first, mut second] = ["node1", "node2"].map(candidate);
     scene.create("a");
     scene.until(&mut first, "a", |scene| scene.address("a").is_some()).await;
     let round = scene.round(&mut second).await;

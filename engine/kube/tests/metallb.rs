@@ -1,5 +1,7 @@
 //! MetalLB's resources as a cluster has them.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::net::TcpListener;
 
 use homelab_kube::metallb;

@@ -356,7 +356,9 @@ fn a_claim_that_is_given_up_makes_writes_under_way_fail() {
     // Another controller has seen the claim and is about to write the status on version 5. Then the pools change.
     let under_way = scene.decide();
     scene.pools = vec![pool("lan", "192.168.50.240", "192.168.50.240")];
-    assert_eq!(scene.step(), ["ledger default.web=u1 5 192.168.50.200 192.168.50.240", "status default/web"]);
+    let written = scene.step();
+    assert_eq!(written[..2], ["ledger default.web=u1 5 192.168.50.200 192.168.50.240", "status default/web"]);
+    assert!(written[2..].iter().all(|line| line.starts_with("AddressLost: ")), "{written:?}");
     let [Write::Status(late)] = under_way.writes.as_slice() else { panic!("{under_way:?}") };
     assert!(late.version < scene.services["default/web"].version);
     assert_eq!(late.addresses, Some(vec![ip("192.168.50.200")]));
