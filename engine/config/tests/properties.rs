@@ -470,7 +470,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 services.into_iter().zip(1_u8..).map(|(bits, n)| service(n, dual, zones, bits)).collect();
             let manifests = vec!["web.yaml".to_owned(), "../more".to_owned()];
             let agent = AgentSettings { address: "0.0.0.0".parse().unwrap(), port: agent_port };
-            Cluster { name, nodes, network, load_balancer, services, manifests, agent }
+            Cluster { name, nodes, network, load_balancer, services, manifests, agent, kubernetes: None }
         },
     )
 }

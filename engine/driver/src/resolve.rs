@@ -196,6 +196,7 @@ fn node_spec(
             agent: Some(SocketAddr::new(cluster.agent.address, cluster.agent.port)).filter(|a| a.port() != 0),
         },
         speaker: None,
+        kubernetes: None,
         packages: Vec::new(),
         binary_sha256: digest.to_owned(),
         peers,

@@ -1,1 +1,17 @@
 //! Connections to a Kubernetes API server: the laptop's by a kubeconfig, an agent's by its own credential.
+
+mod agent;
+mod duty;
+mod link;
+mod metallb;
+mod token;
+mod watch;
+
+pub use k8s_openapi::api::core::v1::Node;
+
+pub use agent::{Heard, watch};
+pub use duty::{Duty, DutyError, Round, network_is_there};
+pub use link::{Link, LinkError, Patience};
+pub use metallb::{MetalLb, metallb};
+pub use token::{RenewError, renewed};
+pub use watch::{Told, WatchError};

@@ -8,6 +8,7 @@ mod balance;
 mod claims;
 mod space;
 
+pub use balance::{BalanceNote, BalanceTrouble, Balanced, balance_addresses};
 pub(crate) use space::at;
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
@@ -89,7 +90,9 @@ pub fn assign(
             assigned.refused.push(refusal);
         }
     };
-    balance::balance(&mut run.drafts, memory, &ranges.pools, &run.claims, &mut run.warnings);
+    let mut notes = Vec::new();
+    balance::balance(&mut run.drafts, memory, &ranges.pools, &run.claims, &mut notes);
+    run.warnings.extend(notes.into_iter().map(|note| note.text));
     assigned.refused.extend(run.refused);
     assigned.refused.sort();
     assigned.warnings = run.warnings;

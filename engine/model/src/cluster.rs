@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::lb::effective_labels;
 use crate::service::Service;
-use crate::{BgpSpec, Declared, Family, L2Advertisement, Labels, PodOptions, Selector, SpeakerSpec};
+use crate::{
+    BgpSpec, Declared, Family, KubernetesSettings, L2Advertisement, Labels, PodOptions, Selector, SpeakerSpec,
+};
 
 /// A whole cluster network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -28,6 +30,9 @@ pub struct Cluster {
     pub manifests: Vec<String>,
     /// The agent of every node.
     pub agent: AgentSettings,
+    /// The Kubernetes cluster; None: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSettings>,
 }
 
 /// One server.

@@ -11,6 +11,7 @@ mod bgp;
 mod cluster;
 mod declared;
 mod keys;
+pub mod kubernetes;
 mod lb;
 mod lb_report;
 mod mac;
@@ -23,12 +24,15 @@ mod pod_marks;
 mod report;
 mod secrets;
 pub mod service;
+mod slices;
 mod spec;
 mod transaction;
 
 pub use adoption::{HeldAddress, adoption_notes};
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
-pub use assign::{Assigned, Ranges, Refusal, assign};
+pub use assign::{
+    Assigned, BalanceNote, BalanceTrouble, Balanced, Ranges, Refusal, assign, balance_addresses,
+};
 pub use bgp::{BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LbBgp, LbRoute, LbSession};
 pub use cluster::{
     AgentSettings, BgpSettings, Cluster, LoadBalancer, Mtu, Network, Node, Pool, PoolRange,
@@ -36,6 +40,7 @@ pub use cluster::{
 };
 pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
+pub use kubernetes::{KubernetesAccess, KubernetesSettings, KubernetesSpec, NodesFrom, Token, TokenError};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
     Selector, SpeakerNode, SpeakerSpec, effective_labels,
@@ -50,8 +55,8 @@ pub use node::{
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact, LinkFact,
-    Observed, Problem, Rival, RouteFact, Scope, conflicts,
+    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact,
+    KubernetesFact, LinkFact, Observed, Problem, Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use pod_marks::{ALIAS_MAX, OwnAddresses, PodMarks};
@@ -60,6 +65,7 @@ pub use report::{
     TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
+pub use slices::{EndpointGroup, GroupPort, join_endpoints};
 pub use spec::{NodeSpec, PeerSpec, PodOptions, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 

@@ -25,6 +25,21 @@ pub const NODE_SPEC: &str = "/etc/homelab/node.json";
 pub const KEYS: &str = "/etc/homelab/membership.keys";
 /// Passwords of BGP peers ([`crate::PasswordFile`]); mode 0600, content never in plans.
 pub const BGP_PASSWORDS: &str = "/var/lib/homelab/bgp-passwords";
+/// What the agent keeps of Kubernetes: its token, and a snapshot of what it has seen.
+pub const KUBERNETES: &str = "/var/lib/homelab/kubernetes";
+/// The agent's token for the Kubernetes API ([`crate::Token`]); mode 0600, content never in plans. The laptop puts the
+/// first one there, the agent renews it.
+pub const KUBERNETES_TOKEN: &str = "/var/lib/homelab/kubernetes/token";
+/// What the agent has last seen of the Kubernetes API; mode 0600. It starts from it when no API server answers.
+pub const KUBERNETES_SNAPSHOT: &str = "/var/lib/homelab/kubernetes/snapshot";
+/// Namespace of what is ours in the Kubernetes API.
+pub const KUBERNETES_NAMESPACE: &str = "homelab-system";
+/// Field manager of what homelab writes to the Kubernetes API.
+pub const FIELD_MANAGER: &str = "homelab";
+/// Label and value of what homelab makes in the Kubernetes API.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "homelab");
+/// Label that says of which homelab cluster an object of the Kubernetes API is.
+pub const CLUSTER_LABEL: &str = "app.kubernetes.io/instance";
 /// Configuration directory.
 pub const ETC: &str = "/etc/homelab";
 /// Directory of the node binary, one sub-directory per content digest.

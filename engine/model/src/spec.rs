@@ -54,6 +54,9 @@ pub struct NodeSpec {
     /// What the speaker is told; None: no addresses are announced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speaker: Option<crate::SpeakerSpec>,
+    /// What the agent is told of Kubernetes; None: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<crate::KubernetesSpec>,
     /// Packages that homelab installs here, because the node has none of them by itself. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<String>,

@@ -7,10 +7,13 @@
 
 mod events;
 mod http;
+pub(crate) mod kubernetes;
+mod live;
 mod metrics;
 mod sandboxes;
 mod speaker;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,6 +21,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant as Start};
 
+use homelab_kubernetes::metallb::Note;
 use homelab_linux::{Connections, Error, Kinds, Node, Root};
 use homelab_model::{
     AgentFact, Backend, Change, Module, NodeObject, NodeSpec, Scope, Spec, diff, ours, sha256_hex,
@@ -78,8 +82,10 @@ struct Agent {
     file: Option<Stamp>,
     /// What it says but for services, rendered once: checks come often.
     foundation: Vec<NodeObject>,
-    /// What the proxy's sets are to hold.
-    services: Elements,
+    /// Services of the file and of Kubernetes, and what the proxy's sets are to hold.
+    services: live::Services,
+    /// What several of them want, as far as it has been said: who goes without, and why.
+    conflicts: BTreeSet<(String, String)>,
     /// Whether services were in place once, so that a difference is somebody else's work.
     settled: bool,
     report: AgentFact,
@@ -101,6 +107,8 @@ struct Agent {
     metrics: Arc<Metrics>,
     http: Http,
     speaker: speaker::Handle,
+    /// What was last said of MetalLB's resources.
+    noted: Vec<Note>,
 }
 
 /// What tells a file from what replaces it: device, inode, size and time of change in ns.
@@ -119,7 +127,8 @@ async fn run() -> Result<(), String> {
         spec: None,
         file: None,
         foundation: Vec::new(),
-        services: Elements::new(),
+        services: live::Services::new(Arc::clone(&metrics)),
+        conflicts: BTreeSet::new(),
         settled: false,
         report: AgentFact {
             pid: std::process::id(),
@@ -127,6 +136,7 @@ async fn run() -> Result<(), String> {
             config: String::new(),
             repairs: 0,
             errors: Vec::new(),
+            kubernetes: None,
         },
         written: None,
         failures: Vec::new(),
@@ -138,6 +148,7 @@ async fn run() -> Result<(), String> {
         trouble: None,
         http: Http::new(Arc::clone(&metrics), Limits::new(HEALTHY_FOR)),
         speaker: speaker::Handle::start(Arc::clone(&metrics))?,
+        noted: Vec::new(),
         metrics,
     };
     if let Ok(mut watched) = watched.lock() {
@@ -176,6 +187,12 @@ async fn run() -> Result<(), String> {
                 let happened = event.ok_or("netlink events ended")?.map_err(|e| format!("netlink events: {e}"))?;
                 due = union(due, kinds_of_events(happened));
                 check_at.get_or_insert_with(|| Instant::now() + SETTLE);
+            }
+            () = agent.services.wait() => {
+                if !agent.hear() {
+                    due = union(due, SERVICES);
+                    check_at.get_or_insert_with(Instant::now);
+                }
             }
             _ = files.tick() => {
                 due = union(due, FILES);
@@ -255,35 +272,23 @@ impl Agent {
         if digest == self.report.config {
             return Ok(());
         }
-        let spec: NodeSpec = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let mut spec: NodeSpec = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if spec.format_version != NodeSpec::FORMAT {
             return Err(format!("its format is {}, mine is {}", spec.format_version, NodeSpec::FORMAT));
         }
-        let view = homelab_proxy::view(&spec);
-        let (services, conflicts) = homelab_proxy::compile(&spec.services, &view);
-        let (checks, at_checks) = homelab_proxy::health_checks(&spec.services, &view);
-        for conflict in conflicts.into_iter().chain(at_checks) {
-            warn!(
-                service = conflict.other,
-                "{} belongs to the service {}", conflict.frontend, conflict.holder
-            );
-        }
+        let services = self.services.configure(&mut spec)?;
         info!(
             node = spec.node,
             cluster = spec.cluster,
             peers = spec.peers.len(),
-            services = services.len(),
+            services,
             "configuration loaded"
         );
-        self.metrics.services.set(number(spec.services.len()));
-        self.metrics.endpoints.set(number(spec.services.iter().map(|s| s.endpoints.len()).sum()));
-        self.http.want(spec.proxy.agent, checks);
-        self.speaker.configure(&spec);
         self.foundation = homelab_desired::foundation(&spec);
-        self.services = services;
         self.settled = false;
         self.spec = Some(Rc::new(spec));
         self.report.config = digest;
+        self.tell();
         Ok(())
     }
 
@@ -308,7 +313,7 @@ impl Agent {
                         self.forward();
                     }
                     if kinds.services {
-                        self.serve();
+                        self.serve(None);
                     }
                 }
                 let scope = if kinds.links || kinds.nft || kinds.services { "kernel" } else { "files" };
@@ -343,6 +348,7 @@ impl Agent {
             .cloned()
             .collect();
         self.metrics.errors.set(number(self.report.errors.len()));
+        self.report.kubernetes = self.services.fact();
         self.write_report();
     }
 
@@ -446,18 +452,23 @@ impl Agent {
         }
     }
 
-    /// Makes the proxy's sets hold what they should.
-    fn serve(&mut self) {
+    /// Makes the proxy's sets hold what they should; with `changed` only what they hold of these services.
+    fn serve(&mut self, changed: Option<&Elements>) {
         let connections = if self.settled { Connections::OfChange } else { Connections::All };
         let start = Start::now();
-        let result = self.node.sync_services(&self.services, connections);
+        let all = self.services.elements();
+        let result = match changed {
+            Some(changed) => self.node.sync_changed_services(changed),
+            // What an earlier agent put there is served on until Kubernetes says what there is.
+            None if !self.services.known() => self.node.sync_changed_services(all),
+            None => self.node.sync_services(all, connections),
+        };
         self.metrics.synced(start.elapsed(), result.as_ref().copied().map_err(drop));
         match result {
             Ok(synced) => {
                 self.synced = Some(Moment::now());
-                self.metrics.elements.set(number(self.services.values().map(Vec::len).sum()));
-                let changed = synced.added + synced.deleted > 0;
-                if changed {
+                self.metrics.elements.set(number(self.services.elements().values().map(Vec::len).sum()));
+                if synced.added + synced.deleted > 0 {
                     info!(added = synced.added, deleted = synced.deleted, "services in place");
                 }
                 if synced.ended + synced.released > 0 {
@@ -468,7 +479,7 @@ impl Agent {
                     );
                 }
                 // What a new configuration brings is no repair.
-                if changed && self.settled {
+                if synced.added + synced.deleted > 0 && self.settled && changed.is_none() {
                     self.count_repair();
                 }
                 self.settled = true;

@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::body::Body;
+use crate::patch;
 use crate::query::Query;
 use crate::resource::Target;
 use crate::server::{Shared, now};
-use crate::store::{Place, Scope};
+use crate::store::{Place, Scope, has_finalizers};
 
 /// Answers; what is not carried out is a `Status`.
 pub(crate) async fn answer(
@@ -56,6 +57,7 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
     let target = Target::parse(head.uri.path(), &shared.known)?;
     let json =
         head.headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"application/json"));
+    let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| patch::Kind::of(kind.as_bytes()));
     let Target { resource, namespace, name, status } = target;
     let namespace = namespace.as_deref();
     let place = name.as_deref().map(|name| Place { resource: &resource, namespace, name });
@@ -86,9 +88,16 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
             let object = shared.change(|store| store.update(place, object, status))?;
             Ok((StatusCode::OK, whole(&object)))
         }
+        (Method::PATCH, Some(place)) => {
+            let kind = kind.ok_or(Failure::MediaType)?;
+            let patch = read(body).await?;
+            let object = shared.change(|store| store.patch(place, kind, patch, status))?;
+            Ok((StatusCode::OK, whole(&object)))
+        }
         (Method::DELETE, Some(place)) if !status => {
-            let object = shared.change(|store| store.delete(place))?;
-            Ok((StatusCode::OK, whole(&deleted(place, &object))))
+            let object = shared.change(|store| store.delete(place, &now()))?;
+            let waits = has_finalizers(&object);
+            Ok((StatusCode::OK, whole(&if waits { Value::clone(&object) } else { deleted(place, &object) })))
         }
         _ => Err(Failure::MethodNotAllowed),
     }

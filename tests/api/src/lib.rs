@@ -3,10 +3,10 @@
 //! Any object of a known [`Resource`] is kept as it is given. What clients build on is as in the real one, and the same
 //! contract tests run against both (`tests/contract`): resource versions from one counter, conflicts, list and watch
 //! with selectors, watches from a resource version, bookmarks, the initial events of a streaming list, 410 for what is
-//! forgotten, the status subresource.
+//! forgotten, the status subresource, merge patches, finalizers.
 //!
-//! Not there: patch, lists in pages (a list is always whole), validation, defaulting and conversion of objects, finalizers, server-side
-//! apply, tables, protobuf, TLS.
+//! Not there: JSON patches, lists in pages (a list is always whole), validation, defaulting and conversion of objects,
+//! server-side apply, tables, protobuf, TLS.
 //!
 //! ```
 //! use homelab_test_api::{Api, Resource};
@@ -22,6 +22,7 @@
 mod answer;
 mod body;
 mod failure;
+mod patch;
 mod query;
 mod resource;
 mod select;

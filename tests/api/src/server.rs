@@ -133,12 +133,13 @@ impl Api {
         Ok(Value::clone(&updated))
     }
 
-    /// Deletes an object; gives it as it last was.
+    /// Deletes an object, or marks it so while it has finalizers; gives it as it last was.
     ///
     /// # Errors
     /// There is none.
     pub fn delete(&self, resource: &Resource, namespace: Option<&str>, name: &str) -> Result<Value, Failure> {
-        let deleted = self.shared.change(|store| store.delete(Place { resource, namespace, name }))?;
+        let deleted =
+            self.shared.change(|store| store.delete(Place { resource, namespace, name }, &now()))?;
         Ok(Value::clone(&deleted))
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::select::Selector;
-use crate::{Failure, Resource};
+use crate::{Failure, Resource, patch};
 
 /// So many changes are remembered; a watch that is further behind has expired.
 const HISTORY: usize = 20_000;
@@ -145,25 +145,88 @@ impl Store {
                 return Err(place.conflict());
             }
         }
-        for key in ["name", "uid", "creationTimestamp", "resourceVersion"] {
-            own.insert(key.to_owned(), before["metadata"][key].clone());
+        for key in ["name", "uid", "creationTimestamp", "resourceVersion", "deletionTimestamp"] {
+            match &before["metadata"][key] {
+                Value::Null => own.remove(key),
+                value => own.insert(key.to_owned(), value.clone()),
+            };
+        }
+        if own.get("finalizers").is_some_and(|list| *list == json!([])) {
+            own.remove("finalizers");
+        }
+        let held = map(&before);
+        let is_deleted = own.contains_key("deletionTimestamp");
+        let new = finalizers(&object).find(|one| finalizers(&held).all(|other| other != *one));
+        if let Some(new) = new.filter(|_| is_deleted) {
+            let why = "no new finalizers can be added if the object is being deleted, found new finalizers";
+            let kind = place.resource.kind;
+            return Err(Failure::Invalid(format!(
+                "{kind} {:?} is invalid: metadata.finalizers: Forbidden: {why} []string{{{new:?}}}",
+                place.name
+            )));
         }
         if place.resource.status {
+            // The metadata go by both paths.
+            let metadata = object.get("metadata").cloned();
             let (from, to) = if status { (object, map(&before)) } else { (map(&before), object) };
             object = to;
+            object.extend(metadata.map(|metadata| ("metadata".to_owned(), metadata)));
             match from.get("status") {
                 Some(value) => object.insert("status".to_owned(), value.clone()),
                 None => object.remove("status"),
             };
         }
+        if *place.resource == Resource::SERVICES {
+            balancer(place, &mut object, status)?;
+        }
         if before.as_object() == Some(&object) {
             return Ok(before);
+        }
+        if is_deleted && finalizers(&object).next().is_none() {
+            let mut last = before;
+            if let Some(all) = self.objects.get_mut(place.resource) {
+                all.remove(&place.key());
+                self.version += 1;
+                self.remember(place, Some(Arc::clone(&last)), None);
+                last = Arc::new(Value::Object(object));
+            }
+            return Ok(last);
         }
         Ok(self.put(place, object))
     }
 
-    /// Takes an object away; gives it as it last was.
-    pub(crate) fn delete(&mut self, place: Place<'_>) -> Result<Arc<Value>, Failure> {
+    /// Changes an object, all but its status or that alone.
+    pub(crate) fn patch(
+        &mut self,
+        place: Place<'_>,
+        kind: patch::Kind,
+        patch: Value,
+        status: bool,
+    ) -> Result<Arc<Value>, Failure> {
+        let before = self.get(place)?;
+        let mut object = Value::clone(&before);
+        patch::apply(kind, &mut object, patch);
+        let uid = &object["metadata"]["uid"];
+        if *uid != before["metadata"]["uid"] {
+            let (kind, name) = (place.resource.kind, place.name);
+            return Err(Failure::Invalid(format!(
+                "{kind} {name:?} is invalid: metadata.uid: Invalid value: {uid}: field is immutable"
+            )));
+        }
+        self.update(place, object, status)
+    }
+
+    /// Takes an object away; gives it as it last was. One with finalizers stays, and is marked.
+    pub(crate) fn delete(&mut self, place: Place<'_>, now: &str) -> Result<Arc<Value>, Failure> {
+        let before = self.get(place)?;
+        if has_finalizers(&before) {
+            if !before["metadata"]["deletionTimestamp"].is_null() {
+                return Ok(before);
+            }
+            let mut object = map(&before);
+            metadata(&mut object)?.insert("deletionTimestamp".to_owned(), json!(now));
+            return Ok(self.put(place, object));
+        }
         let all = self.objects.entry(*place.resource).or_default();
         let before = all.remove(&place.key()).ok_or_else(|| place.not_found())?;
         self.version += 1;
@@ -278,6 +341,43 @@ fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
 
 fn map(object: &Value) -> Map<String, Value> {
     object.as_object().cloned().unwrap_or_default()
+}
+
+/// Whether an object stays for a while when it is deleted.
+pub(crate) fn has_finalizers(object: &Value) -> bool {
+    object.as_object().is_some_and(|object| finalizers(object).next().is_some())
+}
+
+fn finalizers(object: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let list = object.get("metadata").and_then(|metadata| metadata["finalizers"].as_array());
+    list.into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Addresses of load balancers: only a Service of that type has them.
+fn balancer(place: Place<'_>, object: &mut Map<String, Value>, status: bool) -> Result<(), Failure> {
+    let is_balancer = object.get("spec").is_some_and(|spec| spec["type"] == "LoadBalancer");
+    let Some(ingress) =
+        object.get_mut("status").and_then(|status| status.pointer_mut("/loadBalancer/ingress"))
+    else {
+        return Ok(());
+    };
+    if is_balancer {
+        for one in ingress.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            if one.contains_key("ip") {
+                one.entry("ipMode").or_insert_with(|| json!("VIP"));
+            }
+        }
+        return Ok(());
+    }
+    if status {
+        return Err(Failure::Invalid(format!(
+            "Service {:?} is invalid: status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is \
+             'LoadBalancer'",
+            place.name
+        )));
+    }
+    object.insert("status".to_owned(), json!({ "loadBalancer": {} }));
+    Ok(())
 }
 
 #[cfg(test)]

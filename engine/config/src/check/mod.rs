@@ -46,6 +46,7 @@ pub(crate) fn cluster(file: &File, faults: &mut Vec<Fault>) -> Option<Cluster> {
         services: services?,
         manifests,
         agent: agent?,
+        kubernetes: None,
     })
 }
 

@@ -11,20 +11,90 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::service::{Ingress, IpMode, Service, Type};
-use crate::{Family, Pool};
+use crate::{Declared, Family, Pool};
 
 use super::claims::Claims;
 use super::{Draft, yields};
 use holders::{Holders, Sharing, Want};
 use search::Search;
 
-/// Gives every LoadBalancer service its addresses, or says in `warnings` why it has none.
+/// Load-balancer addresses of services whose cluster addresses are theirs already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Balanced {
+    /// Addresses by full name, in the order of the service's families; of every LoadBalancer service, also of those that
+    /// have none.
+    pub given: BTreeMap<String, Vec<Ingress>>,
+    /// What is amiss.
+    pub notes: Vec<BalanceNote>,
+}
+
+/// What is amiss with the load-balancer addresses of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalanceNote {
+    /// `namespace/name`.
+    pub service: String,
+    /// Which kind of trouble it is.
+    pub trouble: BalanceTrouble,
+    /// The whole sentence: what, why, and what helps.
+    pub text: String,
+}
+
+/// Kinds of trouble with load-balancer addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BalanceTrouble {
+    /// It cannot have what it asks for.
+    Refused,
+    /// Another has a better right to an address that it had.
+    Yields,
+    /// No pool has a free address for it.
+    Exhausted,
+    /// It has an address of one family only.
+    Partly,
+    /// No pool gives an address any more that it had.
+    Lost,
+}
+
+/// Chooses load-balancer addresses alone, for services of a Kubernetes API: by the same rules as [`super::assign`].
+///
+/// `held` is the addresses that services have, by full name: they keep them as far as the pools still give them. `taken`
+/// is addresses that nobody here can have, with who has them. Cluster addresses and ports are left as they are. Of two
+/// services with one name the last is taken.
+pub fn balance_addresses(
+    services: &[Declared],
+    held: &BTreeMap<String, Vec<Ingress>>,
+    pools: &[Pool],
+    taken: &BTreeMap<IpAddr, String>,
+) -> Balanced {
+    let mut claims = Claims::default();
+    claims.taken(taken);
+    let mut drafts: BTreeMap<String, Draft<'_>> = BTreeMap::new();
+    let mut memory = BTreeMap::new();
+    for declared in services {
+        let service = &declared.service;
+        let name = service.full_name();
+        claims.external(&name, service);
+        let mut families = declared.families.clone();
+        if families.is_empty() {
+            families.extend(service.cluster_ips.iter().map(|ip| Family::of(*ip)));
+        }
+        if let Some(held) = held.get(&name) {
+            memory.insert(name.clone(), Service { load_balancer: held.clone(), ..service.clone() });
+        }
+        drafts.insert(name, Draft { declared, families, service: service.clone() });
+    }
+    let mut notes = Vec::new();
+    balance(&mut drafts, &memory, pools, &claims, &mut notes);
+    let balanced = drafts.into_iter().filter(|(_, draft)| draft.service.r#type == Type::LoadBalancer);
+    Balanced { given: balanced.map(|(name, draft)| (name, draft.service.load_balancer)).collect(), notes }
+}
+
+/// Gives every LoadBalancer service its addresses, or says in `notes` why it has none.
 pub(super) fn balance(
     drafts: &mut BTreeMap<String, Draft<'_>>,
     memory: &BTreeMap<String, Service>,
     pools: &[Pool],
     claims: &Claims,
-    warnings: &mut Vec<String>,
+    notes: &mut Vec<BalanceNote>,
 ) {
     let balanced = drafts.iter().filter(|(_, draft)| draft.service.r#type == Type::LoadBalancer);
     let services: Vec<Asking<'_>> =
@@ -34,7 +104,7 @@ pub(super) fn balance(
         holders: Holders::new(claims),
         search: Search::new(pools),
         given: vec![Vec::new(); services.len()],
-        warnings,
+        notes,
     };
     run.fixed(&services);
     run.kept(&services);
@@ -124,13 +194,17 @@ struct Run<'a> {
     search: Search<'a>,
     /// Addresses of each service.
     given: Vec<Vec<Ingress>>,
-    warnings: &'a mut Vec<String>,
+    notes: &'a mut Vec<BalanceNote>,
 }
 
 impl<'a> Run<'a> {
     /// The pool that holds all of these.
     fn pool_of(&self, addresses: &[Ingress]) -> Option<&'a Pool> {
         self.pools.iter().find(|pool| addresses.iter().all(|i| pool.holds(i.ip)))
+    }
+
+    fn note(&mut self, service: &str, trouble: BalanceTrouble, text: String) {
+        self.notes.push(BalanceNote { service: service.to_owned(), trouble, text });
     }
 
     fn give(&mut self, index: usize, want: &Want<'a>, addresses: &[Ingress]) {
@@ -148,10 +222,12 @@ impl<'a> Run<'a> {
         for (index, one) in settled.into_iter().chain(others) {
             match self.refusal(one) {
                 None => self.give(index, &one.want, one.fixed),
-                Some(why) => self.warnings.push(format!(
-                    "service {} has no load-balancer address: {why}; it is served without",
-                    one.want.name
-                )),
+                Some(why) => {
+                    let name = one.want.name;
+                    let text =
+                        format!("service {name} has no load-balancer address: {why}; it is served without");
+                    self.note(name, BalanceTrouble::Refused, text);
+                }
             }
         }
     }
@@ -224,7 +300,9 @@ impl<'a> Run<'a> {
                     None => self.give(index, &one.want, &[*had]),
                     Some(denial) => {
                         let what = format!("the load-balancer address {}", had.ip);
-                        self.warnings.extend(yields(one.want.name, &what, denial.holder()));
+                        if let Some(text) = yields(one.want.name, &what, denial.holder()) {
+                            self.note(one.want.name, BalanceTrouble::Yields, text);
+                        }
                     }
                 }
             }
@@ -254,8 +332,8 @@ impl<'a> Run<'a> {
                 let found: Vec<Ingress> = self.found(one).into_iter().map(vip).collect();
                 self.give(index, &one.want, &found);
                 if found.is_empty() {
-                    let why = self.want_of(one);
-                    self.warnings.push(format!("service {} has no {why}", one.want.name));
+                    let (trouble, why) = self.want_of(one);
+                    self.note(one.want.name, trouble, format!("service {} has no {why}", one.want.name));
                 }
             }
             self.said(one, index);
@@ -300,54 +378,59 @@ impl<'a> Run<'a> {
     }
 
     /// What a service did not get, why, and what helps.
-    fn want_of(&self, one: &Asking<'a>) -> String {
+    fn want_of(&self, one: &Asking<'a>) -> (BalanceTrouble, String) {
+        let refused = |why| (BalanceTrouble::Refused, why);
         let families: Vec<String> = one.families.iter().map(ToString::to_string).collect();
         let families = families.join(if one.both { " and " } else { " or " });
         let what = format!("{families} load-balancer address");
         if let Some(asked) = one.pool {
             let Some(pool) = self.pools.iter().find(|pool| pool.name == asked) else {
-                return format!("{what}: there is no pool {asked}; add it to `loadBalancer.pools`");
+                return refused(format!("{what}: there is no pool {asked}; add it to `loadBalancer.pools`"));
             };
             if let Some(why) = one.denied(pool) {
-                return format!("{what}: {why}; ask for another, or for none");
+                return refused(format!("{what}: {why}; ask for another, or for none"));
             }
         }
         let pools: Vec<&Pool> = self.tiers(one).into_iter().flatten().collect();
         let full = |family: &Family| pools.iter().any(|pool| search::has(pool, *family));
         let together = pools.iter().any(|pool| one.families.iter().all(|f| search::has(pool, *f)));
         if if one.both { together } else { one.families.iter().any(full) } {
-            format!(
-                "{what}: every one of the pools is taken; add addresses to a pool in `loadBalancer.pools`"
-            )
+            let help = "every one of the pools is taken; add addresses to a pool in `loadBalancer.pools`";
+            (BalanceTrouble::Exhausted, format!("{what}: {help}"))
         } else if one.both && one.families.iter().all(full) {
-            format!("{what}: no pool has both; add ranges of both to one pool in `loadBalancer.pools`")
+            refused(format!(
+                "{what}: no pool has both; add ranges of both to one pool in `loadBalancer.pools`"
+            ))
         } else {
-            format!(
+            refused(format!(
                 "{what}: no pool gives one; add a pool with `autoAssign` to `loadBalancer.pools`, or set \
                  `loadBalancerIP`"
-            )
+            ))
         }
     }
 
     /// Says what a service did not get beside what it got, and what it lost because no pool gives it any more.
     fn said(&mut self, one: &Asking<'a>, index: usize) {
-        let given = &self.given[index];
-        if let (Some(family), Some(pool)) = (one.missing(given), self.pool_of(given))
+        let given = self.given[index].clone();
+        let name = one.want.name;
+        if let (Some(family), Some(pool)) = (one.missing(&given), self.pool_of(&given))
             && !given.is_empty()
             && search::has(pool, family)
         {
-            self.warnings.push(format!(
-                "service {} has no {family} load-balancer address: every one of pool {} is taken; add addresses to it",
-                one.want.name, pool.name
-            ));
+            let text = format!(
+                "service {name} has no {family} load-balancer address: every one of pool {} is taken; add addresses to it",
+                pool.name
+            );
+            self.note(name, BalanceTrouble::Partly, text);
         }
         for had in &one.had {
             let usable = |pool: &Pool| pool.holds(had.ip) && one.denied(pool).is_none();
             if given.iter().all(|i| i.ip != had.ip) && !self.pools.iter().any(usable) {
-                self.warnings.push(format!(
-                    "service {} loses the load-balancer address {}: no pool gives it any more",
-                    one.want.name, had.ip
-                ));
+                let text = format!(
+                    "service {name} loses the load-balancer address {}: no pool gives it any more",
+                    had.ip
+                );
+                self.note(name, BalanceTrouble::Lost, text);
             }
         }
     }

@@ -13,6 +13,8 @@ pub(super) struct Claims {
     node_ports: BTreeMap<(u16, Protocol), String>,
     /// External addresses with their ports.
     listeners: BTreeMap<(IpAddr, Protocol, u16), String>,
+    /// Addresses of others, whatever the port.
+    foreign: BTreeMap<IpAddr, String>,
 }
 
 /// Takes a key, unless another holds it.
@@ -72,6 +74,26 @@ impl Claims {
         self.node_ports.extend(numbers.into_iter().map(|key| (key, name.to_owned())));
         self.listeners.extend(listeners.map(|listener| (listener, name.to_owned())));
         Ok(())
+    }
+
+    /// Takes addresses for others.
+    pub(super) fn taken(&mut self, taken: &BTreeMap<IpAddr, String>) {
+        self.foreign.extend(taken.iter().map(|(ip, holder)| (*ip, holder.clone())));
+    }
+
+    /// Takes the external addresses of a service, as far as they are free.
+    pub(super) fn external(&mut self, name: &str, service: &Service) {
+        for ip in &service.external_ips {
+            for port in &service.ports {
+                let listener = (*ip, port.protocol, port.port);
+                self.listeners.entry(listener).or_insert_with(|| name.to_owned());
+            }
+        }
+    }
+
+    /// Which other has this address.
+    pub(super) fn other(&self, ip: IpAddr) -> Option<&str> {
+        self.foreign.get(&ip).map(String::as_str)
     }
 
     /// Takes a cluster address; the error is who holds it.

@@ -43,6 +43,7 @@ pub(crate) fn spec(version: u8, vni: u32, peers: u8) -> NodeSpec {
         cni_bin_dirs: vec![ours::CNI_BIN_DIR.into()],
         cni_conf_dirs: vec![ours::CNI_CONF_DIR.into()],
         speaker: None,
+        kubernetes: None,
         packages: Vec::new(),
         binary_sha256: digest(version),
         ipv6_disabled: false,

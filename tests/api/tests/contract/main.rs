@@ -4,6 +4,7 @@
 
 mod client;
 mod objects;
+mod patches;
 mod real;
 mod watches;
 
@@ -20,7 +21,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let contracts = |newest: bool| {
         let newest = if newest { watches::NEWEST } else { &[] };
-        objects::CONTRACTS.iter().chain(watches::CONTRACTS).chain(newest).copied()
+        objects::CONTRACTS.iter().chain(patches::CONTRACTS).chain(watches::CONTRACTS).chain(newest).copied()
     };
     let ours = |(name, contract): Contract| {
         Trial::test(format!("ours::{name}"), move || {

@@ -16,7 +16,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// A slow machine needs a while.
 const START: Duration = Duration::from_secs(180);
 /// Who may do everything, for as long as the server runs.
-const TOKEN: &str = "contract-tests";
+pub(crate) const TOKEN: &str = "contract-tests";
 
 /// KUBEBUILDER_ASSETS, if both programs are there.
 pub(crate) fn find() -> Option<PathBuf> {
@@ -97,6 +97,12 @@ impl Server {
         server.programs.push(api);
         server.wait(&directory)?;
         Ok(server)
+    }
+
+    /// What its certificate is checked with: it makes an authority for itself, PEM.
+    #[allow(dead_code, reason = "not for these contracts, but for those of our own client")]
+    pub(crate) fn authority(&self) -> std::io::Result<String> {
+        std::fs::read_to_string(self._directory.path().join("certificates/apiserver.crt"))
     }
 
     pub(crate) fn client(&self) -> Client<'_> {

@@ -123,6 +123,9 @@ impl<'a> Holders<'a> {
 
     /// Why a service cannot have an address; None: it can.
     pub(super) fn denial(&self, ip: IpAddr, want: &Want<'a>) -> Option<Denial<'a>> {
+        if let Some(other) = self.claims.other(ip) {
+            return Some(Denial::Key(other));
+        }
         for (protocol, port) in &want.ports {
             let external = self.claims.listener(ip, *protocol, *port);
             if let Some(other) = external.filter(|other| *other != want.name) {
@@ -167,6 +170,6 @@ impl<'a> Holders<'a> {
 
     /// Whether nobody holds an address.
     pub(super) fn is_free(&self, ip: IpAddr) -> bool {
-        !self.held.contains_key(&ip) && !self.claims.is_external(ip)
+        !self.held.contains_key(&ip) && !self.claims.is_external(ip) && self.claims.other(ip).is_none()
     }
 }
