@@ -191,7 +191,7 @@ impl<'a> Watch<'a> {
         tell(Told::Asks);
         let events = match self.soon(self.client.request_events::<K>(request)).await? {
             Ok(events) => events,
-            Err(kube::Error::Api(status)) if list && matches!(status.code, 400 | 422) => {
+            Err(kube::Error::Api(status)) if list && streams_none(status.code) => {
                 return Ok(End::NoStreams);
             }
             Err(error) => return ended(error),
@@ -204,6 +204,9 @@ impl<'a> Watch<'a> {
                 if listing { self.patience.answer } else { last.saturating_duration_since(Instant::now()) };
             let event = match timeout(wait, events.try_next()).await {
                 Err(_) => return Err(WatchError::Silent(wait)),
+                Ok(Err(kube::Error::Api(status))) if listing && streams_none(status.code) => {
+                    return Ok(End::NoStreams);
+                }
                 Ok(Err(error)) => return ended(error),
                 Ok(Ok(None)) if listing => {
                     return Err(WatchError::Broken("the list was broken off".to_owned()));
@@ -229,12 +232,19 @@ impl<'a> Watch<'a> {
                     tell(Told::Gone(Box::new(object)));
                 }
                 WatchEvent::Bookmark(bookmark) => {
+                    let ends = bookmark.metadata.annotations.contains_key(LIST_ENDS);
+                    if listing && !ends {
+                        continue;
+                    }
                     self.version = bookmark.metadata.resource_version;
-                    if listing && bookmark.metadata.annotations.contains_key(LIST_ENDS) {
+                    if listing {
                         listing = false;
                         tell(Told::Complete);
                     }
                     tell(Told::UpToDate);
+                }
+                WatchEvent::Error(status) if listing && streams_none(status.code) => {
+                    return Ok(End::NoStreams);
                 }
                 WatchEvent::Error(status) => return ended(kube::Error::Api(status)),
             }
@@ -270,6 +280,12 @@ impl<'a> Watch<'a> {
     async fn soon<T>(&self, what: impl Future<Output = T>) -> Result<T, WatchError> {
         timeout(self.patience.answer, what).await.map_err(|_| WatchError::Silent(self.patience.answer))
     }
+}
+
+/// Whether an answer to a streamed list may mean that there are none: an old server says 400 or 422, one with an etcd
+/// before 3.5.13 says 500. What else is wrong the list in pages will tell.
+fn streams_none(code: u16) -> bool {
+    !matches!(code, 401 | 403 | 410 | 429)
 }
 
 fn broken(error: &dyn std::error::Error) -> WatchError {

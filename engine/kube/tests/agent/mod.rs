@@ -9,6 +9,9 @@ use homelab_kube::{Heard, Link, Patience, Told, watch};
 use homelab_kubernetes::{Kind, World};
 use homelab_model::{KubernetesSpec, NodesFrom};
 
+/// What has not happened by then does not.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// What an agent is told of these servers.
 pub(crate) fn spec(servers: Vec<String>) -> KubernetesSpec {
     KubernetesSpec {
@@ -110,7 +113,12 @@ impl Client {
     }
 
     pub(crate) fn comes_to(&self, names: &[&str]) {
-        eventually(&format!("{names:?}"), || self.services() == names);
+        let deadline = Instant::now() + PATIENCE;
+        while self.services() != names {
+            let (services, troubles) = (self.services(), self.troubles());
+            assert!(Instant::now() < deadline, "{services:?}, not {names:?}: {:?}", troubles.last());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -123,7 +131,7 @@ impl Drop for Client {
 }
 
 pub(crate) fn eventually(what: &str, happens: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + PATIENCE;
     while !happens() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(20));
