@@ -5,6 +5,7 @@
 //! changes as data, and apply, verify, destroy, drift repair and rollback all consume that same data.
 
 mod alloc;
+pub mod api_object;
 mod assign;
 mod bgp;
 mod cluster;
@@ -26,6 +27,7 @@ mod spec;
 mod transaction;
 
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
+pub use api_object::{ApiChange, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiState, plan_api};
 pub use assign::{Assigned, Ranges, Refusal, assign};
 pub use bgp::{BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LbBgp, LbRoute, LbSession};
 pub use cluster::{
