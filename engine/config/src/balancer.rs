@@ -2,28 +2,15 @@
 
 use std::net::IpAddr;
 
+use homelab_model::KubernetesSettings;
+use homelab_model::metallb::{PREFIXES, WRITTEN};
+pub(crate) use homelab_model::metallb::{ADDRESSES, POOL, SHARING, annotation};
 use homelab_model::service::{Service, Type};
 
 use crate::value::{Parsed, quote, words};
 
 /// The `loadBalancerClass` that is homelab's; without one it is homelab's too.
-pub(crate) const CLASS: &str = "homelab";
-
-/// Prefixes of MetalLB's annotations, the newer first.
-const PREFIXES: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
-/// Addresses that are asked for, separated by commas.
-pub(crate) const ADDRESSES: &str = "loadBalancerIPs";
-/// Pool that is asked for.
-pub(crate) const POOL: &str = "address-pool";
-/// Key of those who may share an address.
-pub(crate) const SHARING: &str = "allow-shared-ip";
-/// What MetalLB itself writes.
-const WRITTEN: &str = "ip-allocated-from-pool";
-
-/// An annotation of MetalLB, by its name without prefix: where both prefixes stand, the newer counts.
-pub(crate) fn annotation<T>(name: &str, mut get: impl FnMut(&str) -> Option<T>) -> Option<T> {
-    PREFIXES.iter().find_map(|prefix| get(&format!("{prefix}{name}")))
-}
+pub(crate) const CLASS: &str = KubernetesSettings::CLASS;
 
 /// For a key that has a prefix of MetalLB and is none of its annotations: the one that is meant.
 pub(crate) fn misspelt(key: &str) -> Option<String> {

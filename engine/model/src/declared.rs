@@ -3,13 +3,13 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Labels;
 use crate::service::{Ingress, Service};
 
 /// A service of homelab.yaml or of a manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Declared {
     /// What the source says. Its `cluster_ips` and its `load_balancer` (`loadBalancerIP`) are those that are fixed; its
@@ -24,28 +24,28 @@ pub struct Declared {
     /// Containers whose addresses are endpoints.
     pub containers: Vec<ContainerEndpoint>,
     /// What it asks of the pools beside addresses.
-    #[serde(skip_serializing_if = "Request::is_empty")]
+    #[serde(default, skip_serializing_if = "Request::is_empty")]
     pub request: Request,
 }
 
 /// What a service asks of the load-balancer pools beside the addresses that it fixes.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Request {
     /// Pool that its addresses are to be of (`metallb.io/address-pool`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
     /// Services with the same key may share an address (`metallb.io/allow-shared-ip`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing_key: Option<String>,
     /// `spec.selector`: with `externalTrafficPolicy: Local` only services with the same one share an address.
-    #[serde(skip_serializing_if = "Labels::is_empty")]
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub selector: Labels,
     /// `ipFamilyPolicy: RequireDualStack`: addresses of both families, or none.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub require_dual_stack: bool,
     /// Addresses that its status has: remembered, where the nodes remember none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub given: Vec<Ingress>,
 }
 
@@ -57,7 +57,7 @@ impl Request {
 }
 
 /// An address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     IPv4,
@@ -82,7 +82,7 @@ impl fmt::Display for Family {
 }
 
 /// An endpoint that is known by its node and container: all addresses of its interface that the CNI plugin made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerEndpoint {
     /// Node name.

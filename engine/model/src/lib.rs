@@ -15,6 +15,7 @@ pub mod kubernetes;
 mod lb;
 mod lb_report;
 mod mac;
+pub mod metallb;
 mod node;
 mod object;
 mod observed;
@@ -23,6 +24,7 @@ mod plan;
 mod report;
 mod secrets;
 pub mod service;
+mod slices;
 mod spec;
 mod transaction;
 
@@ -51,8 +53,8 @@ pub use node::{
 };
 pub use object::{Backend, Change, Impact, Object, diff, invert};
 pub use observed::{
-    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact, LinkFact,
-    Observed, Problem, Rival, RouteFact, Scope, conflicts,
+    AddressFact, AgentFact, AttachmentFact, Balancer, CniRuntime, Facts, ForwardDrop, FrrFact,
+    KubernetesFact, LinkFact, Observed, Problem, Rival, RouteFact, Scope, conflicts,
 };
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use report::{
@@ -60,6 +62,7 @@ pub use report::{
     TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
+pub use slices::{EndpointGroup, GroupPort, join_endpoints};
 pub use spec::{NodeSpec, PeerSpec, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 

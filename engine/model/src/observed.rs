@@ -283,6 +283,34 @@ pub struct AgentFact {
     pub repairs: u64,
     /// Errors of the last full check, empty if it went well.
     pub errors: Vec<String>,
+    /// How it stands with the Kubernetes API; None: it is told of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesFact>,
+}
+
+/// How an agent stands with the Kubernetes API. That it cannot be reached is no error of the node: it serves on with
+/// what it knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubernetesFact {
+    /// Whether all watches are up.
+    pub connected: bool,
+    /// URL of the API server that is in use.
+    pub server: String,
+    /// Whether it knows the cluster: by a complete list, or by what an earlier agent kept.
+    pub known: bool,
+    /// Services that it has seen, also those that the proxy does not serve.
+    pub services: usize,
+    /// EndpointSlices.
+    pub slices: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// Services (`namespace/name`) of the API that homelab.yaml has, too: that of the file is served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<String>,
+    /// What does not work now, by watch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
 }
 
 /// Something on a node that makes an apply impossible or wrong.

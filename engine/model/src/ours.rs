@@ -30,6 +30,8 @@ pub const KUBERNETES: &str = "/var/lib/homelab/kubernetes";
 /// The agent's token for the Kubernetes API ([`crate::Token`]); mode 0600, content never in plans. The laptop puts the
 /// first one there, the agent renews it.
 pub const KUBERNETES_TOKEN: &str = "/var/lib/homelab/kubernetes/token";
+/// What the agent has last seen of the Kubernetes API; mode 0600. It starts from it when no API server answers.
+pub const KUBERNETES_SNAPSHOT: &str = "/var/lib/homelab/kubernetes/snapshot";
 /// Namespace of what is ours in the Kubernetes API.
 pub const KUBERNETES_NAMESPACE: &str = "homelab-system";
 /// Field manager of what homelab writes to the Kubernetes API.

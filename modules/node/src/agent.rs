@@ -7,6 +7,8 @@
 
 mod events;
 mod http;
+pub(crate) mod kubernetes;
+mod live;
 mod metrics;
 mod speaker;
 
@@ -78,8 +80,8 @@ struct Agent {
     file: Option<Stamp>,
     /// What it says but for services, rendered once: checks come often.
     foundation: Vec<NodeObject>,
-    /// What the proxy's sets are to hold.
-    services: Elements,
+    /// Services of the file and of Kubernetes, and what the proxy's sets are to hold.
+    services: live::Services,
     /// Whether services were in place once, so that a difference is somebody else's work.
     settled: bool,
     report: AgentFact,
@@ -117,7 +119,7 @@ async fn run() -> Result<(), String> {
         spec: None,
         file: None,
         foundation: Vec::new(),
-        services: Elements::new(),
+        services: live::Services::new(Arc::clone(&metrics)),
         settled: false,
         report: AgentFact {
             pid: std::process::id(),
@@ -125,6 +127,7 @@ async fn run() -> Result<(), String> {
             config: String::new(),
             repairs: 0,
             errors: Vec::new(),
+            kubernetes: None,
         },
         written: None,
         failures: Vec::new(),
@@ -172,6 +175,12 @@ async fn run() -> Result<(), String> {
                 let happened = event.ok_or("netlink events ended")?.map_err(|e| format!("netlink events: {e}"))?;
                 due = union(due, kinds_of_events(happened));
                 check_at.get_or_insert_with(|| Instant::now() + SETTLE);
+            }
+            () = agent.services.wait() => {
+                if !agent.hear() {
+                    due = union(due, SERVICES);
+                    check_at.get_or_insert_with(Instant::now);
+                }
             }
             _ = files.tick() => {
                 due = union(due, FILES);
@@ -253,36 +262,61 @@ impl Agent {
         if digest == self.report.config {
             return Ok(());
         }
-        let spec: NodeSpec = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let mut spec: NodeSpec = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if spec.format_version != NodeSpec::FORMAT {
             return Err(format!("its format is {}, mine is {}", spec.format_version, NodeSpec::FORMAT));
         }
-        let view = homelab_proxy::view(&spec);
-        let (services, conflicts) = homelab_proxy::compile(&spec.services, &view);
-        let (checks, at_checks) = homelab_proxy::health_checks(&spec.services, &view);
-        for conflict in conflicts.into_iter().chain(at_checks) {
+        let services = self.services.configure(&mut spec)?;
+        info!(
+            node = spec.node,
+            cluster = spec.cluster,
+            peers = spec.peers.len(),
+            services,
+            "configuration loaded"
+        );
+        self.foundation = homelab_desired::foundation(&spec);
+        self.settled = false;
+        self.spec = Some(Rc::new(spec));
+        self.report.config = digest;
+        self.tell();
+        Ok(())
+    }
+
+    /// Tells the speaker, load balancers and Prometheus of the services.
+    fn tell(&mut self) {
+        let Some(spec) = &self.spec else { return };
+        let (checks, conflicts) = self.services.checks();
+        for conflict in self.services.conflicts().into_iter().chain(conflicts) {
             warn!(
                 service = conflict.other,
                 "{} belongs to the service {}", conflict.frontend, conflict.holder
             );
         }
-        info!(
-            node = spec.node,
-            cluster = spec.cluster,
-            peers = spec.peers.len(),
-            services = services.len(),
-            "configuration loaded"
-        );
-        self.metrics.services.set(number(spec.services.len()));
-        self.metrics.endpoints.set(number(spec.services.iter().map(|s| s.endpoints.len()).sum()));
         self.http.want(spec.proxy.agent, checks);
-        self.speaker.configure(&spec);
-        self.foundation = homelab_desired::foundation(&spec);
-        self.services = services;
-        self.settled = false;
-        self.spec = Some(Rc::new(spec));
-        self.report.config = digest;
-        Ok(())
+        self.speaker.configure(spec, self.services.announced(), self.services.nodes());
+        self.metrics.services.set(number(self.services.count()));
+        self.metrics.endpoints.set(number(self.services.endpoints()));
+    }
+
+    /// Takes over what Kubernetes says, and has the kernel do so for what changed. False if all services are to be looked
+    /// at.
+    fn hear(&mut self) -> bool {
+        let Some(spec) = self.spec.clone() else { return true };
+        let heard = self.services.hear(&spec);
+        if heard.outside {
+            self.tell();
+        }
+        self.settled &= !heard.all;
+        if self.settled && !heard.elements.is_empty() {
+            // An apply holds the lock: what it is about may be these very sets.
+            match homelab_linux::lock(&Root::system(), Duration::ZERO) {
+                Err(Error::Locked(_)) => self.settled = false,
+                Err(error) => warn!(%error, "cannot take the lock"),
+                Ok(_lock) => self.serve(Some(&heard.elements)),
+            }
+        }
+        self.sum_up();
+        self.settled
     }
 
     /// Repairs what differs among `kinds`. False if an apply holds the lock.
@@ -305,7 +339,7 @@ impl Agent {
                         self.forward();
                     }
                     if kinds.services {
-                        self.serve();
+                        self.serve(None);
                     }
                 }
                 let scope = if kinds.links || kinds.nft || kinds.services { "kernel" } else { "files" };
@@ -339,6 +373,7 @@ impl Agent {
             .cloned()
             .collect();
         self.metrics.errors.set(number(self.report.errors.len()));
+        self.report.kubernetes = self.services.fact();
         self.write_report();
     }
 
@@ -423,18 +458,23 @@ impl Agent {
         }
     }
 
-    /// Makes the proxy's sets hold what they should.
-    fn serve(&mut self) {
+    /// Makes the proxy's sets hold what they should; with `changed` only what they hold of these services.
+    fn serve(&mut self, changed: Option<&Elements>) {
         let connections = if self.settled { Connections::OfChange } else { Connections::All };
         let start = Start::now();
-        let result = self.node.sync_services(&self.services, connections);
+        let all = self.services.elements();
+        let result = match changed {
+            Some(changed) => self.node.sync_changed_services(changed),
+            // What an earlier agent put there is served on until Kubernetes says what there is.
+            None if !self.services.known() => self.node.sync_changed_services(all),
+            None => self.node.sync_services(all, connections),
+        };
         self.metrics.synced(start.elapsed(), result.as_ref().copied().map_err(drop));
         match result {
             Ok(synced) => {
                 self.synced = Some(Moment::now());
-                self.metrics.elements.set(number(self.services.values().map(Vec::len).sum()));
-                let changed = synced.added + synced.deleted > 0;
-                if changed {
+                self.metrics.elements.set(number(self.services.elements().values().map(Vec::len).sum()));
+                if synced.added + synced.deleted > 0 {
                     info!(added = synced.added, deleted = synced.deleted, "services in place");
                 }
                 if synced.ended + synced.released > 0 {
@@ -445,7 +485,7 @@ impl Agent {
                     );
                 }
                 // What a new configuration brings is no repair.
-                if changed && self.settled {
+                if synced.added + synced.deleted > 0 && self.settled && changed.is_none() {
                     self.count_repair();
                 }
                 self.settled = true;

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use homelab_linux::transaction::{self as store, Shelf};
 use homelab_linux::{Error, Kinds, Node, Root};
+use homelab_model::service::Service;
 use homelab_model::{
-    Change, Holder, LbNode, NodeObject, Observed, PoolRange, Scanned, Scope, ServiceReport, TracePacket,
-    TraceReport, ours,
+    Change, Holder, LbNode, NodeObject, Observed, PoolRange, Scanned, Scope, ServiceReport, Spec,
+    TracePacket, TraceReport, ours,
 };
 use homelab_protocol::Secret;
 use homelab_proxy::report::{self, HeldState};
 
+use crate::agent::kubernetes::known;
 use crate::host::{ApplyFailure, Guard, Host, Locking, Marker, Record};
 
 /// How long an apply waits for the agent to finish a check.
@@ -75,6 +77,7 @@ impl Host for Machine {
         // Others ended without a DEL.
         attachments.retain(|attachment| links.contains(attachment.link.as_str()));
         observed.facts.attachments = attachments;
+        leave_out_live(&mut observed);
         Ok(observed)
     }
 
@@ -259,7 +262,7 @@ impl Host for Machine {
         let connections = self.node.service_connections(&held.elements).map_err(text)?;
         let strays = held.stray_lines();
         let state = HeldState { elements: &held.elements, strays: &strays, connections: &connections };
-        Ok(report::services(self.node.spec().as_ref(), &state))
+        Ok(report::services(self.node.spec().map(known).as_ref(), &state))
     }
 
     fn load_balancers(&mut self) -> Result<LbNode, String> {
@@ -285,7 +288,7 @@ impl Host for Machine {
     }
 
     fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String> {
-        let spec = self.node.spec().ok_or_else(crate::serve::untold)?;
+        let spec = self.node.spec().map(known).ok_or_else(crate::serve::untold)?;
         let own = self.node.addresses().map_err(text)?;
         let held = self.node.held_services().map_err(text)?;
         let remembered = self.node.remembered_clients().map_err(text)?;
@@ -314,4 +317,14 @@ impl Host for Machine {
     fn marker(&self) -> Marker {
         Rc::new(|name| homelab_linux::fault::point(name))
     }
+}
+
+/// Leaves out services that are the agent's business alone: those of Kubernetes. The laptop neither plans nor deletes them.
+pub(crate) fn leave_out_live(observed: &mut Observed) {
+    let Some(spec) = observed.spec.as_ref().filter(|spec| spec.kubernetes.is_some()) else { return };
+    let told: BTreeSet<String> = spec.services.iter().map(Service::full_name).collect();
+    observed.objects.retain(|object| match &object.spec {
+        Spec::Service(service) => told.contains(&service.name),
+        _ => true,
+    });
 }

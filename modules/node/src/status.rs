@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use homelab_linux::{Node, Root};
-use homelab_model::{History, NodeSpec, Phase, ours, plan_node};
+use homelab_model::{History, KubernetesFact, NodeSpec, Phase, ours, plan_node};
 use homelab_protocol::PROTOCOL;
 use serde_json::json;
 
@@ -70,6 +70,8 @@ pub(crate) fn main(as_json: bool) -> ExitCode {
                     ),
                     format!("pods     {}", observed.facts.pods),
                 ];
+                let kubernetes = observed.facts.agent.as_ref().and_then(|agent| agent.kubernetes.as_ref());
+                lines.extend(kubernetes.into_iter().flat_map(of_kubernetes));
                 let cordoned = observed.facts.cordoned.as_ref();
                 lines
                     .extend(cordoned.map(|by| format!("cordon   by {}: no load-balancer addresses", by.who)));
@@ -85,6 +87,19 @@ pub(crate) fn main(as_json: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// How the agent stands with the Kubernetes API.
+fn of_kubernetes(fact: &KubernetesFact) -> Vec<String> {
+    let state = match (fact.connected, fact.known) {
+        (true, _) => format!("watched at {}", fact.server),
+        (false, true) => "not all watched; what was known last is served".to_owned(),
+        (false, false) => "not known yet".to_owned(),
+    };
+    let counts = format!("{} services, {} slices, {} nodes", fact.services, fact.slices, fact.nodes);
+    let hidden = fact.hidden.iter().map(|name| format!("hidden   {name}: homelab.yaml has it, too"));
+    let troubles = fact.troubles.iter().map(|trouble| format!("trouble  {trouble}"));
+    [format!("cluster  {state}: {counts}")].into_iter().chain(hidden).chain(troubles).collect()
 }
 
 /// What there is to say of transactions, a line each.
@@ -113,7 +128,8 @@ fn look(text: &str) -> Result<(NodeSpec, homelab_model::Observed, Vec<String>), 
     let spec: NodeSpec = serde_json::from_str(text).map_err(|e| format!("{}: {e}", ours::NODE_SPEC))?;
     let mut node = Node::open(Root::system()).map_err(|e| e.to_string())?;
     let desired = homelab_desired::desired(&spec);
-    let observed = node.observe(&homelab_desired::scope(&spec)).map_err(|e| e.to_string())?;
+    let mut observed = node.observe(&homelab_desired::scope(&spec)).map_err(|e| e.to_string())?;
+    crate::machine::leave_out_live(&mut observed);
     let differs = plan_node(&spec.node, &observed.objects, &desired)
         .shown()
         .into_iter()

@@ -326,7 +326,14 @@ fn status_needs_agent_tunnel_and_peers() {
         std::fs::copy("/bin/sleep", &program).expect("copy");
         let agent = Agent(Command::new(&program).arg("600").spawn().expect("agent"));
         let (version, config) = ("0".to_owned(), String::new());
-        let report = AgentFact { pid: agent.0.id(), version, config, repairs: 0, errors: Vec::new() };
+        let report = AgentFact {
+            pid: agent.0.id(),
+            version,
+            config,
+            repairs: 0,
+            errors: Vec::new(),
+            kubernetes: None,
+        };
         std::fs::write(path("run/homelab/agent.json"), serde_json::to_vec(&report).expect("JSON"))
             .expect("file");
         assert_eq!(status("home").0, 0);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::FrontendKind;
-use homelab_model::service::{Affinity, Endpoint, IpMode, Policy, Port, Service, Type};
+use homelab_model::service::{Affinity, Endpoint, IpMode, Policy, Port, Protocol, Service, Type};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +72,8 @@ pub fn compile(services: &[Service], view: &NodeView) -> (Elements, Vec<Conflict
         let name = service.full_name();
         let of_service = one(service, view, &mut |frontend| match holders.get(&frontend) {
             Some(holder) => {
-                conflicts.push(Conflict { frontend, holder: holder.clone(), other: name.clone() });
+                let conflict = Conflict { frontend, holder: holder.clone(), other: name.clone() };
+                conflicts.extend((frontend.port != 0).then_some(conflict));
                 false
             }
             None => {
@@ -85,12 +86,34 @@ pub fn compile(services: &[Service], view: &NodeView) -> (Elements, Vec<Conflict
     (elements, conflicts)
 }
 
+/// What a service claims of a cluster address beside its ports: no port has this number.
+pub(crate) fn whole(address: IpAddr) -> Frontend {
+    Frontend { address, protocol: Protocol::Tcp, port: 0 }
+}
+
+/// All that a service claims on a node.
+pub(crate) fn claims(service: &Service, view: &NodeView) -> BTreeSet<Frontend> {
+    let of_port = |port: &Port| {
+        let protocol = port.protocol;
+        let all = frontends(service, port, view).into_iter();
+        all.map(move |(address, port, _)| Frontend { address, protocol, port })
+    };
+    let addresses = service.cluster_ips.iter().map(|address| whole(*address));
+    service.ports.iter().flat_map(of_port).chain(addresses).collect()
+}
+
 /// The elements of one service. `claim` says whether a frontend may be taken.
-fn one(service: &Service, view: &NodeView, claim: &mut dyn FnMut(Frontend) -> bool) -> Vec<Element> {
+pub(crate) fn one(
+    service: &Service,
+    view: &NodeView,
+    claim: &mut dyn FnMut(Frontend) -> bool,
+) -> Vec<Element> {
     let mut elements = BTreeSet::new();
     let families = families(view);
     for address in service.cluster_ips.iter().filter(|a| families.contains(&a.is_ipv4())) {
-        elements.insert(Element::ClusterAddress(*address));
+        if claim(whole(*address)) {
+            elements.insert(Element::ClusterAddress(*address));
+        }
     }
     let place = Place { node: &view.name, zone: view.zone.as_deref() };
     for port in &service.ports {

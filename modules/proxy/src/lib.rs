@@ -22,6 +22,7 @@
 pub mod bytes;
 pub mod choose;
 mod compile;
+mod compiled;
 pub mod delta;
 pub mod element;
 pub mod evaluate;
@@ -34,5 +35,6 @@ pub mod stale;
 pub mod text;
 
 pub use compile::{Conflict, Elements, NodeView, compile};
+pub use compiled::{Compiled, Source, Sourced};
 pub use health::{HealthCheck, health_checks};
 pub use objects::{foundation, ruleset, service_objects, services, view};

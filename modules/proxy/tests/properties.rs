@@ -3,16 +3,17 @@
 
 mod random;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
-use homelab_model::service::Protocol;
+use homelab_model::service::{Protocol, Service};
 use homelab_proxy::bytes::Bytes;
 use homelab_proxy::delta::delta;
 use homelab_proxy::element::{Element, Frontend, Set};
 use homelab_proxy::evaluate::{Machine, Outcome, Packet};
 use homelab_proxy::stale::Remembered;
-use homelab_proxy::{Elements, compile, text};
+use homelab_proxy::{Compiled, Elements, Source, compile, text};
 use proptest::prelude::*;
 use random::{services, view};
 
@@ -172,4 +173,52 @@ fn a_ruleset_of_fixed_size_without_verdicts_k8s_135639() {
     assert!(sets.iter().flat_map(|set| &set.lines).all(|line| !line.contains("verdict")), "{sets:?}");
     let named: BTreeSet<&String> = sets.iter().map(|set| &set.name).collect();
     assert_eq!(named.len(), Set::all().len() * 2, "one per set and family");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Service by service, in whatever order and from whatever source: the same as all at once, and what is said to have
+    /// changed is what did. Two sources may have services of the same addresses.
+    #[test]
+    fn services_one_by_one_are_the_same_as_all_at_once(histories in prop::collection::vec((services(), any::<bool>()), 1..6)) {
+        let mut compiled = Compiled::new(view());
+        let mut told = Elements::new();
+        let mut truth: BTreeMap<String, (Source, Arc<Service>)> = BTreeMap::new();
+        for (services, first) in histories {
+            let source = if first { Source::File } else { Source::Kubernetes };
+            // The same services again under other names: every address is wanted twice.
+            let named = services.into_iter().map(|mut service| {
+                service.name = format!("{}{}", if first { "z" } else { "a" }, service.name);
+                (service.full_name(), (source, Arc::new(service)))
+            });
+            let after: BTreeMap<_, _> = named.collect();
+            let gone: Vec<String> =
+                truth.iter().filter(|(name, (of, _))| *of == source && !after.contains_key(*name)).map(|(name, _)| name.clone()).collect();
+            truth.retain(|name, _| !gone.contains(name));
+            truth.extend(after.clone());
+            let changes = gone.into_iter().map(|name| (name, None)).chain(after.into_iter().map(|(name, one)| (name, Some(one))));
+            for (name, elements) in compiled.update(changes) {
+                prop_assert_ne!(told.get(&name), Some(&elements), "{} is no change", name);
+                told.insert(name, elements);
+            }
+        }
+        // Names decide within a source, so names that begin with the source decide as both do.
+        let ranked = truth.iter().map(|(name, (source, service))| {
+            let rank = if *source == Source::File { "0" } else { "1" };
+            (name, Service { namespace: format!("{rank}{}", service.namespace), ..Service::clone(service) })
+        });
+        let (names, all): (Vec<_>, Vec<_>) = ranked.unzip();
+        let (expected, _) = compile(&all, &view());
+        for (name, service) in names.into_iter().zip(&all) {
+            prop_assert_eq!(compiled.elements().get(name), expected.get(&service.full_name()), "{}", name);
+        }
+        prop_assert_eq!(compiled.elements().len(), expected.len());
+        let full = |all: &Elements| {
+            let some = all.iter().filter(|(_, elements)| !elements.is_empty());
+            some.map(|(name, elements)| (name.clone(), elements.clone())).collect::<Elements>()
+        };
+        prop_assert_eq!(full(&told), full(compiled.elements()));
+        loaded(compiled.elements());
+    }
 }

@@ -169,6 +169,7 @@ fn statuses(said: &str) -> Vec<NodeStatus> {
         config: said.into(),
         repairs: 1,
         errors: vec![said.into()],
+        kubernetes: None,
     };
     let facts = Facts {
         hostname: said.into(),

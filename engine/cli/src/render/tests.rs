@@ -389,6 +389,7 @@ fn human_status() {
                 config: "old".into(),
                 repairs: 1,
                 errors: vec!["nft: busy".into()],
+                kubernetes: None,
             }),
             ..Facts::default()
         },

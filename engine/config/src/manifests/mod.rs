@@ -4,7 +4,6 @@
 //! and what it is where it is not written, is as in Kubernetes and in kube-proxy.
 
 mod families;
-mod join;
 mod reader;
 mod service;
 mod slice;
@@ -13,8 +12,8 @@ mod values;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
-use homelab_model::Declared;
 use homelab_model::service::Protocol;
+use homelab_model::{Declared, EndpointGroup as Group, join_endpoints};
 use ipnet::IpNet;
 
 use crate::Source;
@@ -24,7 +23,6 @@ use crate::yaml::{Node, Value};
 
 use reader::{At, Reader, absent, lacks, place};
 use service::Outcome;
-use slice::Group;
 
 /// The label that makes a slice a service's.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -363,7 +361,7 @@ impl Reading<'_> {
                 return declared;
             };
             let some = groups.iter().any(|g| !g.endpoints.is_empty());
-            declared.service.endpoints = join::join(&declared.service.ports, groups);
+            declared.service.endpoints = join_endpoints(&declared.service.ports, &groups);
             let served: HashSet<&str> =
                 declared.service.endpoints.iter().flat_map(|e| e.ports.keys().map(String::as_str)).collect();
             for (port, span) in declared.service.ports.iter().zip(&read.ports) {

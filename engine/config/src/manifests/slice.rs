@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use homelab_model::service::{Endpoint, Protocol};
+use homelab_model::{EndpointGroup as Group, GroupPort as SlicePort};
 
 use crate::problem::Span;
 use crate::yaml::Node;
@@ -17,22 +18,6 @@ const MAX_PORTS: usize = 20_000;
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
 const MAX_HINTS: usize = 8;
-
-/// Addresses that answer on the same ports.
-#[derive(Debug)]
-pub(super) struct Group {
-    pub(super) ports: Vec<SlicePort>,
-    /// Without ports.
-    pub(super) endpoints: Vec<Endpoint>,
-}
-
-/// A port of a group.
-#[derive(Debug)]
-pub(super) struct SlicePort {
-    pub(super) name: String,
-    pub(super) protocol: Protocol,
-    pub(super) number: u16,
-}
 
 /// An EndpointSlice.
 pub(super) fn slice(object: &Node, defaults: &ManifestDefaults, r: &mut Reader) -> Group {

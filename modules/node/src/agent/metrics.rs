@@ -6,8 +6,8 @@ use homelab_linux::Synced;
 use homelab_model::{LbBgp, LbReport, LbSession};
 use prometheus::core::Collector;
 use prometheus::{
-    Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// Of the format that [`Metrics::text`] writes.
@@ -50,6 +50,13 @@ pub(super) struct Metrics {
     bgp_up: IntGaugeVec,
     bgp_routes: IntGaugeVec,
     bgp_drops: IntGaugeVec,
+    /// By what is watched, like the next four.
+    pub(super) kubernetes_requests: IntCounterVec,
+    pub(super) kubernetes_failures: IntCounterVec,
+    pub(super) kubernetes_objects: IntGaugeVec,
+    kubernetes_events: IntCounterVec,
+    kubernetes_last: GaugeVec,
+    pub(super) kubernetes_connected: IntGauge,
     memory: IntGauge,
 }
 
@@ -68,7 +75,47 @@ impl Metrics {
         let counter = |name: &str, help: &str| add(of, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| add(of, IntGauge::new(name, help));
         let by_peer = |name: &str, help: &str| add(of, IntGaugeVec::new(Opts::new(name, help), &["peer"]));
+        let count_by = |label: &str, name: &str, help: &str| {
+            add(of, IntCounterVec::new(Opts::new(name, help), &[label]))
+        };
+        let watched = "resource";
         Ok(Metrics {
+            kubernetes_requests: count_by(
+                watched,
+                "homelab_kubernetes_requests_total",
+                "Requests to the Kubernetes API: lists, and watches that begin.",
+            )?,
+            kubernetes_failures: count_by(
+                watched,
+                "homelab_kubernetes_failures_total",
+                "Watches of the Kubernetes API that broke or could not begin.",
+            )?,
+            kubernetes_objects: add(
+                of,
+                IntGaugeVec::new(
+                    Opts::new("homelab_kubernetes_objects", "Objects of the Kubernetes API that are known."),
+                    &[watched],
+                ),
+            )?,
+            kubernetes_events: count_by(
+                watched,
+                "homelab_kubernetes_events_total",
+                "Objects and bookmarks that the Kubernetes API sent.",
+            )?,
+            kubernetes_last: add(
+                of,
+                GaugeVec::new(
+                    Opts::new(
+                        "homelab_kubernetes_last_event_timestamp_seconds",
+                        "When the Kubernetes API last sent something, seconds since 1970.",
+                    ),
+                    &[watched],
+                ),
+            )?,
+            kubernetes_connected: gauge(
+                "homelab_kubernetes_connected",
+                "1: all watches of the Kubernetes API are up.",
+            )?,
             repairs: counter("homelab_repairs_total", "Objects repaired.")?,
             errors: gauge("homelab_errors", "Errors now, as the agent's report names them.")?,
             checks: add(
@@ -206,6 +253,12 @@ impl Metrics {
         }
     }
 
+    /// Counts something that the Kubernetes API sent.
+    pub(super) fn heard_of_kubernetes(&self, watched: &str) {
+        self.kubernetes_events.with_label_values(&[watched]).inc();
+        self.kubernetes_last.with_label_values(&[watched]).set(unix(SystemTime::now()));
+    }
+
     /// Counts a datagram or frame of the speaker that was refused.
     pub(super) fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
@@ -258,6 +311,11 @@ mod tests {
         metrics.synced(Duration::from_millis(20), Err(()));
         metrics.addresses(Some(&report()));
         metrics.refused("frame");
+        metrics.heard_of_kubernetes("nodes");
+        for by_resource in [&metrics.kubernetes_requests, &metrics.kubernetes_failures] {
+            by_resource.with_label_values(&["nodes"]).inc();
+        }
+        metrics.kubernetes_objects.with_label_values(&["nodes"]).set(3);
         let state = LbSession::ESTABLISHED.to_owned();
         let session =
             LbSession { peer: "router".into(), state, routes_sent: 3, dropped: 2, ..LbSession::default() };

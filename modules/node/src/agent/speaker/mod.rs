@@ -5,6 +5,7 @@
 mod bgp;
 mod task;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -14,8 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use homelab_model::service::{Service, Type};
-use homelab_model::{NodeSpec, SpeakerSpec, ours};
+use homelab_kubernetes::KubeNode;
+use homelab_model::service::Service;
+use homelab_model::{LABEL_EXCLUDE, NodeSpec, SpeakerSpec, effective_labels, ours};
 
 use super::metrics::Metrics;
 
@@ -81,15 +83,20 @@ impl Handle {
         let _ = (&self.bell).write(&[1]);
     }
 
-    pub(super) fn configure(&self, spec: &NodeSpec) {
+    /// Another configuration, or other services; `services` are those whose addresses are announced.
+    pub(super) fn configure(
+        &self,
+        spec: &NodeSpec,
+        services: Vec<Service>,
+        nodes: &BTreeMap<String, KubeNode>,
+    ) {
         let told = spec.speaker.as_ref().map(|speaker| {
-            let balanced = |service: &&Service| service.r#type == Type::LoadBalancer;
             Box::new(Told {
                 cluster: spec.cluster.clone(),
                 node: spec.node.clone(),
                 address: spec.address,
-                spec: speaker.clone(),
-                services: spec.services.iter().filter(balanced).cloned().collect(),
+                spec: labelled(speaker.clone(), nodes),
+                services,
             })
         });
         self.bgp.configure(told.clone());
@@ -138,4 +145,17 @@ impl Handle {
             let _ = wait.recv_timeout(HANDOVER);
         }
     }
+}
+
+/// With the labels that nodes have in Kubernetes, where they are known there. As MetalLB's speaker, ours leaves out nodes
+/// whose network is said to be unavailable.
+fn labelled(mut spec: SpeakerSpec, nodes: &BTreeMap<String, KubeNode>) -> SpeakerSpec {
+    for node in &mut spec.nodes {
+        let Some(known) = nodes.get(&node.name) else { continue };
+        node.labels = effective_labels(&known.labels, &node.name, known.zone());
+        if known.network_unavailable {
+            node.labels.insert(LABEL_EXCLUDE.to_owned(), "network-unavailable".to_owned());
+        }
+    }
+    spec
 }

@@ -1,20 +1,43 @@
-//! Endpoints joined to their service, as kube-proxy does: by port name and protocol.
+//! Endpoints of slices joined to their service, as kube-proxy does: by port name and protocol.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
-use homelab_model::service::{Endpoint, Port, Protocol};
+use serde::{Deserialize, Serialize};
 
-use super::slice::Group;
+use crate::service::{Endpoint, Port, Protocol};
+
+/// Addresses that answer on the same ports: an EndpointSlice, or a subset of Endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EndpointGroup {
+    /// Ports.
+    pub ports: Vec<GroupPort>,
+    /// Without ports.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPort {
+    /// Name; empty where the service's port has none.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Number.
+    pub number: u16,
+}
 
 /// The endpoints of a service's ports, each address once unless it answers in different ways.
 ///
 /// Of the same address and port in several slices the one that is ready wins, then the one that serves, then the one
 /// that stays, then the one whose node is known.
-pub(super) fn join(ports: &[Port], groups: Vec<Group>) -> Vec<Endpoint> {
+pub fn join_endpoints<'a>(
+    ports: &[Port],
+    groups: impl IntoIterator<Item = &'a EndpointGroup>,
+) -> Vec<Endpoint> {
     let known: HashSet<(&str, Protocol)> = ports.iter().map(|p| (p.name.as_str(), p.protocol)).collect();
     let mut best: BTreeMap<(IpAddr, &str, u16), &Endpoint> = BTreeMap::new();
-    for group in &groups {
+    for group in groups {
         for port in group.ports.iter().filter(|p| known.contains(&(p.name.as_str(), p.protocol))) {
             for endpoint in &group.endpoints {
                 let winner = best.entry((endpoint.address, &port.name, port.number)).or_insert(endpoint);

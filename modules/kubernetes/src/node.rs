@@ -1,0 +1,100 @@
+//! `v1 Node`: what the tunnel and the speaker want of it.
+
+use std::net::IpAddr;
+
+use homelab_model::{LABEL_ZONE, Labels};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use serde::{Deserialize, Serialize};
+
+use crate::address;
+
+/// A Node of the API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubeNode {
+    /// Addresses of type InternalIP, in order.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`; empty where the controller manager allocates none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Condition Ready; None: nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    /// Condition NetworkUnavailable is true: MetalLB announces nothing there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub network_unavailable: bool,
+    /// `spec.unschedulable`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unschedulable: bool,
+    /// What flannel says of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flannel: Option<Flannel>,
+}
+
+impl KubeNode {
+    /// The zone that it is in.
+    pub fn zone(&self) -> Option<&str> {
+        self.labels.get(LABEL_ZONE).map(String::as_str)
+    }
+}
+
+/// A node of flannel's, by its annotations (flannel's pkg/subnet/kube/annotations.go).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flannel {
+    /// Address of the VTEP: `public-ip-overwrite`, else `public-ip`.
+    pub public_ip: IpAddr,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// MAC address of the VTEP, lower-case.
+    pub mac: String,
+}
+
+/// Reads a Node. Heartbeats change nothing of what is read.
+pub fn node(object: &core::Node) -> KubeNode {
+    let spec = object.spec.as_ref();
+    let status = object.status.as_ref();
+    let listed = spec.and_then(|spec| spec.pod_cidrs.as_ref()).into_iter().flatten();
+    let mut pod_cidrs: Vec<IpNet> = listed.filter_map(|text| text.parse().ok()).collect();
+    if pod_cidrs.is_empty() {
+        pod_cidrs
+            .extend(spec.and_then(|spec| spec.pod_cidr.as_ref()).and_then(|text| text.parse::<IpNet>().ok()));
+    }
+    let internal = |item: &&core::NodeAddress| item.type_ == "InternalIP";
+    let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+    let condition = |kind: &str| {
+        let all = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+        all.clone().find(|condition| condition.type_ == kind).map(|condition| condition.status == "True")
+    };
+    KubeNode {
+        addresses: addresses.filter(internal).filter_map(|item| address(&item.address)).collect(),
+        pod_cidrs,
+        labels: object.metadata.labels.clone().unwrap_or_default(),
+        ready: condition("Ready"),
+        network_unavailable: condition("NetworkUnavailable") == Some(true),
+        unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
+        flannel: flannel(object),
+    }
+}
+
+fn flannel(object: &core::Node) -> Option<Flannel> {
+    #[derive(Deserialize)]
+    struct Data {
+        #[serde(rename = "VNI")]
+        vni: u32,
+        #[serde(rename = "VtepMAC")]
+        mac: String,
+    }
+    let annotations = object.metadata.annotations.as_ref()?;
+    let get = |name: &str| annotations.get(&format!("flannel.alpha.coreos.com/{name}"));
+    if get("backend-type")? != "vxlan" {
+        return None;
+    }
+    let data: Data = serde_json::from_str(get("backend-data")?).ok()?;
+    let public_ip = get("public-ip-overwrite").or_else(|| get("public-ip")).and_then(|text| address(text))?;
+    Some(Flannel { public_ip, vni: data.vni, mac: data.mac.to_lowercase() })
+}

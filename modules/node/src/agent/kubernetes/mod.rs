@@ -1,0 +1,130 @@
+//! Services and Nodes of the Kubernetes API, watched on a thread of its own.
+//!
+//! What is known stays until the API says otherwise: no server, a slow one, or an error empties nothing. It is kept on
+//! disk, so that an agent that starts without an API goes on where an earlier one stopped.
+
+mod snapshot;
+mod task;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use homelab_kubernetes::KubeNode;
+use homelab_model::service::Service;
+use homelab_model::{KubernetesFact, KubernetesSpec, ours};
+use tokio::sync::{Notify, oneshot};
+
+pub(crate) use snapshot::known;
+
+use super::metrics::Metrics;
+
+/// A service of the API.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Live {
+    pub(super) service: Arc<Service>,
+    /// Its load-balancer addresses are announced.
+    pub(super) announced: bool,
+}
+
+/// What happened since the agent last looked.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// By full name; None: there is none any more.
+    pub(super) services: BTreeMap<String, Option<Live>>,
+    /// All Nodes, if they changed.
+    pub(super) nodes: Option<BTreeMap<String, KubeNode>>,
+    /// Whether `services` are all there are.
+    pub(super) whole: bool,
+    /// Whether the cluster is known: before that the kernel may hold services that nobody has spoken of yet.
+    pub(super) known: bool,
+}
+
+/// What the thread and the agent share.
+#[derive(Default)]
+struct Shared {
+    news: Mutex<News>,
+    fact: Mutex<KubernetesFact>,
+    bell: Notify,
+}
+
+impl Shared {
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fact(&self) -> MutexGuard<'_, KubernetesFact> {
+        self.fact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread that watches.
+struct Running {
+    told: KubernetesSpec,
+    shared: Arc<Shared>,
+    /// Ends the thread when it is dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+/// The agent's end.
+pub(super) struct Handle {
+    running: Option<Running>,
+    metrics: Arc<Metrics>,
+}
+
+impl Handle {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Handle {
+        Handle { running: None, metrics }
+    }
+
+    /// Watches what `told` says; None: nothing, and what is kept on disk goes.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn configure(&mut self, told: Option<&KubernetesSpec>) -> Result<(), String> {
+        if self.running.as_ref().map(|running| &running.told) == told {
+            return Ok(());
+        }
+        let Some(told) = told else {
+            if self.running.take().is_some() {
+                // It may never have been written.
+                let _ = std::fs::remove_file(ours::KUBERNETES_SNAPSHOT);
+            }
+            return Ok(());
+        };
+        let (stop, stopped) = oneshot::channel();
+        let shared = Arc::new(Shared::default());
+        let (spec, theirs, metrics) = (told.clone(), Arc::clone(&shared), Arc::clone(&self.metrics));
+        std::thread::Builder::new()
+            .name("kubernetes".to_owned())
+            .spawn(move || task::run(spec, &theirs, &metrics, stopped))
+            .map_err(|error| format!("kubernetes: {error}"))?;
+        self.running = Some(Running { told: told.clone(), shared, _stop: stop });
+        Ok(())
+    }
+
+    /// Whether the agent is to watch an API.
+    pub(super) fn is_on(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Waits until there are news.
+    pub(super) async fn wait(&self) {
+        match &self.running {
+            Some(running) => running.shared.bell.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What happened since this was last asked.
+    pub(super) fn news(&self) -> News {
+        let Some(running) = &self.running else { return News::default() };
+        let mut news = running.shared.news();
+        let known = news.known;
+        std::mem::replace(&mut *news, News { known, ..News::default() })
+    }
+
+    /// How it stands with the API.
+    pub(super) fn fact(&self) -> Option<KubernetesFact> {
+        self.running.as_ref().map(|running| running.shared.fact().clone())
+    }
+}

@@ -1,0 +1,188 @@
+//! Services of homelab.yaml and of the Kubernetes API as one: of two with one name that of the file is served.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use homelab_kubernetes::KubeNode;
+use homelab_model::service::{Service, Type};
+use homelab_model::{KubernetesFact, NodeSpec};
+use homelab_proxy::{Compiled, Conflict, Elements, HealthCheck, NodeView, Source, Sourced, health_checks};
+
+use super::kubernetes::{Handle, Live};
+use super::metrics::Metrics;
+
+/// All services of this node.
+pub(super) struct Services {
+    kubernetes: Handle,
+    file: BTreeMap<String, Arc<Service>>,
+    live: BTreeMap<String, Live>,
+    nodes: BTreeMap<String, KubeNode>,
+    known: bool,
+    compiled: Compiled,
+}
+
+/// What news of Kubernetes came to.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// Services whose elements are others.
+    pub(super) elements: Elements,
+    /// Not these alone: all are to be looked at.
+    pub(super) all: bool,
+    /// What others than the kernel are told changed, too.
+    pub(super) outside: bool,
+}
+
+impl Services {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Services {
+        Services {
+            kubernetes: Handle::new(metrics),
+            file: BTreeMap::new(),
+            live: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            known: false,
+            compiled: Compiled::default(),
+        }
+    }
+
+    /// Takes the services of a configuration out of it. Gives how many there are now.
+    pub(super) fn configure(&mut self, spec: &mut NodeSpec) -> Result<usize, String> {
+        self.kubernetes.configure(spec.kubernetes.as_ref())?;
+        if !self.kubernetes.is_on() {
+            self.live.clear();
+            self.nodes.clear();
+            self.known = false;
+        }
+        let services = std::mem::take(&mut spec.services);
+        self.file = services.into_iter().map(|service| (service.full_name(), Arc::new(service))).collect();
+        self.compile(self.view(spec));
+        Ok(self.count())
+    }
+
+    /// Waits for news of Kubernetes.
+    pub(super) async fn wait(&self) {
+        self.kubernetes.wait().await;
+    }
+
+    /// Takes over news of Kubernetes.
+    pub(super) fn hear(&mut self, spec: &NodeSpec) -> Change {
+        let news = self.kubernetes.news();
+        let mut change = Change { all: news.known && !self.known, ..Change::default() };
+        self.known = news.known;
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        if news.whole {
+            let gone = self.live.keys().filter(|name| !news.services.contains_key(*name));
+            names.extend(gone.cloned());
+        }
+        let mut after: BTreeMap<String, Option<Live>> =
+            names.iter().map(|name| (name.clone(), None)).collect();
+        after.extend(news.services);
+        let told = |live: Option<&Live>| live.is_some_and(|live| live.service.r#type == Type::LoadBalancer);
+        for (name, live) in after {
+            if self.live.get(&name) == live.as_ref() {
+                continue;
+            }
+            change.outside |= told(self.live.get(&name)) || told(live.as_ref());
+            match live {
+                Some(live) => self.live.insert(name.clone(), live),
+                None => self.live.remove(&name),
+            };
+            names.insert(name);
+        }
+        if let Some(nodes) = news.nodes {
+            change.outside |= self.nodes != nodes;
+            self.nodes = nodes;
+            let view = self.view(spec);
+            if view != *self.compiled.view() {
+                change.all = true;
+                self.compile(view);
+                return change;
+            }
+        }
+        let changes: Vec<_> = names.into_iter().map(|name| (self.sourced(&name), name)).collect();
+        change.elements = self.compiled.update(changes.into_iter().map(|(sourced, name)| (name, sourced)));
+        change
+    }
+
+    /// Whether all services are known that the kernel may hold.
+    pub(super) fn known(&self) -> bool {
+        self.known || !self.kubernetes.is_on()
+    }
+
+    /// What the proxy's sets are to hold.
+    pub(super) fn elements(&self) -> &Elements {
+        self.compiled.elements()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.compiled.services().len()
+    }
+
+    /// Endpoints of all services.
+    pub(super) fn endpoints(&self) -> usize {
+        self.compiled.services().values().map(|(_, service)| service.endpoints.len()).sum()
+    }
+
+    /// What several services want.
+    pub(super) fn conflicts(&self) -> Vec<Conflict> {
+        self.compiled.conflicts().collect()
+    }
+
+    /// What load balancers are answered.
+    pub(super) fn checks(&self) -> (BTreeMap<SocketAddr, HealthCheck>, Vec<Conflict>) {
+        let checked = self.all().filter(|service| service.health_check_node_port.is_some());
+        health_checks(&checked.cloned().collect::<Vec<Service>>(), self.compiled.view())
+    }
+
+    /// Services whose load-balancer addresses are announced.
+    pub(super) fn announced(&self) -> Vec<Service> {
+        let ours = |service: &&Service| {
+            let name = service.full_name();
+            service.r#type == Type::LoadBalancer
+                && (self.file.contains_key(&name) || self.live.get(&name).is_some_and(|live| live.announced))
+        };
+        self.all().filter(ours).cloned().collect()
+    }
+
+    /// Nodes of the Kubernetes API by name.
+    pub(super) fn nodes(&self) -> &BTreeMap<String, KubeNode> {
+        &self.nodes
+    }
+
+    /// How it stands with the Kubernetes API.
+    pub(super) fn fact(&self) -> Option<KubernetesFact> {
+        let mut fact = self.kubernetes.fact()?;
+        fact.hidden = self.live.keys().filter(|name| self.file.contains_key(*name)).cloned().collect();
+        Some(fact)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Service> {
+        self.compiled.services().values().map(|(_, service)| &**service)
+    }
+
+    fn sourced(&self, name: &str) -> Option<Sourced> {
+        let file = self.file.get(name).map(|service| (Source::File, Arc::clone(service)));
+        file.or_else(|| Some((Source::Kubernetes, Arc::clone(&self.live.get(name)?.service))))
+    }
+
+    /// What the proxy knows of this node: its zone is the one of its Node, where that says one.
+    fn view(&self, spec: &NodeSpec) -> NodeView {
+        let mut view = homelab_proxy::view(spec);
+        let zone = self.nodes.get(&spec.node).and_then(KubeNode::zone);
+        view.zone = zone.map(str::to_owned).or(view.zone);
+        view
+    }
+
+    /// Computes what is not computed yet, or all of it for another view.
+    fn compile(&mut self, view: NodeView) {
+        let before: Vec<String> = self.compiled.services().keys().cloned().collect();
+        if *self.compiled.view() != view {
+            self.compiled = Compiled::new(view);
+        }
+        let names: BTreeSet<&String> =
+            before.iter().chain(self.file.keys()).chain(self.live.keys()).collect();
+        let changes: Vec<(String, Option<Sourced>)> =
+            names.into_iter().map(|name| (name.clone(), self.sourced(name))).collect();
+        self.compiled.update(changes);
+    }
+}
