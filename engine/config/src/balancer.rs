@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use homelab_model::KubernetesSettings;
-use homelab_model::metallb::{PREFIXES, WRITTEN};
 pub(crate) use homelab_model::metallb::{ADDRESSES, POOL, SHARING, annotation};
+use homelab_model::metallb::{PREFIXES, WRITTEN};
 use homelab_model::service::{Service, Type};
 
 use crate::value::{Parsed, quote, words};

@@ -298,6 +298,17 @@ pub struct ApiState {
     pub nodes: Vec<ApiNode>,
 }
 
+/// How an API server is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ApiEndpoint {
+    /// URLs.
+    pub servers: Vec<String>,
+    /// Certificates, PEM.
+    pub ca: Option<String>,
+    /// The name that the server's certificate is to hold; None: the host of the URL.
+    pub server_name: Option<String>,
+}
+
 /// Why the Kubernetes API cannot be worked with. No secret is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ApiError {

@@ -29,7 +29,9 @@ mod spec;
 mod transaction;
 
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
-pub use api_object::{ApiChange, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiState, plan_api};
+pub use api_object::{
+    ApiChange, ApiEndpoint, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiState, plan_api,
+};
 pub use assign::{Assigned, Ranges, Refusal, assign};
 pub use bgp::{BfdProfile, BgpAdvertisement, BgpCommunity, BgpPeer, BgpSpec, LbBgp, LbRoute, LbSession};
 pub use cluster::{

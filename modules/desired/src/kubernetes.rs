@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 pub const AGENT: &str = "homelab:agent";
 /// Name of the Lease that the active controller holds.
 pub const CONTROLLER_LEASE: &str = "homelab-controller";
+/// Name of the ConfigMap in which it writes down addresses before it gives them.
+pub const LEDGER: &str = "homelab-addresses";
 
 /// All objects for these nodes of the homelab cluster `cluster`. `uids` says by account name which ServiceAccounts
 /// stay; the others are made, or made anew.
@@ -24,7 +26,7 @@ pub fn api_objects(cluster: &str, nodes: &[&str], uids: &BTreeMap<String, String
     let mut objects = vec![
         object(ApiKind::Namespace, ours::KUBERNETES_NAMESPACE, json!({})),
         object(ApiKind::ClusterRole, AGENT, json!({ "rules": everywhere() })),
-        object(ApiKind::Role, AGENT, json!({ "rules": leases() })),
+        object(ApiKind::Role, AGENT, json!({ "rules": controller() })),
         object(ApiKind::ClusterRoleBinding, AGENT, binding("ClusterRole", AGENT, &subjects)),
         object(ApiKind::RoleBinding, AGENT, binding("Role", AGENT, &subjects)),
     ];
@@ -64,27 +66,33 @@ fn everywhere() -> Value {
     let metallb =
         ["bfdprofiles", "bgpadvertisements", "bgppeers", "communities", "ipaddresspools", "l2advertisements"];
     json!([
-        { "apiGroups": [""], "resources": ["namespaces", "nodes", "services"], "verbs": ["list", "watch"] },
+        // `get`: whether a Service that is no longer listed is really gone.
+        { "apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "watch"] },
+        { "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] },
         { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"] },
-        { "apiGroups": ["metallb.io"], "resources": metallb, "verbs": ["list", "watch"] },
+        // Labels of namespaces are asked for where a pool of MetalLB's is for some of them.
+        { "apiGroups": [""], "resources": ["namespaces"], "verbs": ["list"] },
+        { "apiGroups": ["metallb.io"], "resources": metallb, "verbs": ["list"] },
         { "apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"] },
-        { "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"] },
+        { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"] },
     ])
 }
 
-/// The Lease of the controller. The API knows no name of what is being created.
-fn leases() -> Value {
-    let group = ["coordination.k8s.io"];
+/// The controller's Lease and its ledger of addresses. The API knows no name of what is being created.
+fn controller() -> Value {
+    let (lease, map) = (["coordination.k8s.io"], [""]);
     json!([
-        { "apiGroups": group, "resources": ["leases"], "verbs": ["create"] },
-        { "apiGroups": group, "resources": ["leases"], "resourceNames": [CONTROLLER_LEASE], "verbs": ["get", "patch", "update"] },
+        { "apiGroups": lease, "resources": ["leases"], "verbs": ["create"] },
+        { "apiGroups": lease, "resources": ["leases"], "resourceNames": [CONTROLLER_LEASE], "verbs": ["get", "update"] },
+        { "apiGroups": map, "resources": ["configmaps"], "verbs": ["create"] },
+        { "apiGroups": map, "resources": ["configmaps"], "resourceNames": [LEDGER], "verbs": ["get", "patch"] },
     ])
 }
 
-/// Conditions and annotations of a node's own Node.
+/// Conditions and annotations of a node's own Node: both go through its status, as flannel writes them.
 fn own_node(node: &str) -> Value {
     json!([
-        { "apiGroups": [""], "resources": ["nodes", "nodes/status"], "resourceNames": [node], "verbs": ["patch"] },
+        { "apiGroups": [""], "resources": ["nodes/status"], "resourceNames": [node], "verbs": ["patch"] },
     ])
 }
 
@@ -107,11 +115,11 @@ mod tests {
         for rule in rules {
             let has = |field: &str, word: &str| rule[field].as_array().unwrap().iter().any(|w| w == word);
             assert!(!has("verbs", "*") && !has("resources", "*") && !has("apiGroups", "*"), "{rule}");
-            assert!(!has("resources", "secrets") && !has("resources", "configmaps"), "{rule}");
+            assert!(!has("resources", "secrets") && !has("resources", "pods"), "{rule}");
             let writes = ["create", "update", "patch", "delete"].iter().any(|verb| has("verbs", verb));
             assert!(!(writes && has("resources", "services")), "{rule}");
             // What is written of a node or an account is that of one node.
-            let own = has("resources", "nodes") || has("resources", "serviceaccounts/token");
+            let own = has("resources", "nodes/status") || has("resources", "serviceaccounts/token");
             assert!(!(writes && own) || rule["resourceNames"].as_array().unwrap().len() == 1, "{rule}");
         }
     }

@@ -12,7 +12,6 @@ use crate::spanned::Spanned;
 use crate::value::{label_value, qualified, quote, words};
 
 /// The settings; the outer None where something is wrong.
-#[expect(clippy::option_option, reason = "wrong, absent, or there")]
 pub(super) fn kubernetes(file: &File, faults: &mut Vec<Fault>) -> Option<Option<KubernetesSettings>> {
     let Some(raw) = &file.kubernetes else { return Some(None) };
     let before = faults.len();
