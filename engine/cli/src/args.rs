@@ -120,6 +120,9 @@ pub(crate) enum Command {
         /// Carry out exactly this plan (of homelab plan --out), and refuse it if anything has changed since
         #[arg(value_name = "PLANFILE")]
         plan_file: Option<PathBuf>,
+        /// Give the nodes new Kubernetes accounts and tokens; the old ones are refused from then on
+        #[arg(long, conflicts_with = "plan_file")]
+        new_tokens: bool,
         /// How its changes are made.
         #[command(flatten)]
         changing: Changing,
@@ -339,7 +342,9 @@ mod tests {
         let rollout = |words: &[&str]| {
             let all = ["homelab", "apply"].iter().chain(words);
             match Cli::try_parse_from(all).map_err(|e| e.to_string())?.command {
-                Command::Apply { changing, plan_file } => Ok((changing.rollout, changing.trial, plan_file)),
+                Command::Apply { changing, plan_file, .. } => {
+                    Ok((changing.rollout, changing.trial, plan_file))
+                }
                 other => Err(format!("{other:?}")),
             }
         };

@@ -1,6 +1,7 @@
 //! Commands from their words to their exit code, with the nodes of the driver's tests.
 
 mod balancers;
+mod kubernetes;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use serde_json::Value;
 use crate::args::Cli;
 use crate::commands::{self, Manner, Session};
 use crate::error::CliError;
-use crate::fake::{Lan, THREE, binaries, cluster, wait_until};
+use crate::fake::{Api, Lan, THREE, binaries, cluster, wait_until};
 use crate::signals::Signals;
 use crate::terminal::Terminal;
 
@@ -40,6 +41,7 @@ struct Desk {
     lan: Lan,
     cluster: Cluster,
     directory: tempfile::TempDir,
+    api: Api,
 }
 
 /// What came of a command.
@@ -62,7 +64,8 @@ impl Answer {
 
 impl Desk {
     fn new() -> Desk {
-        Desk { lan: Lan::three(), cluster: cluster(&THREE), directory: tempfile::tempdir().unwrap() }
+        let directory = tempfile::tempdir().unwrap();
+        Desk { lan: Lan::three(), cluster: cluster(&THREE), directory, api: Api::new() }
     }
 
     /// A desk on which everything is applied.
@@ -89,13 +92,17 @@ impl Desk {
         let cli = Cli::try_parse_from(["homelab", "--quiet"].iter().chain(words)).unwrap();
         let paper = Paper::default();
         let terminal = Terminal::fake(&cli.global, Box::new(paper.clone()));
-        let session = Session::fake(
+        let manner = Manner::of(&cli.command);
+        let mut session = Session::fake(
             &cli.global,
-            &Manner::of(&cli.command),
+            &manner,
             self.cluster.clone(),
             Box::new(self.lan.another_laptop()),
             binaries(self.directory.path(), "x86_64"),
         );
+        if manner.kubernetes && self.cluster.kubernetes.is_some() {
+            session.api = Some(Box::new(self.api.clone()));
+        }
         let signals = session.signals.clone();
         let result = std::thread::scope(|scope| {
             scope.spawn(|| meanwhile(&signals));

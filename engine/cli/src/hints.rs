@@ -1,6 +1,7 @@
 //! What to do about errors of the layers below, which only say what is wrong.
 
 use homelab_driver::{ApplyError, BinariesError, Failure, Fault, NodeError, RotateError, TransportError};
+use homelab_model::ApiError;
 
 /// What to do about a change that is on trial.
 pub(crate) const ON_TRIAL: &str = "homelab confirm keeps that change, homelab rollback takes it back now";
@@ -94,8 +95,45 @@ pub(crate) fn apply(error: &ApplyError) -> Vec<String> {
             "allow it, when it suits: --max-unavailable {}; pods lose the other nodes for some seconds",
             nodes.len()
         )],
+        ApplyError::Kubernetes(error) => kubernetes(error),
         ApplyError::Keys { error, .. } | ApplyError::Passwords { error, .. } => hints(error),
     }
+}
+
+/// What to do next where the Kubernetes API cannot be worked with.
+pub(crate) fn kubernetes(error: &ApiError) -> Vec<String> {
+    let hint = match error {
+        ApiError::Config(text) if text.contains("each node itself") || text.contains("in the clear") => {
+            "name the URL that nodes use: kubernetes.server, e.g. https://192.168.50.11:6443"
+        }
+        ApiError::Config(text) if text.contains("insecure-skip-tls-verify") => {
+            "name the file with the cluster's CA: kubernetes.ca (on a control plane /etc/kubernetes/pki/ca.crt)"
+        }
+        ApiError::Config(_) => {
+            "kubernetes.kubeconfig and kubernetes.context name it, relative to the cluster file; kubectl config \
+             get-contexts shows what there is"
+        }
+        ApiError::Plugin { .. } => "run it by hand, or log in again: kubectl get nodes must work here",
+        ApiError::Unreachable { .. } => {
+            "is the API server up, and is this the right address? kubectl get --raw /readyz asks it; nodes go on with \
+             what they know"
+        }
+        ApiError::Tls { .. } => {
+            "is it the right CA (kubernetes.ca, or the kubeconfig's), and has no certificate expired? kubeadm certs \
+             check-expiration says it"
+        }
+        ApiError::Unauthorized { .. } => {
+            "the credential may have expired: kubectl auth whoami; kubeadm certs renew admin.conf renews kubeadm's"
+        }
+        ApiError::Refused { code: 403, .. } => {
+            "homelab needs a cluster administrator's credential here: what it gives to nodes it must have itself"
+        }
+        ApiError::Refused { .. } | ApiError::Answer { .. } => "the log of kube-apiserver may say more",
+        ApiError::Foreign(_) => {
+            "look at them with kubectl; delete them, or rename them, if nobody needs them"
+        }
+    };
+    vec![hint.to_owned()]
 }
 
 /// What to do next where the membership key was not replaced.

@@ -9,7 +9,7 @@ use homelab_model::Passwords;
 use crate::error::CliError;
 
 /// What stdin is called.
-const STDIN: &str = "<stdin>";
+pub(crate) const STDIN: &str = "<stdin>";
 
 /// Reads and checks the files; `-` is stdin.
 pub(crate) fn cluster(files: &[String]) -> Result<Loaded, CliError> {
@@ -87,7 +87,7 @@ pub(crate) fn passwords(loaded: &Loaded) -> Result<Passwords, CliError> {
 }
 
 /// A path that a file names, as that file means it; stdin is where the user is.
-fn beside(named_by: &str, path: &str) -> PathBuf {
+pub(crate) fn beside(named_by: &str, path: &str) -> PathBuf {
     let directory = Path::new(named_by).parent().filter(|_| named_by != STDIN);
     directory.unwrap_or(Path::new("")).join(path)
 }

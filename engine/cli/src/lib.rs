@@ -10,6 +10,7 @@ mod commands;
 mod error;
 mod hints;
 mod input;
+mod kubernetes;
 mod places;
 mod planfile;
 mod progress;

@@ -137,6 +137,9 @@ pub(crate) fn compare(path: &str, file: &Value, fresh: &Value) -> Result<(), Cli
     if !seen.is_empty() {
         return Err(stale(format!("the nodes have changed since the plan was made: {}", seen.join("; "))));
     }
+    if !same("kubernetes") {
+        return Err(stale("what is to be done in the Kubernetes API is no longer the same".to_owned()));
+    }
     for (name, node) in &ours {
         if theirs.get(name).and_then(|n| n.get("spec_digest")) != node.get("spec_digest") {
             return Err(stale(format!(

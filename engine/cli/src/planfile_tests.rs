@@ -73,6 +73,7 @@ fn bound(world: &World) -> Value {
         cluster: world.cluster.name.clone(),
         destroy: false,
         nodes: nodes.collect(),
+        kubernetes: None,
         departed: Vec::new(),
         warnings: Vec::new(),
     };

@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
+use homelab_model::KubernetesSettings;
 use homelab_model::service::{Service, Type};
 
 use crate::value::{Parsed, quote, words};
 
 /// The `loadBalancerClass` that is homelab's; without one it is homelab's too.
-pub(crate) const CLASS: &str = "homelab";
+pub(crate) const CLASS: &str = KubernetesSettings::CLASS;
 
 /// Prefixes of MetalLB's annotations, the newer first.
 const PREFIXES: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];

@@ -79,6 +79,9 @@ pub struct Loaded {
     /// For each peer of `cluster.load_balancer.bgp.password_files` the name of the source that names the file: the path is
     /// relative to that source.
     pub password_sources: BTreeMap<String, String>,
+    /// For `kubeconfig`, `ca` and `tokenFile` of `kubernetes` the name of the source that names the file: the path is
+    /// relative to that source.
+    pub kubernetes_sources: BTreeMap<&'static str, String>,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -144,5 +147,18 @@ fn read(sources: &[Source], faults: &mut Vec<Fault>) -> Option<Loaded> {
         Some((peer.value.name.as_ref()?.value.clone(), source.name.clone()))
     };
     let password_sources = peers.filter_map(password_source).collect();
-    Some(Loaded { cluster: cluster?, manifest_sources, password_sources, warnings: Vec::new() })
+    let kubernetes_sources = file
+        .kubernetes
+        .iter()
+        .flat_map(|k| [("kubeconfig", &k.kubeconfig), ("ca", &k.ca), ("tokenFile", &k.token_file)]);
+    let kubernetes_sources = kubernetes_sources
+        .filter_map(|(key, path)| Some((key, sources.get(path.as_ref()?.span.source)?.name.clone())))
+        .collect();
+    Some(Loaded {
+        cluster: cluster?,
+        manifest_sources,
+        password_sources,
+        kubernetes_sources,
+        warnings: Vec::new(),
+    })
 }

@@ -10,13 +10,14 @@ use homelab_model::{
 
 use crate::connection::{Line, Opening};
 use crate::keys::{self, Ring};
+use crate::kubernetes::with_nodes;
 use crate::lock::Heart;
 use crate::plan::{directories_in_the_way, owned};
 use crate::recall::recall;
 use crate::resolve::{Resolution, first_scope, resolve, searched_for};
 use crate::{
-    Event, NodeBinaries, NodeError, Observer, Options, Plan, PlanError, PlannedNode, Target, Transport,
-    history, parallel,
+    Event, Kubernetes, NodeBinaries, NodeError, Observer, Options, Plan, PlanError, PlannedKubernetes,
+    PlannedNode, Target, Transport, history, parallel,
 };
 
 /// What the nodes shall become.
@@ -44,6 +45,8 @@ pub struct Engine<'a> {
     pub transport: &'a dyn Transport,
     /// What is run on the nodes.
     pub binaries: &'a NodeBinaries,
+    /// The Kubernetes API; None: the command has nothing to do with it.
+    pub kubernetes: Option<&'a dyn Kubernetes>,
     /// Hears of progress.
     pub observer: &'a dyn Observer,
     /// Set by the caller to stop: what is under way on a node is finished or taken back, and nothing else is begun.
@@ -152,6 +155,7 @@ impl Engine<'_> {
             cluster: cluster.name.clone(),
             destroy: false,
             nodes: Vec::new(),
+            kubernetes: None,
             departed: Vec::new(),
             warnings: Vec::new(),
         };
@@ -228,6 +232,7 @@ impl Engine<'_> {
         }
         prepared.traffic =
             live.values().map(|l| l.line.get().traffic()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        plan.kubernetes = resolution.kubernetes;
         prepared.plan = plan;
         prepared.specs = resolution.cluster.specs;
         prepared.ring = resolution.ring;
@@ -297,11 +302,35 @@ impl Engine<'_> {
         }
         match aim {
             Aim::Goal(Goal::Desired) => {
-                resolved.cluster = resolve(cluster, &seen(live), &self.binaries.digests())?;
+                let api = self.see_kubernetes();
+                let mut notes = Vec::new();
+                let state = api.as_ref().and_then(|api| api.state.as_ref().ok());
+                let told = state.map(|state| with_nodes(cluster, &state.nodes, &mut notes));
+                let (told, problems) = told.unwrap_or_else(|| (cluster.clone(), BTreeMap::new()));
+                resolved.cluster = resolve(&told, &seen(live), &self.binaries.digests())?;
+                resolved.warnings.extend(notes);
+                for (name, found) in problems {
+                    if resolved.cluster.specs.contains_key(&name) {
+                        resolved.cluster.problems.entry(name).or_default().extend(found);
+                    }
+                }
+                if cluster.kubernetes.is_none()
+                    && live.values().any(|l| l.observed.spec.as_ref().is_some_and(|s| s.kubernetes.is_some()))
+                {
+                    resolved.warnings.push(format!(
+                        "the cluster file no longer speaks of Kubernetes: what homelab made in its API (namespace {} and \
+                         roles) stays there",
+                        homelab_model::ours::KUBERNETES_NAMESPACE
+                    ));
+                }
+                let specs = &mut resolved.cluster.specs;
+                let (planned, mut tokens) = self.plan_kubernetes(&told, chosen, api.as_ref(), specs, live);
+                resolved.kubernetes = planned;
                 let ring = known.unwrap_or(Ring::New);
                 for (name, spec) in &resolved.cluster.specs {
                     if let Some(node) = live.get_mut(name) {
                         node.desired = homelab_desired::desired(spec);
+                        node.desired.extend(tokens.remove(name));
                         node.desired.push(keys::object(ring.text()));
                     }
                 }
@@ -311,6 +340,8 @@ impl Engine<'_> {
             Aim::Goal(Goal::Destroyed) => {
                 let (_, departed) = recall(cluster, &seen(live));
                 resolved.cluster.departed = departed;
+                let api = self.see_kubernetes();
+                resolved.kubernetes = self.unplan_kubernetes(cluster, chosen, api.as_ref());
             }
             Aim::Goal(Goal::Previous) => self.previous(chosen, live, errors, &mut resolved),
             Aim::Ring(ring) => {
@@ -345,6 +376,7 @@ pub(crate) struct Resolved {
     pub(crate) ring: Option<Ring>,
     pub(crate) kept: BTreeMap<String, PasswordFile>,
     pub(crate) warnings: Vec<String>,
+    pub(crate) kubernetes: Option<PlannedKubernetes>,
 }
 
 impl Live {
@@ -419,6 +451,7 @@ fn assemble(
         cluster: cluster.name.clone(),
         destroy: matches!(aim, Aim::Goal(Goal::Destroyed)),
         nodes,
+        kubernetes: None,
         departed: resolution.departed.clone(),
         warnings: resolution.warnings.clone(),
     }

@@ -1,6 +1,6 @@
 //! Why a node could not be observed or changed.
 
-use homelab_model::{AllocError, Holder, Problem};
+use homelab_model::{AllocError, ApiError, Holder, Problem};
 use homelab_protocol::{Failure, Fault, FrameError};
 use thiserror::Error;
 
@@ -14,7 +14,7 @@ pub enum PlanError {
     Alloc(#[from] AllocError),
 }
 
-/// Why an apply was not begun. Nothing was changed anywhere.
+/// Why an apply was not begun. Nothing was changed on any node.
 #[derive(Debug, Error)]
 pub enum ApplyError {
     /// Somebody else works on a node.
@@ -55,6 +55,9 @@ pub enum ApplyError {
         /// Why.
         error: Box<NodeError>,
     },
+    /// The Kubernetes API refuses what the nodes need of it. Nothing was changed on nodes.
+    #[error(transparent)]
+    Kubernetes(ApiError),
     /// Passwords of BGP peers are missing.
     #[error("{node}: {error}")]
     Passwords {

@@ -3,6 +3,7 @@
 use homelab_model::{History, Holder, NodePlan, Observed, OpenTransaction, Phase, plan_node};
 
 use crate::keys;
+use crate::kubernetes;
 use crate::passwords;
 use crate::plan::owned;
 
@@ -82,6 +83,7 @@ pub(crate) fn drift(name: &str, observed: &Observed, ring: Option<&str>) -> Opti
         base.push(keys::object(ring));
     }
     base.extend(passwords::unseen(told, observed));
+    base.extend(kubernetes::unseen(told, observed));
     Some(plan_node(name, &owned(observed), &base))
 }
 

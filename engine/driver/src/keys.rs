@@ -121,6 +121,7 @@ impl Engine<'_> {
     pub(crate) fn secrets(&self, prepared: &mut Prepared) -> Result<BTreeMap<String, String>, ApplyError> {
         let mut secrets = self.rings(prepared)?;
         self.password_files(prepared, &mut secrets)?;
+        self.tokens(prepared, &mut secrets)?;
         Ok(secrets)
     }
 

@@ -14,6 +14,7 @@ mod error;
 mod farewell;
 mod history;
 mod keys;
+mod kubernetes;
 mod lb;
 mod lock;
 mod observer;
@@ -46,6 +47,7 @@ pub use homelab_protocol::{Failure, Fault};
 
 pub use error::{ApplyError, NodeError, PlanError, RotateError};
 pub use keys::NEW_KEYS;
+pub use kubernetes::{Kubernetes, KubernetesOutcome, PlannedKubernetes};
 pub use lb::{LbNodeRow, LbPicture, LbRow, LbSessionRow};
 pub use lock::LockOutcome;
 pub use observer::{Event, Observer, Silent};

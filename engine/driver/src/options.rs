@@ -56,6 +56,8 @@ pub struct Options {
     pub lock_wait: Duration,
     /// Passwords of BGP peers by the peers' names; None: they are not at hand, and nodes keep what they have.
     pub passwords: Option<Passwords>,
+    /// Give the chosen nodes new ServiceAccounts and tokens, whatever they have.
+    pub new_tokens: bool,
     /// Places on the nodes.
     pub places: Places,
 }
@@ -77,6 +79,7 @@ impl Default for Options {
             max_unavailable: None,
             lock_wait: Duration::ZERO,
             passwords: None,
+            new_tokens: false,
             places: Places::default(),
         }
     }

@@ -7,7 +7,7 @@ use homelab_model::{
     Content, History, Impact, Module, NodeObject, NodePlan, Object, Observed, Problem, Spec, Summary, ours,
 };
 
-use crate::{Departed, NodeError};
+use crate::{Departed, NodeError, PlannedKubernetes};
 
 /// What an apply would do. What is shown is what is carried out.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct Plan {
     pub destroy: bool,
     /// The chosen nodes, in the order of the file.
     pub nodes: Vec<PlannedNode>,
+    /// The Kubernetes API's part; None where the plan is not about it.
+    pub kubernetes: Option<PlannedKubernetes>,
     /// Nodes that left the file.
     pub departed: Vec<Departed>,
     /// What the user should know, in plain sentences.
@@ -64,9 +66,14 @@ impl Plan {
         self.nodes.iter().filter(|n| n.outcome.is_err()).count()
     }
 
-    /// Whether there is anything to do.
+    /// Whether there is no plan for a node, or for the Kubernetes API.
+    pub fn has_failed(&self) -> bool {
+        self.failed_nodes() > 0 || self.kubernetes.as_ref().is_some_and(|k| k.outcome.is_err())
+    }
+
+    /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.changed_nodes() == 0
+        self.changed_nodes() == 0 && self.kubernetes.as_ref().is_none_or(|k| k.changes().is_empty())
     }
 
     /// The worst impact of all changes.

@@ -100,7 +100,7 @@ fn wanted(mut before: Vec<NodeObject>, ring: Option<&Ring>) -> Result<Vec<NodeOb
                 match ring.and_then(Ring::summary) {
                     Some(today) if path == ours::KEYS => today.clone_into(summary),
                     // The node has kept it.
-                    _ if path == ours::BGP_PASSWORDS => {}
+                    _ if path == ours::BGP_PASSWORDS || path == ours::KUBERNETES_TOKEN => {}
                     _ => unmakable.push(name),
                 }
             }

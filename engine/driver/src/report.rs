@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use homelab_model::Summary;
 
-use crate::NodeError;
+use crate::{KubernetesOutcome, NodeError};
 
 /// How an apply went.
 #[derive(Debug, Default)]
@@ -14,6 +14,8 @@ pub struct Report {
     pub nodes: Vec<NodeReport>,
     /// Bytes sent to and received from the nodes that were changed.
     pub traffic: (u64, u64),
+    /// How it went in the Kubernetes API; None where the run was not about it.
+    pub kubernetes: Option<KubernetesOutcome>,
     /// What the user should know, in plain sentences.
     pub warnings: Vec<String>,
 }
@@ -72,9 +74,10 @@ impl Outcome {
 }
 
 impl Report {
-    /// Whether every node is as desired.
+    /// Whether every node, and the Kubernetes API, is as desired.
     pub fn succeeded(&self) -> bool {
         self.nodes.iter().all(|n| n.outcome.is_good())
+            && self.kubernetes.as_ref().is_none_or(KubernetesOutcome::is_good)
     }
 
     /// Whether a change was taken back on a node.

@@ -118,6 +118,7 @@ pub fn first_scope(cluster: &Cluster, digests: &BTreeMap<String, String>) -> Sco
     let keys = vec![
         (Key::File(ours::KEYS.to_owned()), Module::Agent),
         (Key::File(ours::BGP_PASSWORDS.to_owned()), Module::Agent),
+        (Key::File(ours::KUBERNETES_TOKEN.to_owned()), Module::Agent),
         (Key::Package(ours::FRR_PACKAGE.to_owned()), Module::Agent),
     ];
     let mut scope = Scope { keys, device: cluster.network.vxlan.device.clone() };

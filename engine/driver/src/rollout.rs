@@ -10,7 +10,7 @@ use crate::lock::Heart;
 use crate::plan::owned;
 use crate::reach::{Reach, tunnel};
 use crate::transact::Job;
-use crate::{ApplyError, Event, NodeError, NodeReport, Outcome, Report, parallel};
+use crate::{ApplyError, Event, KubernetesOutcome, NodeError, NodeReport, Outcome, Report, parallel};
 
 /// Whether the plan moves a node's tunnel to another network: meanwhile it understands nobody else. The link may get
 /// another name on the way, as the usual one does with another VNI.
@@ -76,8 +76,17 @@ impl Engine<'_> {
             self.lock(prepared)?;
         }
         let heart = prepared.heart.take().unwrap_or_else(Heart::new);
-        let secrets = if self.cancelled() { BTreeMap::new() } else { self.secrets(prepared)? };
         let destroy = matches!(prepared.aim, Aim::Goal(Goal::Destroyed));
+        let mut api = prepared.plan.kubernetes.take();
+        let mut kubernetes = None;
+        if let Some(planned) = api.take_if(|_| !destroy) {
+            // What nodes are about to be given must be there first.
+            match self.apply_kubernetes(&planned) {
+                KubernetesOutcome::Failed { error, .. } => return Err(ApplyError::Kubernetes(error)),
+                outcome => kubernetes = Some(outcome),
+            }
+        }
+        let secrets = if self.cancelled() { BTreeMap::new() } else { self.secrets(prepared)? };
         let mut reach = if destroy { Reach::default() } else { self.look_around(prepared) };
         reach.port = prepared.cluster.network.vxlan.port;
         let mut report = Report::default();
@@ -137,6 +146,13 @@ impl Engine<'_> {
                 NodeReport { name, address, outcome, elapsed }
             })
             .collect();
+        report.kubernetes = kubernetes;
+        if let Some(planned) = api {
+            // A node that could not be cleaned still uses its account.
+            let clean = report.nodes.iter().all(|n| n.outcome.is_good());
+            let outcome = if clean { self.apply_kubernetes(&planned) } else { KubernetesOutcome::NotStarted };
+            report.kubernetes = Some(outcome);
+        }
         Ok(report)
     }
 

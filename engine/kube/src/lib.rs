@@ -1,5 +1,6 @@
 //! Connections to a Kubernetes API server: the laptop's by a kubeconfig, an agent's by its own credential.
 
+mod admin;
 mod agent;
 mod duty;
 mod link;
@@ -7,6 +8,7 @@ mod metallb;
 mod token;
 mod watch;
 
+pub use admin::{Access, Admin, Credential, TOKEN_LIFE, token_request};
 pub use k8s_openapi::api::core::v1::Node;
 
 pub use agent::{Heard, watch};

@@ -126,7 +126,7 @@ impl Link {
 }
 
 /// The certificates of a PEM text in DER; None if there are none, or one is broken.
-fn certificates(pem: &str) -> Option<Vec<Vec<u8>>> {
+pub(crate) fn certificates(pem: &str) -> Option<Vec<Vec<u8>>> {
     let mut all = Vec::new();
     for block in pem.split("-----BEGIN CERTIFICATE-----").skip(1) {
         let (body, _) = block.split_once("-----END CERTIFICATE-----")?;
@@ -134,6 +134,23 @@ fn certificates(pem: &str) -> Option<Vec<Vec<u8>>> {
         all.push(STANDARD.decode(text).ok()?);
     }
     (!all.is_empty()).then_some(all)
+}
+
+/// Certificates in DER as PEM.
+pub(crate) fn pem(certificates: &[Vec<u8>]) -> String {
+    let mut text = String::new();
+    for der in certificates {
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        let mut rest = STANDARD.encode(der);
+        while !rest.is_empty() {
+            let more = rest.split_off(rest.len().min(64));
+            text.push_str(&rest);
+            text.push('\n');
+            rest = more;
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+    }
+    text
 }
 
 /// An error with all its causes, each once.
@@ -158,6 +175,7 @@ mod tests {
     fn certificates_of_a_bundle() {
         let one = "-----BEGIN CERTIFICATE-----\naGVs\nbG8=\n-----END CERTIFICATE-----\n";
         assert_eq!(certificates(&format!("# CA\n{one}{one}")), Some(vec![b"hello".to_vec(); 2]));
+        assert_eq!(certificates(&pem(&[vec![7; 100]])), Some(vec![vec![7; 100]]));
         for bad in ["", "hello", "-----BEGIN CERTIFICATE-----\naGVs", &one.replace("aGVs", "!")] {
             assert_eq!(certificates(bad), None, "{bad}");
         }

@@ -6,6 +6,7 @@
 
 mod adoption;
 mod alloc;
+pub mod api_object;
 mod assign;
 mod bgp;
 mod cluster;
@@ -30,6 +31,9 @@ mod transaction;
 
 pub use adoption::{HeldAddress, adoption_notes};
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
+pub use api_object::{
+    ApiChange, ApiEndpoint, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiState, plan_api,
+};
 pub use assign::{
     Assigned, BalanceNote, BalanceTrouble, Balanced, Ranges, Refusal, assign, balance_addresses,
 };

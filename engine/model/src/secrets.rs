@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyRing, ours, sha256_hex};
+use crate::{KeyRing, Token, ours, sha256_hex};
 
 /// Longest password that FRR and the kernel's TCP MD5 option take, bytes (RFC 2385; `PEER_PASSWORD_MAXLEN`,
 /// `TCP_MD5SIG_MAXKEYLEN`).
@@ -145,6 +145,7 @@ pub fn secret_summary(path: &str, text: &str) -> Option<Option<String>> {
     match path {
         ours::KEYS => Some(KeyRing::parse(text).ok().map(|ring| ring.summary())),
         ours::BGP_PASSWORDS => Some(PasswordFile::parse(text).ok().map(|file| file.summary())),
+        ours::KUBERNETES_TOKEN => Some(Token::parse(text).ok().map(|token| token.summary())),
         _ => None,
     }
 }

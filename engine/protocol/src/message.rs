@@ -76,7 +76,8 @@ pub enum Request {
     },
     /// The text of a secret file of ours, for a node that lacks it.
     Secret {
-        /// Path: [`homelab_model::ours::KEYS`] or [`homelab_model::ours::BGP_PASSWORDS`].
+        /// Path: [`homelab_model::ours::KEYS`], [`homelab_model::ours::BGP_PASSWORDS`] or
+        /// [`homelab_model::ours::KUBERNETES_TOKEN`].
         path: String,
     },
     /// What this node holds of each service. Changes nothing.

@@ -3,6 +3,7 @@
 //! The laptop renders this to plan, and the agent renders it to repair: one definition of desired state.
 
 mod bgp;
+pub mod kubernetes;
 
 use homelab_model::{Binary, Content, File, Module, NodeObject, NodeSpec, Scope, Spec, Symlink, Unit, ours};
 use minijinja::{Environment, context};

@@ -128,8 +128,8 @@ fn previous(root: &Root) -> Result<Previous, Error> {
         .map_err(|e| Error::Record { path: format!("{}/{PREVIOUS}", ours::VAR), reason: e.to_string() })
 }
 
-/// The text of a secret and what objects say of it; None if there is none. Only [`ours::KEYS`] and
-/// [`ours::BGP_PASSWORDS`] hold one.
+/// The text of a secret and what objects say of it; None if there is none. Only [`ours::KEYS`],
+/// [`ours::BGP_PASSWORDS`] and [`ours::KUBERNETES_TOKEN`] hold one.
 pub fn read_secret(root: &Root, path: &str) -> Result<Option<(String, String)>, Error> {
     if secret_summary(path, "").is_none() {
         return Err(Error::Invalid(format!("{path} holds no secret of homelab's")));

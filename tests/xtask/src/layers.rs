@@ -100,6 +100,7 @@ const LAYERS: &[Layer] = &[
             "homelab-desired",
             "homelab-driver",
             "homelab-ssh",
+            "homelab-kube",
         ],
         pure: None,
     },

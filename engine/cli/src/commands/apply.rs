@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use homelab_driver::{
-    ApplyError, Departed, Engine, Farewell, Goal, LockOutcome, NodeReport, Outcome, Plan, PlannedNode,
-    Prepared, Report,
+    ApplyError, Departed, Engine, Farewell, Goal, KubernetesOutcome, LockOutcome, NodeReport, Outcome, Plan,
+    PlannedNode, Prepared, Report,
 };
 use homelab_model::Impact;
 use serde_json::{Value, json};
@@ -89,7 +89,7 @@ impl Run<'_> {
         }
         self.check(&prepared)?;
         let plan = &prepared.plan;
-        if self.task.goal == Goal::Previous && plan.is_empty() && plan.failed_nodes() == 0 {
+        if self.task.goal == Goal::Previous && plan.is_empty() && !plan.has_failed() {
             let nothing =
                 CliError::new("there is no apply that could be taken back, and nothing was changed");
             return Err(plan.warnings.iter().fold(nothing, |error, why| error.hint(why)));
@@ -171,14 +171,19 @@ impl Run<'_> {
     }
 
     fn nothing_to_do(&self, mut prepared: Prepared) -> Result<u8, CliError> {
-        let code = if prepared.plan.failed_nodes() > 0 { FAILED } else { DONE };
+        let code = if prepared.plan.has_failed() { FAILED } else { DONE };
         let nodes = std::mem::take(&mut prepared.plan.nodes).into_iter().map(|node| NodeReport {
             name: node.name,
             address: node.address,
             outcome: node.outcome.map_or_else(Outcome::Unplanned, |_| Outcome::Unchanged),
             elapsed: Duration::ZERO,
         });
-        let report = Report { nodes: nodes.collect(), traffic: prepared.traffic, warnings: Vec::new() };
+        let kubernetes = prepared.plan.kubernetes.take().map(|planned| match planned.outcome {
+            Ok(_) => KubernetesOutcome::Unchanged,
+            Err(error) => KubernetesOutcome::Unplanned(error),
+        });
+        let nodes = nodes.collect();
+        let report = Report { nodes, kubernetes, traffic: prepared.traffic, warnings: Vec::new() };
         prepared.close(self.session.parallel());
         self.result(&report, &[], Duration::ZERO, code)?;
         Ok(code)
@@ -306,7 +311,7 @@ fn essence(plan: &Plan) -> Value {
         let failed = !node["error"].is_null();
         *node = json!([node["name"], node["changes"], failed]);
     }
-    json!([value["nodes"], value["departed"]])
+    json!([value["nodes"], value["departed"], value["kubernetes"]])
 }
 
 /// Exit code of a run. The signal that stopped it comes first, then a rollback, then any other failure.

@@ -54,7 +54,7 @@ pub(crate) fn on_nodes(cli: &Cli, terminal: &Terminal, session: &Session) -> Res
         Command::Plan { detailed_exitcode, out, scan_pool } => {
             plan::run(global, terminal, session, *detailed_exitcode, out.as_deref(), *scan_pool)
         }
-        Command::Apply { plan_file, changing } => {
+        Command::Apply { plan_file, changing, .. } => {
             let mut task = task(Goal::Desired, changing);
             task.plan_file = plan_file.as_deref();
             apply::run(global, terminal, session, &task)

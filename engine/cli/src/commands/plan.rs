@@ -51,9 +51,9 @@ pub(crate) fn text(plan: &Plan, global: &Global, terminal: &Terminal) -> Shown {
 }
 
 fn code(plan: &Plan, detailed: bool) -> u8 {
-    match (plan.failed_nodes(), detailed && !plan.is_empty()) {
-        (0, true) => PENDING,
-        (0, false) => DONE,
+    match (plan.has_failed(), detailed && !plan.is_empty()) {
+        (false, true) => PENDING,
+        (false, false) => DONE,
         _ => FAILED,
     }
 }

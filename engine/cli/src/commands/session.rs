@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use homelab_driver::{
-    ByNode, Engine, Goal, NodeBinaries, Observer, Options, PlannedNode, Prepared, Silent, Transport,
+    ByNode, Engine, Goal, Kubernetes, NodeBinaries, Observer, Options, PlannedNode, Prepared, Silent,
+    Transport,
 };
 use homelab_model::Cluster;
 use homelab_ssh::{NoPrompt, Prompt, SshOptions, SshTransport};
@@ -18,7 +19,7 @@ use crate::render::ErrorText;
 use crate::signals::Signals;
 use crate::stream::{Both, Stream};
 use crate::terminal::{AskSecret, Terminal};
-use crate::{hints, input, progress};
+use crate::{hints, input, kubernetes, progress};
 
 /// A checked cluster file, the way to its nodes, and the signals.
 pub(crate) struct Session {
@@ -27,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) chosen: Vec<String>,
     transport: Box<dyn Transport>,
     binaries: NodeBinaries,
+    /// The Kubernetes API, for commands that have to do with it.
+    pub(crate) api: Option<Box<dyn Kubernetes>>,
     /// What this process is told from outside.
     pub(crate) signals: Signals,
     options: Options,
@@ -58,12 +61,15 @@ impl Session {
         if manner.passwords {
             options.passwords = Some(input::passwords(&loaded)?);
         }
+        options.new_tokens = manner.new_tokens;
+        let api = if manner.kubernetes { kubernetes::open(&loaded)? } else { None };
         let random = Random::new()?;
         Ok(Session {
             cluster: loaded.cluster,
             chosen,
             transport,
             binaries,
+            api,
             signals,
             options,
             random,
@@ -95,6 +101,7 @@ impl Session {
         let engine = Engine {
             transport: self.transport.as_ref(),
             binaries: &self.binaries,
+            kubernetes: self.api.as_deref(),
             observer,
             cancel: &self.signals.cancel,
             random: &|| self.random.next(),
@@ -151,6 +158,7 @@ impl Session {
             chosen: global.nodes.clone(),
             transport,
             binaries,
+            api: None,
             signals: Signals::default(),
             options,
             random: Random::new().unwrap(),
@@ -170,6 +178,10 @@ pub(crate) struct Manner<'a> {
     pub(crate) hold: Option<Duration>,
     /// It needs to know the passwords of BGP peers.
     pub(crate) passwords: bool,
+    /// It has to do with the Kubernetes API.
+    pub(crate) kubernetes: bool,
+    /// Agents get new accounts and tokens.
+    pub(crate) new_tokens: bool,
 }
 
 impl Manner<'_> {
@@ -179,10 +191,15 @@ impl Manner<'_> {
         }
         let looking = |command| Manner { command, ..Manner::default() };
         match command {
-            Command::Apply { changing: how, .. } => Manner { passwords: true, ..changing("apply", how) },
-            Command::Plan { .. } => Manner { passwords: true, ..looking("plan") },
+            Command::Apply { changing: how, new_tokens, .. } => Manner {
+                passwords: true,
+                kubernetes: true,
+                new_tokens: *new_tokens,
+                ..changing("apply", how)
+            },
+            Command::Plan { .. } => Manner { passwords: true, kubernetes: true, ..looking("plan") },
             Command::Rollback(how) => changing("rollback", how),
-            Command::Destroy(how) => changing("destroy", how),
+            Command::Destroy(how) => Manner { kubernetes: true, ..changing("destroy", how) },
             Command::RotateKey { rollout, .. } => {
                 Manner { command: "rotate-key", rollout: Some(rollout), ..Manner::default() }
             }

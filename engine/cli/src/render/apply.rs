@@ -5,6 +5,7 @@ use std::time::Duration;
 use homelab_driver::{Departed, Farewell, NodeReport, Outcome, Report};
 use serde_json::{Value, json};
 
+use super::kubernetes;
 use super::markdown::{code, prose};
 use super::page::{Page, Paint, Shown, bold, line, yellow};
 use super::words::{Named, Words, words_human, words_markdown};
@@ -99,7 +100,9 @@ pub fn report_human(
 
 fn all_words(report: &Report, departed: &[Goodbye]) -> Named {
     let nodes = report.nodes.iter().map(|n| (n.name.clone(), node_words(n)));
-    nodes.chain(departed.iter().map(|g| (g.0.label(), goodbye_words(g)))).collect()
+    let api =
+        report.kubernetes.iter().map(|k| (kubernetes::TITLE.to_owned(), kubernetes::kubernetes_words(k)));
+    nodes.chain(api).chain(departed.iter().map(|g| (g.0.label(), goodbye_words(g)))).collect()
 }
 
 fn sentence(report: &Report, total: Duration, destroy: bool) -> String {
@@ -131,6 +134,9 @@ fn sentence(report: &Report, total: Duration, destroy: bool) -> String {
             bad.join(", "),
             bad.join(",")
         ));
+    }
+    if report.kubernetes.as_ref().is_some_and(|k| !k.is_good()) {
+        text.push_str(" The Kubernetes API is not as the cluster file says.");
     }
     text
 }
@@ -194,7 +200,7 @@ pub fn report_json(report: &Report, departed: &[Goodbye], total: Duration) -> Va
         }
         value
     });
-    json!({
+    let mut value = json!({
         "format_version": 1,
         "nodes": nodes.collect::<Vec<_>>(),
         "departed": gone.collect::<Vec<_>>(),
@@ -203,5 +209,9 @@ pub fn report_json(report: &Report, departed: &[Goodbye], total: Duration) -> Va
         "rolled_back": report.rolled_back(),
         "seconds": total.as_secs_f64(),
         "bytes": {"sent": report.traffic.0, "received": report.traffic.1},
-    })
+    });
+    if let Some(outcome) = &report.kubernetes {
+        value["kubernetes"] = kubernetes::outcome_json(outcome);
+    }
+    value
 }

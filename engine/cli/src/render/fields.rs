@@ -70,16 +70,46 @@ pub fn fields(change: &PlannedChange, full: bool) -> Vec<Field> {
     let leaves = |object: &NodeObject| leaves(object, full, whole);
     let before = change.change.before().map(leaves).unwrap_or_default();
     let after = change.change.after().map(leaves).unwrap_or_default();
-    match change.action {
+    differences(&change.object, change.action, &before, &after, full)
+}
+
+/// The same of what stands before and after a change, as JSON.
+pub(super) fn fields_of(
+    title: &str,
+    action: Action,
+    before: Option<Value>,
+    after: Option<Value>,
+    full: bool,
+) -> Vec<Field> {
+    let leaves = |value: Option<Value>| {
+        let mut result = BTreeMap::new();
+        if let Some(Value::Object(fields)) = value {
+            for (name, value) in fields {
+                collect(&name, &value, &mut result);
+            }
+        }
+        result
+    };
+    differences(title, action, &leaves(before), &leaves(after), full)
+}
+
+fn differences(
+    title: &str,
+    action: Action,
+    before: &BTreeMap<String, Leaf>,
+    after: &BTreeMap<String, Leaf>,
+    full: bool,
+) -> Vec<Field> {
+    match action {
         Action::Delete if !full => Vec::new(),
         Action::Delete => before
             .iter()
-            .filter(|(name, leaf)| !in_title(&change.object, name, leaf))
+            .filter(|(name, leaf)| !in_title(title, name, leaf))
             .map(|(name, leaf)| one_sided(name, leaf, Sign::Remove, full))
             .collect(),
         Action::Create => after
             .iter()
-            .filter(|(name, leaf)| !in_title(&change.object, name, leaf))
+            .filter(|(name, leaf)| !in_title(title, name, leaf))
             .map(|(name, leaf)| one_sided(name, leaf, Sign::Add, full))
             .collect(),
         Action::Update | Action::Replace => {

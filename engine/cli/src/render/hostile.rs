@@ -134,6 +134,7 @@ fn plan(said: &str) -> Plan {
             node("node2", Ok(plan_node("node2", &[], &objects(said)))),
             node("node3", Err(error(said))),
         ],
+        kubernetes: None,
         departed: vec![gone(said)],
         warnings: vec![said.to_owned()],
     }

@@ -3,6 +3,7 @@
 use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact, NodePlan, PlannedChange};
 
+use super::kubernetes::kubernetes_human;
 use super::page::{Page, Paint, Shown, Span, bold, dim, green, line, red, yellow};
 use super::served::folded;
 use super::{
@@ -16,6 +17,9 @@ pub fn plan_human(plan: &Plan, paint: Paint, verbose: bool) -> Shown {
     let mut page = Page::new(paint);
     for node in &plan.nodes {
         node_human(&mut page, node, verbose);
+    }
+    if let Some(planned) = &plan.kubernetes {
+        kubernetes_human(&mut page, planned, verbose);
     }
     for gone in &plan.departed {
         let label = match &gone.name {
@@ -41,6 +45,9 @@ pub fn plan_human(plan: &Plan, paint: Paint, verbose: bool) -> Shown {
     if !failed.is_empty() {
         let text = format!("{} could not be planned: {}.", count(failed.len(), "node"), failed.join(", "));
         line!(page, red(text));
+    }
+    if plan.kubernetes.as_ref().is_some_and(|k| k.outcome.is_err()) {
+        line!(page, red("The Kubernetes API could not be planned."));
     }
     page.end()
 }
@@ -105,19 +112,29 @@ fn of_action(action: Action, text: String) -> Span {
 }
 
 fn change_human(page: &mut Page, change: &PlannedChange, verbose: bool) {
-    let sign = of_action(change.action, format!("{:>3}", change.action.sign()));
     let title = if verbose { change.object.clone() } else { short(&change.object) };
+    item_human(page, change.action, title, &fields(change, verbose), (change.impact, &change.reason));
+}
+
+/// A change of whatever object: its title, its fields, and what is noticed of it and why.
+pub(super) fn item_human(
+    page: &mut Page,
+    action: Action,
+    title: String,
+    shown: &[Field],
+    (impact, reason): (Impact, &str),
+) {
+    let sign = of_action(action, format!("{:>3}", action.sign()));
     line!(page, "  ", sign, " ", title);
-    let shown = fields(change, verbose);
     let name_of = |f: &Field| match f {
         Field::Value { name, .. } | Field::Lines { name, .. } => name.chars().count(),
     };
     let width = shown.iter().map(name_of).max().unwrap_or(0);
-    for field in &shown {
+    for field in shown {
         match field {
             Field::Value { name, before, after } => {
                 let head = Span::from(format!("        {name:<width$}  "));
-                match (change.action, before, after) {
+                match (action, before, after) {
                     (Action::Create, _, Some(only)) | (Action::Delete, Some(only), _) => {
                         line!(page, head, only);
                     }
@@ -136,9 +153,9 @@ fn change_human(page: &mut Page, change: &PlannedChange, verbose: bool) {
             }
         }
     }
-    if change.impact != Impact::None {
-        let text = format!("! {}: {}", impact_word(change.impact), change.reason);
-        line!(page, "        ", of_impact(change.impact, &text));
+    if impact != Impact::None {
+        let text = format!("! {}: {reason}", impact_word(impact));
+        line!(page, "        ", of_impact(impact, &text));
     }
 }
 

@@ -4,13 +4,15 @@ use homelab_driver::{Plan, PlannedNode};
 use homelab_model::{NodeObject, PlannedChange};
 use serde_json::{Value, json};
 
+use super::kubernetes::kubernetes_json;
 use super::{ErrorText, history_json};
 
 /// The plan as JSON. Names that other things rely on: `format_version`, `nodes[].name`, `nodes[].changes[]` with
-/// `module`, `object`, `action`, `before`, `after`, `impact`; `summary`.
+/// `module`, `object`, `action`, `before`, `after`, `impact`; `summary`; `kubernetes` with `changes` of the same form,
+/// where the cluster file speaks of it.
 pub fn plan_json(plan: &Plan) -> Value {
     let summary = plan.summary();
-    json!({
+    let mut value = json!({
         "format_version": Plan::FORMAT,
         "cluster": plan.cluster,
         "destroy": plan.destroy,
@@ -26,7 +28,11 @@ pub fn plan_json(plan: &Plan) -> Value {
             "failed_nodes": plan.failed_nodes(),
             "impact": plan.impact(),
         },
-    })
+    });
+    if let Some(planned) = &plan.kubernetes {
+        value["kubernetes"] = kubernetes_json(planned);
+    }
+    value
 }
 
 fn node(node: &PlannedNode) -> Value {

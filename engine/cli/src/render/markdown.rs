@@ -3,6 +3,7 @@
 use homelab_driver::{MODULES, Plan, PlannedNode};
 use homelab_model::{Action, Impact, NodePlan};
 
+use super::kubernetes::{self, kubernetes_markdown};
 use super::page::{Page, Paint, Shown, clean, line};
 use super::served::folded;
 use super::{
@@ -44,8 +45,16 @@ pub fn plan_markdown(plan: &Plan) -> Shown {
             notes.push(not_planned(node, &ErrorText::of(error)));
         }
     }
+    let (section, failed) = plan.kubernetes.as_ref().map(kubernetes_markdown).unwrap_or_default();
+    notes.extend(failed);
     fit(&mut page, notes, MARKDOWN_LIMIT / 2);
     let mut left_out = Vec::new();
+    if let Some(section) = section {
+        match page.len() + section.len() + NOTE <= MARKDOWN_LIMIT {
+            true => page.append(&section),
+            false => left_out.push(kubernetes::TITLE),
+        }
+    }
     for node in &plan.nodes {
         let Some(details) = node_markdown(node) else { continue };
         if page.len() + details.len() + NOTE <= MARKDOWN_LIMIT {
@@ -151,22 +160,40 @@ pub(super) fn details(title: &str, plan: &NodePlan) -> Page {
     let shown = folded(plan.shown());
     for module in MODULES {
         for change in shown.iter().filter(|c| c.module == module) {
-            // diff blocks colour lines by their first character; `!` stands for a change.
-            let sign = match change.action {
-                Action::Create => "+",
-                Action::Delete => "-",
-                Action::Update | Action::Replace => "!",
-            };
-            let again = if change.action == Action::Replace { " (made anew)" } else { "" };
-            body.push(format!("{sign} {}: {}{again}", module.as_str(), short(&change.object)));
-            for field in fields(change, false) {
-                field_markdown(&mut body, &field);
-            }
-            if change.impact != Impact::None {
-                body.push(format!("# {}: {}", impact_word(change.impact), change.reason));
-            }
+            let title = format!("{}: {}", module.as_str(), short(&change.object));
+            let impact = (change.impact, change.reason.as_str());
+            item_markdown(&mut body, change.action, &title, &fields(change, false), impact);
         }
     }
+    details_of(title, body)
+}
+
+/// A change of whatever object, as lines of a diff block.
+pub(super) fn item_markdown(
+    body: &mut Vec<String>,
+    action: Action,
+    title: &str,
+    fields: &[Field],
+    (impact, reason): (Impact, &str),
+) {
+    // diff blocks colour lines by their first character; `!` stands for a change.
+    let sign = match action {
+        Action::Create => "+",
+        Action::Delete => "-",
+        Action::Update | Action::Replace => "!",
+    };
+    let again = if action == Action::Replace { " (made anew)" } else { "" };
+    body.push(format!("{sign} {title}{again}"));
+    for field in fields {
+        field_markdown(body, field);
+    }
+    if impact != Impact::None {
+        body.push(format!("# {}: {reason}", impact_word(impact)));
+    }
+}
+
+/// A diff block, folded away.
+pub(super) fn details_of(title: &str, body: Vec<String>) -> Page {
     let fence = fence(&body);
     let mut page = Page::new(Paint(false));
     line!(page, format!("<details><summary>{}</summary>", html(title)));

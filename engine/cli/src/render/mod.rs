@@ -9,6 +9,7 @@ mod history;
 mod hostile;
 mod human;
 mod json;
+mod kubernetes;
 mod lb;
 mod lb_notes;
 mod lb_routers;
@@ -106,7 +107,11 @@ pub(crate) fn plan_sentence(plan: &Plan) -> String {
     let planned = plan.nodes.len() - plan.failed_nodes();
     if !plan.is_empty() {
         let nodes = count(plan.changed_nodes(), "node");
-        return format!("Plan: {} on {nodes}.", parts(&plan.summary(), true));
+        let on_nodes =
+            (plan.changed_nodes() > 0).then(|| format!("{} on {nodes}", parts(&plan.summary(), true)));
+        let api = plan.kubernetes.as_ref().and_then(kubernetes::sentence_part);
+        let both: Vec<String> = on_nodes.into_iter().chain(api).collect();
+        return format!("Plan: {}.", both.join("; "));
     }
     let nodes = match (planned, plan.failed_nodes()) {
         (0, _) => return "No plan: no node could be planned.".to_owned(),

@@ -118,6 +118,7 @@ fn plan() -> Plan {
             node(4, Err(NodeError::Transport(down))),
             node(5, Err(NodeError::Blocked(vec![problem]))),
         ],
+        kubernetes: None,
         departed: vec![gone()],
         warnings: vec!["node2: something is odd".into()],
     }
@@ -251,7 +252,7 @@ fn report() -> (Report, Vec<(Departed, Option<Farewell>)>) {
         node(5, Outcome::Unplanned(NodeError::Cancelled), 0),
     ];
     let warnings = vec!["pods of node1 do not reach node2: is UDP 8472 open between them?".into()];
-    (Report { nodes, traffic: (540_000, 23_000), warnings }, vec![(gone(), None)])
+    (Report { nodes, traffic: (540_000, 23_000), warnings, ..Report::default() }, vec![(gone(), None)])
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod agent;
 mod bgp;
 mod bgp_meaning;
 mod bgp_values;
+mod kubernetes;
 mod labels;
 mod network;
 mod node_ports;
@@ -37,6 +38,7 @@ pub(crate) fn cluster(file: &File, faults: &mut Vec<Fault>) -> Option<Cluster> {
     let place = services::Place { nodes: &nodes, network: &network, node_ports: &node_ports, pools: &pools };
     let services = services::services(file, place, faults);
     let manifests = agent::manifests(file, faults);
+    let kubernetes = kubernetes::kubernetes(file, faults);
     ranges::overlaps(&nodes, &network, &pools, faults);
     Some(Cluster {
         name: name?.value,
@@ -46,7 +48,7 @@ pub(crate) fn cluster(file: &File, faults: &mut Vec<Fault>) -> Option<Cluster> {
         services: services?,
         manifests,
         agent: agent?,
-        kubernetes: None,
+        kubernetes: kubernetes?,
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod balancer;
 mod bgp;
+mod kubernetes;
 mod service;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use crate::spanned::{OneOrMany, Spanned, Texts};
 pub(crate) use balancer::{L2Advertisement, LoadBalancer, Selector, ServiceAllocation};
 pub(crate) use bgp::{BfdProfile, Bgp, BgpAdvertisement, BgpPeer};
+pub(crate) use kubernetes::Kubernetes;
 pub(crate) use service::{Endpoint, EndpointBlock, Service};
 
 /// A text with a pattern and an example for the schema; `check` gives the exact words.
@@ -138,6 +140,8 @@ pub(crate) struct File {
     pub(crate) load_balancer: Option<LoadBalancer>,
     /// The agent that runs on every node.
     pub(crate) agent: Option<Agent>,
+    /// The Kubernetes cluster whose network this is. Default: there is none.
+    pub(crate) kubernetes: Option<Kubernetes>,
     /// Services without Kubernetes. Keys have Kubernetes' own names and defaults.
     #[schemars(with = "Option<Vec<Service>>", length(max = 10000))]
     pub(crate) services: Option<Vec<Spanned<Service>>>,

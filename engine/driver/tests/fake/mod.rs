@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports)] // Each test crate uses a part of it.
 
+mod api;
 mod balancers;
 mod lan;
 mod machine;
@@ -21,6 +22,7 @@ use homelab_model::{
     AgentSettings, Cluster, LoadBalancer, Mtu, Network, Node, PodOptions, SshSettings, Vxlan, sha256_hex,
 };
 
+pub(crate) use api::{Api, token};
 pub(crate) use balancers::says;
 pub(crate) use lan::{Cut, Lan};
 pub(crate) use machine::{Evil, Machine, State, Trick};
@@ -66,6 +68,7 @@ pub(crate) fn cluster(nodes: &[(&str, &str)]) -> Cluster {
         services: Vec::new(),
         manifests: Vec::new(),
         agent: AgentSettings::default(),
+        kubernetes: None,
     }
 }
 
@@ -99,6 +102,7 @@ pub(crate) struct Laptop {
     pub(crate) binaries: NodeBinaries,
     pub(crate) cancel: AtomicBool,
     pub(crate) options: Options,
+    pub(crate) api: Option<Api>,
     _directory: tempfile::TempDir,
 }
 
@@ -115,7 +119,7 @@ impl Laptop {
             confirm_timeout: Duration::from_secs(20),
             ..Options::default()
         };
-        Laptop { lan, binaries, cancel: AtomicBool::new(false), options, _directory: directory }
+        Laptop { lan, binaries, cancel: AtomicBool::new(false), options, api: None, _directory: directory }
     }
 
     pub(crate) fn engine(&self) -> Engine<'_> {
@@ -126,6 +130,7 @@ impl Laptop {
         Engine {
             transport: &self.lan,
             binaries: &self.binaries,
+            kubernetes: self.api.as_ref().map(|api| api as &dyn homelab_driver::Kubernetes),
             observer,
             cancel: &self.cancel,
             random: &random,

@@ -1,0 +1,64 @@
+//! The way to the Kubernetes API that the cluster file describes.
+
+use std::path::PathBuf;
+
+use homelab_config::Loaded;
+use homelab_driver::Kubernetes;
+use homelab_kube::{Access, Admin, Credential};
+use homelab_model::{ApiEndpoint, ApiError, ApiObject, ApiState, Change, KubernetesAccess, Token};
+
+use crate::error::CliError;
+use crate::hints;
+use crate::input::{STDIN, beside};
+
+/// Reads what the file names; None if it speaks of no Kubernetes. Nothing is asked of the API yet.
+pub(crate) fn open(loaded: &Loaded) -> Result<Option<Box<dyn Kubernetes>>, CliError> {
+    let Some(settings) = &loaded.cluster.kubernetes else { return Ok(None) };
+    let at = |key: &str, path: &String| {
+        let named_by = loaded.kubernetes_sources.get(key).map_or(STDIN, String::as_str);
+        beside(named_by, &at_home(path))
+    };
+    let credential = match &settings.access {
+        KubernetesAccess::Kubeconfig { path, context } => Credential::Kubeconfig {
+            path: path.as_ref().map(|path| at("kubeconfig", path)),
+            context: context.clone(),
+        },
+        KubernetesAccess::Token { file } => Credential::Token(at("tokenFile", file)),
+    };
+    let ca: Option<PathBuf> = settings.ca_file.as_ref().map(|path| at("ca", path));
+    let admin = Admin::new(&Access { credential, servers: settings.servers.clone(), ca });
+    let admin = admin.map_err(|error| {
+        hints::kubernetes(&error).into_iter().fold(CliError::new(error.to_string()), CliError::hint)
+    })?;
+    Ok(Some(Box::new(Laptop(admin))))
+}
+
+/// A leading `~/` is the home directory.
+fn at_home(path: &str) -> String {
+    let home = std::env::var("HOME").ok().filter(|home| !home.is_empty());
+    match (path.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => format!("{home}/{rest}"),
+        _ => path.to_owned(),
+    }
+}
+
+/// What the driver needs, by a real connection.
+struct Laptop(Admin);
+
+impl Kubernetes for Laptop {
+    fn endpoint(&self) -> ApiEndpoint {
+        self.0.endpoint().clone()
+    }
+
+    fn observe(&self) -> Result<ApiState, ApiError> {
+        self.0.observe()
+    }
+
+    fn carry_out(&self, change: &Change<ApiObject>) -> Result<(), ApiError> {
+        self.0.carry_out(change)
+    }
+
+    fn token(&self, account: &str) -> Result<Token, ApiError> {
+        self.0.token(account)
+    }
+}

@@ -1,0 +1,256 @@
+//! The Kubernetes API's part of plan, apply and destroy, and the nodes' tokens.
+#![cfg(test)]
+
+mod fake;
+
+use fake::{Api, Lan, Laptop, THREE, cluster};
+use homelab_driver::{Goal, KubernetesOutcome, NodeError};
+use homelab_model::{
+    Action, ApiError, ApiKind, ApiNode, ApiObject, Cluster, KubernetesAccess, KubernetesSettings, NodesFrom,
+    Object, Token, ours,
+};
+use serde_json::json;
+
+const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"];
+
+fn home() -> Cluster {
+    let mut home = cluster(&THREE);
+    home.kubernetes = Some(KubernetesSettings {
+        access: KubernetesAccess::Kubeconfig { path: None, context: None },
+        servers: Vec::new(),
+        ca_file: None,
+        nodes: NodesFrom::FromFile,
+        service_proxy_name: None,
+        load_balancer_class: KubernetesSettings::CLASS.to_owned(),
+    });
+    home
+}
+
+fn laptop() -> Laptop {
+    let mut laptop = Laptop::new(Lan::three());
+    laptop.api = Some(Api::new());
+    api(&laptop).with(|c| c.nodes = THREE.map(|(name, _)| node(name, None)).to_vec());
+    laptop
+}
+
+fn api(laptop: &Laptop) -> &Api {
+    laptop.api.as_ref().unwrap()
+}
+
+fn node(name: &str, range: Option<&str>) -> ApiNode {
+    let pod_cidrs = range.map(|range| range.parse().unwrap()).into_iter().collect();
+    ApiNode { name: name.into(), pod_cidrs, addresses: Vec::new() }
+}
+
+fn token(laptop: &Laptop, address: &str) -> Option<Token> {
+    laptop.lan.with(address, |m| {
+        let text = m.texts.get(&m.secret_summary(ours::KUBERNETES_TOKEN)?)?;
+        Some(Token::parse(text).unwrap())
+    })
+}
+
+fn actions(laptop: &Laptop, home: &Cluster) -> Vec<(Action, String)> {
+    let plan = laptop.plan(home);
+    let planned = plan.kubernetes.unwrap();
+    planned.outcome.unwrap().into_iter().map(|c| (c.action, c.object)).collect()
+}
+
+#[test]
+fn an_apply_makes_accounts_and_tokens_and_a_destroy_takes_them_away() {
+    let laptop = laptop();
+    let home = home();
+    let foreign = ApiObject {
+        managed_by: None,
+        ..ApiObject::new(ApiKind::ClusterRole, "", "admin", "home", json!({}))
+    };
+    api(&laptop).with(|c| c.put(foreign.clone()));
+    let plan = laptop.plan(&home);
+    assert_eq!(plan.kubernetes.as_ref().unwrap().summary().create, 20);
+    assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    let report = laptop.apply(&home);
+    assert!(report.succeeded(), "{report:?}");
+    assert!(matches!(&report.kubernetes, Some(KubernetesOutcome::Changed(s)) if s.create == 20));
+    for ((name, address), n) in THREE.iter().zip(1..) {
+        let token = token(&laptop, address).unwrap();
+        assert_eq!(token.account, format!("homelab-{name}"), "{n}");
+        laptop.lan.with(address, |m| {
+            let spec = m.spec().unwrap();
+            assert_eq!(spec.kubernetes.unwrap().service_account, format!("homelab-{name}"));
+        });
+    }
+    let again = laptop.plan(&home);
+    assert!(again.is_empty() && !again.has_failed(), "{again:?}");
+    assert_eq!(api(&laptop).with(|c| c.issued.len()), 3);
+    // Nothing of this says a token.
+    let secret = token(&laptop, ADDRESSES[0]).unwrap().secret().to_owned();
+    assert!(!format!("{plan:?}{report:?}{again:?}").contains(&secret));
+    assert!(laptop.destroy(&home).succeeded());
+    assert!(ADDRESSES.iter().all(|address| token(&laptop, address).is_none()));
+    assert_eq!(api(&laptop).names(), [foreign.key().to_string()]);
+}
+
+#[test]
+fn a_role_that_somebody_widened_is_drift_and_mended() {
+    let laptop = laptop();
+    let home = home();
+    assert!(laptop.apply(&home).succeeded());
+    api(&laptop).with(|c| {
+        let role =
+            c.objects.values_mut().find(|o| o.name == "homelab:agent" && o.kind == ApiKind::ClusterRole);
+        role.unwrap().fields.insert("rules".into(), json!([{ "verbs": ["*"], "resources": ["*"] }]));
+        c.log.clear();
+    });
+    assert_eq!(actions(&laptop, &home), [(Action::Update, "ClusterRole homelab:agent".to_owned())]);
+    let report = laptop.apply(&home);
+    assert!(report.succeeded(), "{report:?}");
+    assert_eq!(api(&laptop).with(|c| c.log.clone()), ["ClusterRole homelab:agent"]);
+    assert!(laptop.plan(&home).is_empty());
+}
+
+#[test]
+fn an_expired_token_comes_with_a_new_account_and_a_renewed_one_is_no_difference() {
+    let laptop = laptop();
+    let home = home();
+    api(&laptop).with(|c| c.expires = 5000);
+    assert!(laptop.apply(&home).succeeded());
+    let old = token(&laptop, ADDRESSES[1]).unwrap();
+    // The agents of the others have renewed theirs.
+    for address in [ADDRESSES[0], ADDRESSES[2]] {
+        let held = token(&laptop, address).unwrap();
+        let text = fake::token(&held.account, &held.uid, 900_000);
+        laptop.lan.with(address, |m| m.texts.insert(held.summary(), text));
+    }
+    api(&laptop).with(|c| c.expires = 1_000_000);
+    let replaced = (Action::Replace, "ServiceAccount homelab-system/homelab-node2".to_owned());
+    assert_eq!(actions(&laptop, &home), [replaced]);
+    let report = laptop.apply(&home);
+    assert!(report.succeeded(), "{report:?}");
+    let new = token(&laptop, ADDRESSES[1]).unwrap();
+    assert!(new.uid != old.uid && new.expires == 1_000_000);
+    assert_eq!(token(&laptop, ADDRESSES[0]).unwrap().expires, 900_000);
+    assert!(laptop.plan(&home).is_empty());
+}
+
+#[test]
+fn new_tokens_are_issued_when_asked_for() {
+    let mut laptop = laptop();
+    let home = home();
+    assert!(laptop.apply(&home).succeeded());
+    let old: Vec<_> = ADDRESSES.iter().map(|address| token(&laptop, address).unwrap().uid).collect();
+    laptop.options.new_tokens = true;
+    assert!(laptop.apply(&home).succeeded());
+    let new: Vec<_> = ADDRESSES.iter().map(|address| token(&laptop, address).unwrap().uid).collect();
+    assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
+}
+
+#[test]
+fn without_the_api_nodes_keep_what_they_have_and_the_run_fails() {
+    let laptop = laptop();
+    let home = home();
+    assert!(laptop.apply(&home).succeeded());
+    let before = token(&laptop, ADDRESSES[0]).unwrap();
+    let down = ApiError::Unreachable { server: "https://x".into(), reason: "refused".into() };
+    api(&laptop).with(|c| c.down = Some(down.clone()));
+    let plan = laptop.plan(&home);
+    assert_eq!((plan.changed_nodes(), plan.failed_nodes(), plan.has_failed()), (0, 0, true));
+    let calm = fake::calm(&home);
+    let report = laptop.apply(&calm);
+    assert!(report.nodes.iter().all(|n| n.outcome.is_good()), "{report:?}");
+    assert!(matches!(&report.kubernetes, Some(KubernetesOutcome::Unplanned(e)) if *e == down));
+    assert!(!report.succeeded());
+    assert_eq!(token(&laptop, ADDRESSES[0]), Some(before));
+}
+
+#[test]
+fn what_the_api_refuses_keeps_nodes_as_they_are() {
+    let laptop = laptop();
+    let home = home();
+    api(&laptop).with(|c| c.refused = Some("ClusterRole homelab:agent".into()));
+    let engine = laptop.engine();
+    let prepared = engine.prepare_apply(&home, Goal::Desired, &[]).unwrap();
+    let error = engine.apply(prepared).err().unwrap();
+    assert!(error.to_string().contains("homelab:agent"), "{error}");
+    assert!(ADDRESSES.iter().all(|address| token(&laptop, address).is_none()));
+}
+
+#[test]
+fn objects_of_others_are_named_and_never_touched() {
+    let laptop = laptop();
+    let home = home();
+    let theirs = ApiObject::new(ApiKind::ClusterRole, "", "homelab:agent", "other", json!({ "rules": [] }));
+    let mut namespace = ApiObject::new(ApiKind::Namespace, "", ours::KUBERNETES_NAMESPACE, "home", json!({}));
+    namespace.managed_by = None;
+    api(&laptop).with(|c| c.put(theirs.clone()));
+    let plan = laptop.plan(&home);
+    let named = ApiError::Foreign(vec!["ClusterRole homelab:agent".into()]);
+    assert_eq!(plan.kubernetes.unwrap().outcome.err(), Some(named));
+    // A namespace that was there is used, and stays.
+    api(&laptop).with(|c| {
+        c.objects.clear();
+        c.put(namespace.clone());
+    });
+    assert!(laptop.apply(&home).succeeded());
+    assert!(laptop.plan(&home).is_empty());
+    assert!(laptop.destroy(&home).succeeded());
+    assert_eq!(api(&laptop).with(|c| c.objects.values().cloned().collect::<Vec<_>>()), [namespace]);
+}
+
+#[test]
+fn pod_ranges_are_those_of_the_nodes_of_the_api() {
+    let laptop = laptop();
+    let mut home = home();
+    home.nodes[2].pod_cidrs = vec!["10.244.3.0/24".parse().unwrap()];
+    api(&laptop).with(|c| {
+        c.nodes = vec![
+            node("node1", Some("10.244.7.0/24")),
+            node("node2", Some("10.99.0.0/24")),
+            node("node3", Some("10.244.9.0/24")),
+            node("node9", None),
+        ];
+    });
+    let prepared = laptop.prepare(&home, Goal::Desired);
+    assert_eq!(prepared.specs["node1"].pod_cidrs, ["10.244.7.0/24".parse().unwrap()]);
+    let blocked = |index: usize| match &prepared.plan.nodes[index].outcome {
+        Err(NodeError::Blocked(problems)) => problems[0].message.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!(blocked(1).contains("no node's part"), "{}", blocked(1));
+    assert!(blocked(2).contains("the cluster file says 10.244.3.0/24"), "{}", blocked(2));
+    let warned = |text: &str| prepared.plan.warnings.iter().any(|w| w.contains(text));
+    assert!(warned("node9"), "{:?}", prepared.plan.warnings);
+    api(&laptop).with(|c| c.nodes.clear());
+    assert!(laptop.plan(&home).warnings.iter().any(|w| w.starts_with("node1 is no Node")));
+}
+
+#[test]
+fn a_destroy_of_one_node_takes_only_what_is_its_own() {
+    let laptop = laptop();
+    let home = home();
+    assert!(laptop.apply(&home).succeeded());
+    let all = api(&laptop).names().len();
+    let engine = laptop.engine();
+    let prepared = engine.prepare_apply(&home, Goal::Destroyed, &["node2".to_owned()]).unwrap();
+    let report = engine.apply(prepared).unwrap();
+    assert!(report.succeeded(), "{report:?}");
+    let names = api(&laptop).names();
+    assert_eq!(names.len(), all - 5, "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("node2")), "{names:?}");
+    let bound = api(&laptop).with(|c| {
+        let binding =
+            c.objects.values().find(|o| o.kind == ApiKind::ClusterRoleBinding && o.name == "homelab:agent");
+        binding.unwrap().fields["subjects"].as_array().unwrap().len()
+    });
+    assert_eq!(bound, 2);
+}
+
+#[test]
+fn a_node_that_cannot_be_cleaned_keeps_its_account() {
+    let laptop = laptop();
+    let home = home();
+    assert!(laptop.apply(&home).succeeded());
+    let all = api(&laptop).names();
+    laptop.lan.with(ADDRESSES[2], |m| m.fault.down = true);
+    let report = laptop.destroy(&home);
+    assert!(matches!(report.kubernetes, Some(KubernetesOutcome::NotStarted)), "{report:?}");
+    assert_eq!(api(&laptop).names(), all);
+}
