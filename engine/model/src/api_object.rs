@@ -370,6 +370,8 @@ pub enum ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn role(rules: Value) -> ApiObject {
@@ -393,8 +395,8 @@ mod tests {
     #[test]
     fn a_widened_role_is_mended_and_an_account_made_anew() {
         let (good, wide) = (role(json!([{ "verbs": ["list"] }])), role(json!([{ "verbs": ["*"] }])));
-        assert!(plan_api(&[good.clone()], &[good.clone()]).is_empty());
-        let plan = plan_api(&[wide], &[good.clone()]);
+        assert!(plan_api(from_ref(&good), from_ref(&good)).is_empty());
+        let plan = plan_api(&[wide], from_ref(&good));
         assert_eq!((plan[0].action, plan[0].object.as_str()), (Action::Update, "ClusterRole homelab-agent"));
         let mut aggregated = good.clone();
         aggregated.fields.insert("aggregationRule".into(), json!({}));
@@ -402,9 +404,9 @@ mod tests {
         let wanted =
             ApiObject::new(ApiKind::ServiceAccount, "homelab-system", "homelab-node1", "home", json!({}));
         let held = ApiObject { uid: Some("1".into()), ..wanted.clone() };
-        let plan = plan_api(&[held.clone()], &[wanted]);
+        let plan = plan_api(from_ref(&held), &[wanted]);
         assert_eq!((plan[0].action, plan[0].impact), (Action::Replace, Impact::Brief));
-        assert!(plan_api(&[held.clone()], &[held]).is_empty());
+        assert!(plan_api(from_ref(&held), from_ref(&held)).is_empty());
     }
 
     #[test]
