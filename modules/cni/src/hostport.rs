@@ -8,7 +8,7 @@
 //! as kube-proxy's are). The client's address is kept, but for a pod that reaches itself and for clients at the node's
 //! loopback addresses, which no pod could answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use homelab_model::service::Protocol;
@@ -49,16 +49,23 @@ pub(crate) fn port_mappings(map: &Map<String, Value>) -> Result<Vec<PortMapping>
             })
         })
         .collect::<Result<_, _>>()?;
-    let twice = mappings
-        .iter()
-        .zip(mappings.iter().skip(1))
-        .find(|(a, b)| (a.protocol, a.host_ip, a.host_port) == (b.protocol, b.host_ip, b.host_port));
-    if let Some((first, second)) = twice {
-        return Err(CniError::with(
-            Code::Config,
-            format!("{FIELD} leads {}/{} to two ports", first.protocol.as_str(), first.host_port),
-            format!("{} and {}", first.container_port, second.container_port),
-        ));
+    let mut led: HashMap<(Protocol, u16, bool, Option<IpAddr>), u16> = HashMap::new();
+    for one in &mappings {
+        // No address and the unspecified one of a family are the same there.
+        let host = one.host_ip.filter(|host| !host.is_unspecified());
+        for v4 in [true, false] {
+            if one.host_ip.is_some_and(|host| host.is_ipv4() != v4) {
+                continue;
+            }
+            let first = *led.entry((one.protocol, one.host_port, v4, host)).or_insert(one.container_port);
+            if first != one.container_port {
+                return Err(CniError::with(
+                    Code::Config,
+                    format!("{FIELD} leads {}/{} to two ports", one.protocol.as_str(), one.host_port),
+                    format!("{first} and {}", one.container_port),
+                ));
+            }
+        }
     }
     Ok(mappings.into_iter().collect())
 }

@@ -12,6 +12,18 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
 }
 
+/// The environment of an ADD.
+fn adding(name: &str) -> Option<String> {
+    let value = match name {
+        "CNI_COMMAND" => "ADD",
+        "CNI_CONTAINERID" => "c",
+        "CNI_IFNAME" => "eth0",
+        "CNI_NETNS" => "/n",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
 fn mapping() -> impl Strategy<Value = PortMapping> {
     let hosts = prop::sample::select(vec![
         None,
@@ -143,14 +155,7 @@ proptest! {
                 { "hostPort": port, "containerPort": other, "protocol": protocol, "hostIP": host },
             ]},
         });
-        let env = |name: &str| Some(match name {
-            "CNI_COMMAND" => "ADD",
-            "CNI_CONTAINERID" => "c",
-            "CNI_IFNAME" => "eth0",
-            "CNI_NETNS" => "/n",
-            _ => return None,
-        }.to_owned());
-        let read = Request::parse(&env, stdin.to_string().as_bytes());
+        let read = Request::parse(&adding, stdin.to_string().as_bytes());
         prop_assert!(matches!(read, Err(error) if error.code == Code::Config));
     }
 }
@@ -176,4 +181,26 @@ fn flows_that_new_ports_divert_and_those_that_they_carry() {
     assert!(claim.carries(17, node, pod));
     // The pod's own, without the node's port.
     assert!(!claim.carries(17, pod, pod) && !claim.carries(17, node, old));
+}
+
+/// A port cannot lead to two: no address is every one, and the unspecified one of a family is every one of that family.
+#[test]
+fn a_port_leads_to_one() {
+    let of = |hosts: [(&str, u16); 2]| {
+        let mappings = hosts.map(|(host, port)| {
+            json!({ "hostPort": 80, "containerPort": port, "protocol": "tcp", "hostIP": host })
+        });
+        let conf = json!({
+            "cniVersion": "1.1.0", "name": "n", "ranges": ["10.244.1.0/24"],
+            "runtimeConfig": { "portMappings": mappings },
+        });
+        Request::parse(&adding, conf.to_string().as_bytes()).map(drop).map_err(|error| error.message)
+    };
+    for clash in [[("", 1), ("0.0.0.0", 2)], [("", 1), ("::", 2)], [("10.0.0.1", 1), ("10.0.0.1", 2)]] {
+        let error = of(clash).expect_err("two ports");
+        assert!(error.contains("leads tcp/80 to two ports"), "{clash:?}: {error}");
+    }
+    for fine in [[("", 1), ("0.0.0.0", 1)], [("0.0.0.0", 1), ("::", 2)], [("", 1), ("10.0.0.1", 2)]] {
+        of(fine).unwrap_or_else(|error| panic!("{fine:?}: {error}"));
+    }
 }

@@ -76,9 +76,9 @@ pub struct Element {
 #[derive(Debug, Error)]
 pub enum ElementError {
     /// The table or the set does not exist.
-    #[error("there is no set {set} in table {table}")]
+    #[error("there is no set {set} in table {}{table}", if .table.contains(' ') { "" } else { "inet " })]
     NoSuchSet {
-        /// Table.
+        /// Table, with its family unless that is inet.
         table: String,
         /// Set.
         set: String,

@@ -20,7 +20,7 @@ use super::hostport::{Claimed, Claims};
 use super::store::{self, Reserved, Store, Wanted};
 
 /// How often to look at a bridge that is just being made, a millisecond apart.
-const BRIDGE_TRIES: usize = 50;
+const BRIDGE_TRIES: usize = 1000;
 
 pub(super) fn kernel(error: PodError) -> CniError {
     if error.is_transient() {

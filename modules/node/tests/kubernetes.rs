@@ -1,0 +1,214 @@
+//! The agent as a client of Kubernetes, with a kernel of its own to serve: what the API says is there, and what happens
+//! when it says nothing.
+#![allow(clippy::disallowed_methods, reason = "tests")]
+
+mod pods;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use homelab_model::{AgentFact, KubernetesSpec, NodeSpec, NodesFrom};
+use homelab_test_api::{Api, Resource};
+use pods::ruleset::fixtures;
+use pods::{Node, on_a_node, run};
+use serde_json::{Value, json};
+
+const NODE: &str = "192.168.7.1";
+
+struct Agent(std::process::Child);
+
+impl Agent {
+    /// The agent with this API server, in a mount namespace of its own; `data` is its /var/lib/homelab.
+    fn start(node: &Node, server: &str) -> Agent {
+        let spec = NodeSpec {
+            interface: "lan".into(),
+            address: NODE.parse().expect("address"),
+            // Below a place that is covered on every machine.
+            cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            services: vec![fixtures::service("of-file", 80)],
+            kubernetes: Some(KubernetesSpec {
+                servers: vec![server.to_owned()],
+                ca: None,
+                server_name: None,
+                service_account: "homelab-node1".into(),
+                namespace: "homelab-system".into(),
+                nodes: NodesFrom::FromFile,
+                service_proxy_name: None,
+                load_balancer_class: "homelab".into(),
+                pools: Vec::new(),
+            }),
+            ..fixtures::spec(true)
+        };
+        let data = node.data.path();
+        std::fs::create_dir_all(data.join("kubernetes")).expect("directory");
+        std::fs::write(data.join("kubernetes/token"), "token\n").expect("token");
+        let file = data.join("spec");
+        std::fs::write(&file, spec.to_file()).expect("file");
+        let places = "for place in /run /etc /opt /var/lib /usr/local/lib; do \
+                      mount -t tmpfs none $place || exit 1; done";
+        // Nothing of this machine's is written to.
+        let line = format!(
+            "exec 3< {spec}; mkdir -p /mnt && mount -t tmpfs none /mnt && mkdir /mnt/data && \
+             mount --bind {data} /mnt/data && {places} && \
+             mkdir -p /etc/homelab /run/homelab /var/lib/homelab && cat <&3 > /etc/homelab/node.json && \
+             mount --bind /mnt/data /var/lib/homelab && exec {plugin} agent",
+            spec = file.display(),
+            data = data.display(),
+            plugin = pods::PLUGIN,
+        );
+        let child = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &line])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("agent");
+        Agent(child)
+    }
+
+    fn report(&self) -> Option<AgentFact> {
+        let path = PathBuf::from(format!("/proc/{}/root/run/homelab/agent.json", self.0.id()));
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    fn connected(&self) -> bool {
+        self.report().and_then(|report| report.kubernetes).is_some_and(|fact| fact.connected)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn eventually(what: &str, happens: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !happens() {
+        assert!(Instant::now() < deadline, "not in time: {what}\n{}", kernel());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The table of services; empty if there is none.
+fn kernel() -> String {
+    run("nft list table inet homelab-proxy 2>/dev/null || true")
+}
+
+fn has(address: &str) -> bool {
+    kernel().contains(&format!("{address} "))
+}
+
+fn service(name: &str, address: &str) -> Value {
+    json!({
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ipFamilies": ["IPv4"],
+            "ports": [{ "port": 80, "protocol": "TCP" }],
+        },
+    })
+}
+
+fn slice(service: &str, address: &str) -> Value {
+    json!({
+        "metadata": {
+            "name": format!("{service}-1"), "namespace": "default",
+            "labels": { "kubernetes.io/service-name": service },
+        },
+        "addressType": "IPv4",
+        "ports": [{ "name": "", "port": 8080, "protocol": "TCP" }],
+        "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+    })
+}
+
+fn api(listener: TcpListener) -> Api {
+    let api = Api::with(listener, &[]).expect("API");
+    api.create(&Resource::NODES, json!({ "metadata": { "name": "node1" } })).expect("node");
+    api
+}
+
+fn add(api: &Api, name: &str, address: &str, endpoint: &str) {
+    api.create(&Resource::SERVICES, service(name, address)).expect("service");
+    api.create(&Resource::ENDPOINT_SLICES, slice(name, endpoint)).expect("slice");
+}
+
+/// The same again, whoever still holds old connections.
+fn again(port: u16) -> TcpListener {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(listener) => return listener,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn what_the_api_says_is_served_and_what_it_said_last_when_it_is_gone() {
+    on_a_node(|node| {
+        run(&format!(
+            "ip link add lan type veth peer name other && ip addr add {NODE}/24 dev lan && ip link set lan up && ip link set other up"
+        ));
+        let first = api(TcpListener::bind("127.0.0.1:0").expect("listener"));
+        let port = first.address().port();
+        let server = format!("http://127.0.0.1:{port}");
+        add(&first, "web", "10.96.7.1", "10.244.0.11");
+        add(&first, "mail", "10.96.7.2", "10.244.0.12");
+        // The file has a service of this name.
+        add(&first, "of-file", "10.96.7.3", "10.244.0.13");
+        let agent = Agent::start(node, &server);
+        eventually("the services of the API are in the kernel", || has("10.244.0.11") && has("10.244.0.12"));
+        eventually("the file's too", || agent.connected() && !has("10.244.0.13"));
+        let fact = agent.report().and_then(|report| report.kubernetes).expect("fact");
+        assert_eq!((fact.services, fact.slices, fact.nodes, fact.known), (3, 3, 1, true));
+        assert_eq!((fact.hidden, fact.troubles), (vec!["default/of-file".to_owned()], Vec::new()));
+
+        // Single changes.
+        first.update(&Resource::ENDPOINT_SLICES, slice("web", "10.244.0.21")).expect("slice");
+        eventually("a new endpoint", || has("10.244.0.21") && !has("10.244.0.11"));
+        first.delete(&Resource::SERVICES, Some("default"), "mail").expect("service");
+        eventually("a service goes", || !has("10.96.7.2") && !has("10.244.0.12"));
+        // A fresh service beside it, by which we see that what the API does not name is still looked after.
+        add(&first, "late", "10.96.7.4", "10.244.0.14");
+        eventually("a service comes", || has("10.244.0.14"));
+        let snapshot = node.data.path().join("kubernetes/snapshot");
+        eventually("it is kept on disk", || {
+            std::fs::read_to_string(&snapshot).is_ok_and(|text| text.contains("10.244.0.14"))
+        });
+
+        // No API, and nothing is emptied; not even by an agent that starts then, on a machine that has just booted.
+        drop(first);
+        eventually("the agent sees that the API is gone", || !agent.connected());
+        assert!(has("10.244.0.21") && has("10.244.0.14"));
+        drop(agent);
+        run("nft delete table inet homelab-proxy");
+        let agent = Agent::start(node, &server);
+        eventually("what was known last is served", || has("10.244.0.21") && has("10.244.0.14"));
+        eventually("and said", || {
+            let fact = agent.report().and_then(|report| report.kubernetes);
+            fact.is_some_and(|fact| fact.known && !fact.connected && !fact.troubles.is_empty())
+        });
+        drop(agent);
+
+        // Also without the snapshot: what the kernel holds is somebody's traffic.
+        std::fs::remove_file(&snapshot).expect("snapshot");
+        let agent = Agent::start(node, &server);
+        eventually("an agent that knows nothing", || {
+            let fact = agent.report().and_then(|report| report.kubernetes);
+            fact.is_some_and(|fact| !fact.known && !fact.troubles.is_empty())
+        });
+        run("nft flush table inet homelab-proxy");
+        eventually("it has looked at everything", || kernel().contains("dnat"));
+        assert!(has("10.244.0.21") && has("10.244.0.14"));
+
+        // An API that was restored from an older time: lower versions, other objects. It is right all the same.
+        let restored = api(again(port));
+        add(&restored, "web", "10.96.7.1", "10.244.0.31");
+        eventually("the restored API counts", || {
+            has("10.244.0.31") && !has("10.244.0.21") && !has("10.244.0.14")
+        });
+        eventually("and it is connected", || agent.connected());
+    });
+}
