@@ -54,7 +54,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "homelab-kubernetes", ours: &["homelab-model"], pure: Some(KUBERNETES) },
     Layer {
         name: "homelab-kube",
-        ours: &["homelab-model", "homelab-kubernetes", "homelab-test-api"],
+        ours: &["homelab-model", "homelab-kubernetes", "homelab-desired", "homelab-test-api"],
         pure: None,
     },
     Layer {

@@ -31,10 +31,11 @@ pub(crate) struct Server {
     /// Whether watches may begin with what is newest: etcd must then say how far it is, rightly since 3.5.13
     /// (Kubernetes' DefaultFeatureSupportChecker).
     pub(crate) newest: bool,
-    base: String,
+    /// URL.
+    pub(crate) base: String,
     etcd: String,
     programs: Vec<Child>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Server {
@@ -69,20 +70,14 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(log("etcd.log")?)
             .spawn()?;
-        let mut server = Server {
-            version,
-            newest,
-            base,
-            etcd: client.clone(),
-            programs: vec![etcd],
-            _directory: directory,
-        };
-        let directory = server._directory.path().to_owned();
+        let mut server =
+            Server { version, newest, base, etcd: client.clone(), programs: vec![etcd], directory };
+        let directory = server.directory.path().to_owned();
         let at = |name: &str| directory.join(name).display().to_string();
         let api = Command::new(assets.join("kube-apiserver"))
             .args(["--etcd-servers", &client, "--cert-dir", &at("certificates")])
             .args(["--bind-address", "127.0.0.1", "--secure-port", &secure])
-            .args(["--token-auth-file", &at("tokens"), "--authorization-mode", "AlwaysAllow"])
+            .args(["--token-auth-file", &at("tokens"), "--authorization-mode", "RBAC"])
             .args(["--service-account-issuer", "https://tests.invalid"])
             .args(["--service-account-key-file", &at("sa.key")])
             .args(["--service-account-signing-key-file", &at("sa.key")])
@@ -102,7 +97,7 @@ impl Server {
     /// What its certificate is checked with: it makes an authority for itself, PEM.
     #[allow(dead_code, reason = "not for these contracts, but for those of our own client")]
     pub(crate) fn authority(&self) -> std::io::Result<String> {
-        std::fs::read_to_string(self._directory.path().join("certificates/apiserver.crt"))
+        std::fs::read_to_string(self.certificate())
     }
 
     pub(crate) fn client(&self) -> Client<'_> {
@@ -110,6 +105,12 @@ impl Server {
         let arguments = ["--insecure", "--header", &format!("Authorization: Bearer {TOKEN}")];
         let arguments = arguments.map(str::to_owned).to_vec();
         Client { base: self.base.clone(), arguments, side: Side::Etcd(&self.etcd) }
+    }
+
+    /// Where its certificate is, which it has made and signed itself.
+    #[allow(dead_code, reason = "as above")]
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.directory.path().join("certificates/apiserver.crt")
     }
 
     fn wait(&mut self, directory: &Path) -> Result<()> {
