@@ -6,8 +6,8 @@ use homelab_desired::kubernetes::{api_objects, node_of};
 use homelab_model::kubernetes::service_account;
 use homelab_model::{
     ApiChange, ApiEndpoint, ApiError, ApiKind, ApiNode, ApiObject, ApiState, Change, Cluster, Content, File,
-    Impact, KubernetesSpec, Module, NodeObject, NodeSpec, NodesFrom, Object, Observed, Problem, Spec,
-    Summary, Token, ours, plan_api,
+    Impact, KubernetesSpec, Module, NodeObject, NodeSpec, Object, Observed, Problem, Spec, Summary, Token,
+    ours, plan_api,
 };
 use homelab_protocol::{Request, Response};
 use ipnet::IpNet;
@@ -145,8 +145,6 @@ pub(crate) fn with_nodes(
 ) -> (Cluster, BTreeMap<String, Vec<Problem>>) {
     let mut merged = cluster.clone();
     let mut problems: BTreeMap<String, Vec<Problem>> = BTreeMap::new();
-    let settings = cluster.kubernetes.as_ref();
-    let from_file = settings.is_none_or(|settings| settings.nodes == NodesFrom::FromFile);
     for node in &mut merged.nodes {
         let Some(api) = nodes.iter().find(|api| api.name == node.name) else {
             warnings.push(format!(
@@ -197,7 +195,7 @@ pub(crate) fn with_nodes(
     }
     let unknown = nodes.iter().filter(|api| !cluster.nodes.iter().any(|node| node.name == api.name));
     let unknown: Vec<&str> = unknown.map(|api| api.name.as_str()).collect();
-    if !unknown.is_empty() && from_file {
+    if !unknown.is_empty() {
         warnings.push(format!(
             "the Kubernetes cluster has Nodes that the cluster file does not name, whose pods no node here reaches: {}",
             unknown.join(", ")
@@ -211,15 +209,12 @@ fn agent_spec(cluster: &Cluster, node: &str, endpoint: &ApiEndpoint) -> Option<K
     let settings = cluster.kubernetes.as_ref()?;
     let servers = if settings.servers.is_empty() { &endpoint.servers } else { &settings.servers };
     Some(KubernetesSpec {
-        servers: servers.clone(),
         ca: endpoint.ca.clone(),
         server_name: endpoint.server_name.clone(),
-        service_account: service_account(node),
-        namespace: ours::KUBERNETES_NAMESPACE.to_owned(),
-        nodes: settings.nodes,
         service_proxy_name: settings.service_proxy_name.clone(),
         load_balancer_class: settings.load_balancer_class.clone(),
         pools: cluster.load_balancer.pools.clone(),
+        ..KubernetesSpec::new(servers.clone(), node)
     })
 }
 

@@ -8,10 +8,10 @@ use homelab_model::{Cluster, Facts, LABEL_EXCLUDE, LbUnfit, LinkFact, SpeakerNod
 
 use crate::bgp::told;
 
-/// What every node's speaker is told; None without pools. The order of the file is no difference.
+/// What every node's speaker is told; None without pools, unless Kubernetes may have some (MetalLB's resources). The order of the file is no difference.
 pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
     let balancer = &cluster.load_balancer;
-    if balancer.pools.is_empty() {
+    if balancer.pools.is_empty() && cluster.kubernetes.is_none() {
         return None;
     }
     let node = |node: &homelab_model::Node| SpeakerNode {

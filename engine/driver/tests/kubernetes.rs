@@ -6,8 +6,8 @@ mod fake;
 use fake::{Api, Lan, Laptop, THREE, cluster};
 use homelab_driver::{Goal, KubernetesOutcome, NodeError};
 use homelab_model::{
-    Action, ApiError, ApiKind, ApiNode, ApiObject, Cluster, KubernetesAccess, KubernetesSettings, NodesFrom,
-    Object, Token, ours,
+    Action, ApiError, ApiKind, ApiNode, ApiObject, Cluster, KubernetesAccess, KubernetesSettings, Object,
+    Token, ours,
 };
 use serde_json::json;
 
@@ -15,14 +15,8 @@ const ADDRESSES: [&str; 3] = ["192.168.50.11", "192.168.50.12", "192.168.50.13"]
 
 fn home() -> Cluster {
     let mut home = cluster(&THREE);
-    home.kubernetes = Some(KubernetesSettings {
-        access: KubernetesAccess::Kubeconfig { path: None, context: None },
-        servers: Vec::new(),
-        ca_file: None,
-        nodes: NodesFrom::FromFile,
-        service_proxy_name: None,
-        load_balancer_class: KubernetesSettings::CLASS.to_owned(),
-    });
+    home.kubernetes =
+        Some(KubernetesSettings::new(KubernetesAccess::Kubeconfig { path: None, context: None }));
     home
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Pool;
+use crate::{Pool, ours};
 
 /// What homelab.yaml says of Kubernetes (`kubernetes:`), after defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -17,8 +17,6 @@ pub struct KubernetesSettings {
     /// File with the API server's CA certificates (PEM), as the file says it, relative to it; None: that of the
     /// kubeconfig.
     pub ca_file: Option<String>,
-    /// Where the nodes of the tunnel come from.
-    pub nodes: NodesFrom,
     /// Services with this `service.kubernetes.io/service-proxy-name` are served; None: those without that label.
     pub service_proxy_name: Option<String>,
     /// The `spec.loadBalancerClass` that is ours, beside none.
@@ -28,6 +26,17 @@ pub struct KubernetesSettings {
 impl KubernetesSettings {
     /// The class of load balancers, unless the file says otherwise.
     pub const CLASS: &str = "homelab";
+
+    /// What this access, and nothing else said, comes to.
+    pub fn new(access: KubernetesAccess) -> KubernetesSettings {
+        KubernetesSettings {
+            access,
+            servers: Vec::new(),
+            ca_file: None,
+            service_proxy_name: None,
+            load_balancer_class: KubernetesSettings::CLASS.to_owned(),
+        }
+    }
 }
 
 /// How the laptop reaches the API. Paths are as the file says them, relative to it.
@@ -50,17 +59,6 @@ pub enum KubernetesAccess {
     },
 }
 
-/// Where the nodes of the tunnel come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum NodesFrom {
-    /// From homelab.yaml only.
-    #[default]
-    FromFile,
-    /// Peers are the Nodes of the API: they come and go without a laptop.
-    FromKubernetes,
-}
-
 /// What an agent is told of Kubernetes. Its token is in [`crate::ours::KUBERNETES_TOKEN`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -77,9 +75,6 @@ pub struct KubernetesSpec {
     pub service_account: String,
     /// The namespace of that account, of Leases, and of what else is ours.
     pub namespace: String,
-    /// Where peers come from.
-    #[serde(default)]
-    pub nodes: NodesFrom,
     /// See [`KubernetesSettings::service_proxy_name`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_proxy_name: Option<String>,
@@ -88,6 +83,22 @@ pub struct KubernetesSpec {
     /// The pools of the file, for the controller.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<Pool>,
+}
+
+impl KubernetesSpec {
+    /// These servers, for the agent of a node, with what settings leave open.
+    pub fn new(servers: Vec<String>, node: &str) -> KubernetesSpec {
+        KubernetesSpec {
+            servers,
+            ca: None,
+            server_name: None,
+            service_account: service_account(node),
+            namespace: ours::KUBERNETES_NAMESPACE.to_owned(),
+            service_proxy_name: None,
+            load_balancer_class: KubernetesSettings::CLASS.to_owned(),
+            pools: Vec::new(),
+        }
+    }
 }
 
 /// Name of the ServiceAccount of a node's agent: `homelab-node1`.

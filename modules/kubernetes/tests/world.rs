@@ -4,23 +4,13 @@
 use std::collections::BTreeMap;
 
 use homelab_kubernetes::{Kind, Name, World};
+use homelab_model::KubernetesSpec;
 use homelab_model::service::{IpMode, Policy, Protocol, Service, Type};
-use homelab_model::{KubernetesSpec, NodesFrom};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn settings() -> KubernetesSpec {
-    KubernetesSpec {
-        servers: Vec::new(),
-        ca: None,
-        server_name: None,
-        service_account: "homelab-node1".into(),
-        namespace: "homelab-system".into(),
-        nodes: NodesFrom::FromFile,
-        service_proxy_name: None,
-        load_balancer_class: "homelab".into(),
-        pools: Vec::new(),
-    }
+    KubernetesSpec::new(Vec::new(), "node1")
 }
 
 fn service(name: &str, change: Value) -> Value {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use homelab_model::{AgentFact, KubernetesSpec, NodeSpec, NodesFrom};
+use homelab_model::{AgentFact, KubernetesSpec, NodeSpec};
 use homelab_test_api::{Api, Resource};
 use pods::ruleset::fixtures;
 use pods::{Node, on_a_node, run};
@@ -28,17 +28,7 @@ impl Agent {
             // Below a place that is covered on every machine.
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             services: vec![fixtures::service("of-file", 80)],
-            kubernetes: Some(KubernetesSpec {
-                servers: vec![server.to_owned()],
-                ca: None,
-                server_name: None,
-                service_account: "homelab-node1".into(),
-                namespace: "homelab-system".into(),
-                nodes: NodesFrom::FromFile,
-                service_proxy_name: None,
-                load_balancer_class: "homelab".into(),
-                pools: Vec::new(),
-            }),
+            kubernetes: Some(KubernetesSpec::new(vec![server.to_owned()], "node1")),
             ..fixtures::spec(true)
         };
         let data = node.data.path();

@@ -1,21 +1,15 @@
 //! The Kubernetes API's section of plans and reports.
 
 use homelab_model::{
-    ApiError, ApiKind, ApiNode, ApiObject, KubernetesAccess, KubernetesSettings, NodesFrom, Object, ours,
+    ApiError, ApiKind, ApiNode, ApiObject, KubernetesAccess, KubernetesSettings, Object, ours,
 };
 
 use super::*;
 
 fn desk() -> Desk {
     let mut desk = Desk::new();
-    desk.cluster.kubernetes = Some(KubernetesSettings {
-        access: KubernetesAccess::Kubeconfig { path: None, context: None },
-        servers: Vec::new(),
-        ca_file: None,
-        nodes: NodesFrom::FromFile,
-        service_proxy_name: None,
-        load_balancer_class: KubernetesSettings::CLASS.to_owned(),
-    });
+    desk.cluster.kubernetes =
+        Some(KubernetesSettings::new(KubernetesAccess::Kubeconfig { path: None, context: None }));
     let node = |n: &homelab_model::Node| ApiNode { name: n.name.clone(), ..ApiNode::default() };
     let nodes = desk.cluster.nodes.iter().map(node).collect();
     desk.api.with(|api| api.nodes = nodes);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use homelab_model::{KubernetesAccess, KubernetesSettings, NodesFrom};
+use homelab_model::{KubernetesAccess, KubernetesSettings};
 
 use super::{Parsed, clean, seen_before, take};
 use crate::problem::{Fault, Span};
@@ -64,10 +64,6 @@ pub(super) fn kubernetes(file: &File, faults: &mut Vec<Fault>) -> Option<Option<
             context: context.map(|context| context.value),
         },
     };
-    let nodes = match raw.nodes.as_ref().map(|nodes| nodes.value.as_str()) {
-        Some("fromKubernetes") => NodesFrom::FromKubernetes,
-        _ => NodesFrom::FromFile,
-    };
     let proxy = raw.service_proxy_name.as_ref().and_then(|name| {
         take(faults, name, |text| filled(text, "serviceProxyName").and_then(|_| label_value(text)))
     });
@@ -77,7 +73,6 @@ pub(super) fn kubernetes(file: &File, faults: &mut Vec<Fault>) -> Option<Option<
             access,
             servers,
             ca_file: ca.map(|ca| ca.value),
-            nodes,
             service_proxy_name: proxy.map(|name| name.value),
             load_balancer_class: class
                 .map_or_else(|| KubernetesSettings::CLASS.to_owned(), |class| class.value),

@@ -45,9 +45,6 @@ pub(crate) struct Kubernetes {
     /// File with a bearer token by which homelab reaches `server` from here, in place of a kubeconfig.
     #[schemars(with = "Option<Filled>", extend("examples" = ["admin.token"]))]
     pub(crate) token_file: Option<Spanned<String>>,
-    /// Where the tunnel's nodes come from. `fromKubernetes`: agents follow the API's Nodes, which come and go without homelab.
-    #[schemars(extend("enum" = ["fromFile", "fromKubernetes"], "default" = "fromFile"))]
-    pub(crate) nodes: Option<Spanned<String>>,
     /// Serve the services with this label `service.kubernetes.io/service-proxy-name`. Default: those without it.
     #[schemars(with = "Option<LabelValue>")]
     pub(crate) service_proxy_name: Option<Spanned<String>>,

@@ -7,24 +7,14 @@ use std::time::{Duration, Instant};
 
 use homelab_kube::{Heard, Link, Patience, Told, watch};
 use homelab_kubernetes::{Kind, World};
-use homelab_model::{KubernetesSpec, NodesFrom};
+use homelab_model::KubernetesSpec;
 
 /// What has not happened by then does not.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What an agent is told of these servers.
 pub(crate) fn spec(servers: Vec<String>) -> KubernetesSpec {
-    KubernetesSpec {
-        servers,
-        ca: None,
-        server_name: None,
-        service_account: "homelab-node1".into(),
-        namespace: "homelab-system".into(),
-        nodes: NodesFrom::FromFile,
-        service_proxy_name: None,
-        load_balancer_class: "homelab".into(),
-        pools: Vec::new(),
-    }
+    KubernetesSpec::new(servers, "node1")
 }
 
 /// A client that runs until it is dropped.

@@ -37,10 +37,7 @@ fn read(object: Value) -> Watched {
 }
 
 pub(super) fn settings() -> KubernetesSpec {
-    serde_json::from_value(json!({
-        "servers": [], "serviceAccount": "homelab-node1", "namespace": "homelab-system", "loadBalancerClass": "homelab",
-    }))
-    .unwrap()
+    KubernetesSpec::new(Vec::new(), "node1")
 }
 
 /// A load balancer of the default class that has nothing yet.
