@@ -49,7 +49,11 @@ fn script() -> String {
         ("netns", "ls /run/netns 2>/dev/null"),
         ("nftables", "nft --stateless list ruleset"),
         ("sysctl", "sysctl --all --pattern '^net\\.' 2>/dev/null"),
-        ("unit-file", "systemctl list-unit-files --no-legend --no-pager --full"),
+        // A login that is just ending has a scope for some moments more.
+        (
+            "unit-file",
+            "systemctl list-unit-files --no-legend --no-pager --full | grep --invert-match '^session-[^ ]*\\.scope '",
+        ),
         (
             "unit",
             "systemctl list-units --all --no-legend --no-pager --full --plain --type=service,timer,socket,mount",
