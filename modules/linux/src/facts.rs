@@ -108,8 +108,8 @@ fn kernel_ra(root: &Root, link: &LinkInfo) -> bool {
 /// Whether the kernel drops what comes in on the link and would be answered elsewhere
 /// (Documentation/networking/ip-sysctl.rst).
 fn strict_rp_filter(root: &Root, link: &LinkInfo) -> bool {
-    // Nobody announces anything on pods' ends, of which there are many.
-    if link.loopback || link.kind == "veth" || link.alias == ours::LINK_ALIAS {
+    // Nobody announces anything on ports of bridges, of which there are as many as pods.
+    if link.loopback || link.master.is_some() || link.alias == ours::LINK_ALIAS {
         return false;
     }
     let of = |name: &str| {

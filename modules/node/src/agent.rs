@@ -30,7 +30,11 @@ use homelab_proxy::Elements;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::transaction::is_nft;
 use events::{EVERYTHING, FILES, SERVICES, Watched, among, kinds_of_events, listen, union};
@@ -55,12 +59,16 @@ const SETTLE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(100);
 
 pub(crate) fn main() -> ExitCode {
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
         .with_target(false)
-        .init();
+        .finish();
+    // What the client of Kubernetes says by itself is said in our words, too, once and with the server's name.
+    let ours = Targets::new().with_default(LevelFilter::INFO).with_target("kube", LevelFilter::OFF);
+    let ours = ours.with_target("kube_client", LevelFilter::OFF).with_target("tower", LevelFilter::OFF);
+    log.with(ours).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run()),

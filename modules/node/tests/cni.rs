@@ -102,10 +102,10 @@ fn pods_reach_each_other_and_their_gateway_at_once() {
             for address in peer {
                 // 1450 - 20 - 8 and 1450 - 40 - 8.
                 let (fits, over) = if address.contains(':') { (1402, 1403) } else { (1422, 1423) };
-                assert!(pod.can(&format!("ping -c1 -W1 -M do -s {fits} {address}")), "{address}");
+                assert!(pod.can(&format!("ping -c3 -i0.2 -W2 -M do -s {fits} {address}")), "{address}");
                 assert!(!pod.can(&format!("ping -c1 -W1 -M do -s {over} {address}")), "{address}");
             }
-            assert!(pod.can("ping -c1 -W1 127.0.0.1"), "lo is up");
+            assert!(pod.can("ping -c3 -i0.2 -W2 127.0.0.1"), "lo is up");
             let routes = pod.run("ip route") + &pod.run("ip -6 route");
             assert!(routes.contains("default via 10.244.1.1 dev eth0"), "{routes}");
             assert!(routes.contains("default via fd00:10:1::1 dev eth0"), "{routes}");
@@ -161,7 +161,7 @@ fn one_family_and_the_kernels_mtu() {
             let result = node.call("ADD", &pod, &conf).ok();
             assert_eq!(result["interfaces"][2]["mtu"], 1500);
             assert_eq!(result["ips"].as_array().map(Vec::len), Some(1));
-            assert!(pod.can(&format!("ping -c1 -W1 {gateway}")), "{gateway}");
+            assert!(pod.can(&format!("ping -c3 -i0.2 -W2 {gateway}")), "{gateway}");
             node.call("DEL", &pod, &conf).ok();
         }
         node.assert_clean();
@@ -252,7 +252,7 @@ fn a_second_add_is_refused_and_harms_nothing() {
         let conf = node.conf("1.0.0");
         let first = addresses(&node.add(&pod));
         assert_eq!(node.call("ADD", &pod, &conf).code(), 102);
-        assert!(pod.can("ping -c1 -W1 10.244.1.1"));
+        assert!(pod.can("ping -c3 -i0.2 -W2 10.244.1.1"));
         assert_eq!(node.entries().len(), 1);
         // Another container may not take over its namespace's interface either, and keeps no address for it.
         let thief = Pod::new("c2");
@@ -406,8 +406,8 @@ fn sixty_four_pods_at_once() {
         let given: Vec<String> = results.iter().flat_map(addresses).collect();
         assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 128);
         assert_eq!((node.ports().len(), node.entries().len()), (64, 64));
-        assert!(pods[0].can(&format!("ping -c1 -W1 {}", given[126])));
-        assert!(pods[63].can(&format!("ping -c1 -W1 {}", given[1])));
+        assert!(pods[0].can(&format!("ping -c3 -i0.2 -W2 {}", given[126])));
+        assert!(pods[63].can(&format!("ping -c3 -i0.2 -W2 {}", given[1])));
         all("DEL");
         node.assert_clean();
     });
@@ -440,7 +440,7 @@ fn killed_at_any_point() {
             for address in &given {
                 assert!(!left.contains(&format!("{address}/")), "{address}: {left}");
             }
-            assert!(other.can("ping -c1 -W1 10.244.1.1"), "round {round}");
+            assert!(other.can("ping -c3 -i0.2 -W2 10.244.1.1"), "round {round}");
             node.del(&other);
             if round % 2 == 0 {
                 node.del(&pod);
@@ -572,7 +572,7 @@ fn gc_keeps_only_what_the_runtime_names() {
         let mut conf = node.conf("1.1.0");
         conf["cni.dev/valid-attachments"] = json!([{ "containerID": "c1", "ifname": "eth0" }]);
         node.call("GC", &pods[0], &conf).ok();
-        assert!(pods[1].can("ping -c1 -W1 10.244.1.1"));
+        assert!(pods[1].can("ping -c3 -i0.2 -W2 10.244.1.1"));
         assert!(!pods[0].can("ip link show dev eth0") && !pods[2].can("ip link show dev eth0"));
         assert_eq!(node.entries().len(), 2, "another network's pod stays");
         assert_eq!(node.call("GC", &pods[0], &node.conf("1.1.0")).code(), 7, "without the list");

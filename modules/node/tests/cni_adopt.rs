@@ -120,8 +120,8 @@ fn a_bridge_handed_over_keeps_running_pods_and_their_addresses() {
         });
         // Of a container that is gone.
         stored(var.path(), "gone", "veth9", "10.244.1.3");
-        assert!(pods[0].can("ping -c1 -W1 10.244.1.4"));
-        assert!(pods[0].can("ping -c1 -W1 10.244.1.1"));
+        assert!(pods[0].can("ping -c5 -i0.2 -W2 10.244.1.4"));
+        assert!(pods[0].can("ping -c5 -i0.2 -W2 10.244.1.1"));
         // What `homelab plan` says to do.
         run("ip link set cni0 down && ip link set cni0 name homelab0 alias homelab up");
         let through = format!("mount --bind {} /var/lib", var.path().display());
@@ -135,11 +135,11 @@ fn a_bridge_handed_over_keeps_running_pods_and_their_addresses() {
             new.iter().flat_map(|pod| addresses(&call("ADD", pod, &conf).ok())).collect();
         assert_eq!(given, ["10.244.1.3", "10.244.1.5", "10.244.1.6"], "none that a running pod has");
         for (pod, (.., address)) in pods.iter().zip(old) {
-            assert!(pod.can("ping -c1 -W1 10.244.1.1"), "gateway");
+            assert!(pod.can("ping -c5 -i0.2 -W2 10.244.1.1"), "gateway");
             for other in &given {
-                assert!(pod.can(&format!("ping -c1 -W1 {other}")), "{other}");
+                assert!(pod.can(&format!("ping -c5 -i0.2 -W2 {other}")), "{other}");
             }
-            assert!(new.iter().all(|new| new.can(&format!("ping -c1 -W1 {address}"))), "{address}");
+            assert!(new.iter().all(|new| new.can(&format!("ping -c5 -i0.2 -W2 {address}"))), "{address}");
         }
         // Asked for by name it is refused with its holder; and given when that is gone.
         let another = Pod::new("another");
