@@ -314,3 +314,41 @@ proptest! {
         });
     }
 }
+
+/// A route waits for its new source address while the kernel drops it for want of the old one, which another link has, too:
+/// what waits counts.
+#[test]
+fn a_route_that_waits_is_not_made_again_as_it_was() {
+    let link = |address| {
+        Some(LinkSeed {
+            mac: 0,
+            mtu: 1280,
+            up: true,
+            other_vni: false,
+            underlay6: false,
+            learning: false,
+            offload: false,
+            addresses: vec![address],
+            neighbours: BTreeMap::new(),
+            fdb: BTreeSet::new(),
+        })
+    };
+    let world = |links| World {
+        links,
+        routes: [((1, false), RouteSeed { link: 1, source: true, kind: 0, gateway: 1 })].into(),
+        table: false,
+        chains: BTreeMap::new(),
+    };
+    in_new_netns(move || {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = Node::open(Root::at(directory.path())).unwrap();
+        let a = world([link(3), link(2), None]).objects();
+        let b = world([None, link(3), None]).objects();
+        apply(&mut node, &diff(&[], &a));
+        let changes = diff(&observed(&mut node), &b);
+        apply(&mut node, &changes);
+        assert_same(&mut node, &b, "from a to b");
+        apply(&mut node, &invert(&changes));
+        assert_same(&mut node, &a, "back to a");
+    });
+}

@@ -163,7 +163,10 @@ impl Kernel {
     /// shows.
     pub(super) fn restore(&mut self, lost: Vec<Spec>) {
         let mut waiting = std::mem::take(&mut self.pending);
-        waiting.extend(lost.into_iter().map(|spec| Pending { spec, asked: None }));
+        // What was asked for meanwhile counts, not what was there before.
+        let asked: Vec<Key> = waiting.iter().map(|p| p.spec.key()).collect();
+        let lost = lost.into_iter().filter(|spec| !asked.contains(&spec.key()));
+        waiting.extend(lost.map(|spec| Pending { spec, asked: None }));
         waiting.sort_by_key(|p| p.spec.key());
         for entry in waiting {
             if let Err(error) = self.ensure_now(&entry.spec) {
