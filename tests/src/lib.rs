@@ -6,6 +6,7 @@
 mod background;
 mod clients;
 mod cluster;
+mod cri;
 mod faults;
 mod file;
 mod flow;
@@ -24,6 +25,7 @@ mod spy;
 pub use background::Background;
 pub use clients::{Asked, Clients};
 pub use cluster::Cluster;
+pub use cri::{Cri, sandbox};
 pub use faults::{Fault, JOURNAL, Stopped};
 pub use file::ClusterFile;
 pub use flow::{Flow, Loss};
@@ -41,6 +43,7 @@ pub use spy::spy_while;
 /// The flag by which `apply` is allowed to make changes that cut connections.
 pub const DISRUPTIVE: &str = "--allow-disruptive";
 
+pub use homelab_cri::PortMapping;
 pub use nix::sys::signal::Signal;
 
 /// Prints a line that people read: a measured value.

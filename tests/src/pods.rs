@@ -88,7 +88,7 @@ impl Cluster {
 
     /// Reads a new pod's addresses and starts its server.
     #[track_caller]
-    fn adopt(&mut self, node: &str, name: &str, netns: String) -> Pod {
+    pub(crate) fn adopt(&mut self, node: &str, name: &str, netns: String) -> Pod {
         let text = self.sh(node, &format!("nsenter --net={netns} ip -json address show dev eth0"));
         let json: Value = serde_json::from_str(&text).expect("ip prints JSON");
         let mut addresses: Vec<IpAddr> = json[0]["addr_info"]
