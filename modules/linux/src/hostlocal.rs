@@ -108,11 +108,7 @@ mod tests {
     fn ipam_leak_addresses_of_containers_that_are_gone_are_free() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::at(directory.path());
-        let write = |path: &str, text: &str| {
-            let path = root.path(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
+        let write = |path: &str, text: &str| root.write(path, text);
         let links = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         assert_eq!(held(&root, &links(&["veth1"])), []);
         assert_eq!(flannel_subnets(&root), []);

@@ -320,9 +320,7 @@ case "$1" in disable) rm $R/etc/systemd/system/multi-user.target.wants/frr.servi
         }
 
         fn write(&self, path: &str, text: &str) {
-            let path = self.root().path(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+            self.root().write(path, text);
         }
 
         /// What was run since the last look, without apt's options.

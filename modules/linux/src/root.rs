@@ -41,6 +41,14 @@ impl Root {
         self.files.join(path.trim_start_matches('/'))
     }
 
+    /// Writes a file that a test needs, and the directories above it.
+    #[cfg(test)]
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
     /// Where `/proc/<path>` is.
     pub(crate) fn proc(&self, path: &str) -> PathBuf {
         self.proc.join(path)

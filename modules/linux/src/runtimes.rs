@@ -269,11 +269,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::at(directory.path());
         assert_eq!(runtimes(&root), []);
-        let write = |path: &str, text: &str| {
-            let path = root.path(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
+        let write = |path: &str, text: &str| root.write(path, text);
         write("/etc/containerd/config.toml", "imports = [\"/etc/containerd/conf.d/*.toml\"]\n");
         write(
             "/etc/containerd/conf.d/cni.toml",
@@ -299,11 +295,7 @@ mod tests {
     fn sockets_of_cri_are_where_the_runtimes_say() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::at(directory.path());
-        let write = |path: &str, text: &str| {
-            let path = root.path(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
+        let write = |path: &str, text: &str| root.write(path, text);
         write("/usr/bin/containerd", "");
         write("/usr/bin/podman", "");
         assert_eq!(cri_sockets(&root), [("containerd", root.path("/run/containerd/containerd.sock"))]);
