@@ -48,7 +48,7 @@ impl PlannedKubernetes {
 
     /// Counts of its changes.
     pub fn summary(&self) -> Summary {
-        homelab_model::api_object::summary(self.changes())
+        self.changes().iter().map(|change| change.action).collect()
     }
 
     /// The worst impact of its changes.
@@ -377,7 +377,7 @@ impl Engine<'_> {
         let Some(api) = self.kubernetes else { return KubernetesOutcome::NotStarted };
         for (index, change) in changes.iter().enumerate() {
             let result = if self.cancelled() { None } else { Some(api.carry_out(&change.change)) };
-            let done = homelab_model::api_object::summary(&changes[..index]);
+            let done = changes[..index].iter().map(|change| change.action).collect();
             match result {
                 None if index == 0 => return KubernetesOutcome::NotStarted,
                 None => {
@@ -388,7 +388,7 @@ impl Engine<'_> {
                 Some(Ok(())) => {}
             }
         }
-        KubernetesOutcome::Changed(homelab_model::api_object::summary(changes))
+        KubernetesOutcome::Changed(changes.iter().map(|change| change.action).collect())
     }
 
     /// The texts of the tokens that the plan needs: they are issued here; plan and desired state then name them.

@@ -7,12 +7,14 @@ use std::time::Duration;
 use homelab_model::{
     ApiEndpoint, ApiError, ApiKind, ApiNode, ApiObject, ApiState, Change, Object, Token, ours,
 };
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::client::AuthError;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::Request;
 use kube::{Client, Config};
-use serde_json::{Value, json};
+use serde_json::Value;
+
+use crate::token::token_request;
 use tokio::runtime::Runtime;
 
 use crate::link::{certificates, pem, reasons};
@@ -158,7 +160,8 @@ impl Admin {
     pub fn token(&self, account: &str) -> Result<Token, ApiError> {
         let what = format!("a token of {account}");
         self.runtime.block_on(async {
-            let request = token_request(account, TOKEN_LIFE).map_err(|e| broken(&what, &e))?;
+            let request = token_request(ours::KUBERNETES_NAMESPACE, account, TOKEN_LIFE)
+                .map_err(|e| broken(&what, &e))?;
             let answer = self.ask(request, &what).await?;
             let text = answer.pointer("/status/token").and_then(Value::as_str).unwrap_or_default();
             let reason = |e: homelab_model::TokenError| ApiError::Answer { what, reason: e.to_string() };
@@ -185,26 +188,6 @@ impl Admin {
             }),
         }
     }
-}
-
-/// A TokenRequest (`authentication.k8s.io/v1`) for an account of ours: agents renew their own by the same.
-///
-/// # Errors
-/// The account has no name that can be sent.
-pub fn token_request(
-    account: &str,
-    seconds: u64,
-) -> Result<http::Request<Vec<u8>>, kube::core::request::Error> {
-    let body = json!({
-        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": seconds },
-    });
-    let path = ApiKind::ServiceAccount.path(ours::KUBERNETES_NAMESPACE);
-    Request::new(path).create_subresource(
-        "token",
-        account,
-        &PostParams::default(),
-        body.to_string().into_bytes(),
-    )
 }
 
 fn broken(what: &str, error: &kube::core::request::Error) -> ApiError {

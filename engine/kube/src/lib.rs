@@ -8,7 +8,7 @@ mod metallb;
 mod token;
 mod watch;
 
-pub use admin::{Access, Admin, Credential, TOKEN_LIFE, token_request};
+pub use admin::{Access, Admin, Credential, TOKEN_LIFE};
 pub use k8s_openapi::api::core::v1::Node;
 
 pub use agent::{Heard, watch};

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::object::{Change, Impact, Object, diff};
 use crate::ours::{CLUSTER_LABEL, MANAGED_BY};
-use crate::plan::{Action, Summary};
+use crate::plan::Action;
 
 /// Kinds of objects that homelab makes, in order of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -248,20 +248,6 @@ pub fn plan_api(observed: &[ApiObject], desired: &[ApiObject]) -> Vec<ApiChange>
         ApiChange { object: change.key().to_string(), action, impact, reason, change }
     };
     diff(observed, desired).into_iter().map(planned).collect()
-}
-
-/// Counts over changes.
-pub fn summary(changes: &[ApiChange]) -> Summary {
-    let mut summary = Summary::default();
-    for change in changes {
-        match change.action {
-            Action::Create => summary.create += 1,
-            Action::Update => summary.update += 1,
-            Action::Replace => summary.replace += 1,
-            Action::Delete => summary.delete += 1,
-        }
-    }
-    summary
 }
 
 /// A Node of the Kubernetes API, as far as the laptop needs it.

@@ -70,6 +70,21 @@ pub struct Summary {
     pub delete: usize,
 }
 
+impl FromIterator<Action> for Summary {
+    fn from_iter<I: IntoIterator<Item = Action>>(actions: I) -> Summary {
+        let mut summary = Summary::default();
+        for action in actions {
+            match action {
+                Action::Create => summary.create += 1,
+                Action::Update => summary.update += 1,
+                Action::Replace => summary.replace += 1,
+                Action::Delete => summary.delete += 1,
+            }
+        }
+        summary
+    }
+}
+
 impl Summary {
     /// Whether nothing is to be done.
     pub fn is_empty(&self) -> bool {
@@ -145,15 +160,6 @@ impl NodePlan {
 
     /// Counts of what is [`shown`](NodePlan::shown).
     pub fn summary(&self) -> Summary {
-        let mut summary = Summary::default();
-        for change in self.shown() {
-            match change.action {
-                Action::Create => summary.create += 1,
-                Action::Update => summary.update += 1,
-                Action::Replace => summary.replace += 1,
-                Action::Delete => summary.delete += 1,
-            }
-        }
-        summary
+        self.shown().iter().map(|change| change.action).collect()
     }
 }
