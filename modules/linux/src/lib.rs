@@ -21,6 +21,7 @@ mod lock;
 pub mod netlink;
 pub mod nft;
 mod node;
+mod notify;
 mod package;
 pub mod pod;
 mod probe;

@@ -14,6 +14,7 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use thiserror::Error;
 
 use crate::netlink::{Message, NetlinkError, Socket};
+use crate::notify::TellNeighbours;
 use crate::rt::{self, Bucket, LinkChange, LinkInfo, NewRoute, RouteFilter, VethEnd};
 
 /// Why an operation for a pod failed.
@@ -280,6 +281,23 @@ impl PodSocket {
             doing(what, result)?;
         }
         Ok(link)
+    }
+
+    /// Makes a bridge of ours that somebody else made (it was renamed, with its pods) what [`PodSocket::create_bridge`]
+    /// makes, but for addresses; its ports are told of the MAC address. A bridge that was given none has its smallest
+    /// port's, and would change it with the next pod under those that know it (`br_stp_recalculate_bridge_id`).
+    pub fn take_over_bridge(&mut self, bridge: &Bridge<'_>) -> Result<LinkInfo, PodError> {
+        let what = || format!("bridge {}", bridge.name);
+        let link = self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))?;
+        for (key, value) in bridge.sysctls {
+            write_sysctl(key, value)?;
+        }
+        let change = LinkChange { mac: Some(bridge.mac), ..LinkChange::default() };
+        let tell = TellNeighbours::of(bridge.name);
+        let set = rt::set_link(&mut self.socket, link.index, change);
+        drop(tell);
+        doing(what, set)?;
+        self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))
     }
 
     /// Deletes the link `name` (a veth takes its other end with it). Whether there was one.

@@ -5,7 +5,7 @@ mod common;
 
 use std::net::IpAddr;
 
-use common::{in_new_netns, run};
+use common::{OtherNetns, in_netns_of, in_new_netns, run};
 use homelab_linux::{Kinds, Node, Root};
 use homelab_model::{
     Address, Change, Key, Link, LinkKind, Module, Neighbour, NodeObject, Object, Route, Scope, Spec, diff,
@@ -115,6 +115,35 @@ fn an_update_in_place_does_not_make_the_link_anew() {
                 }
             }
         }
+    });
+}
+
+/// Pods that know their gateway by its old address would send into the void for seconds.
+#[test]
+fn neighbours_of_a_link_are_told_of_its_new_mac_address() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = open(&directory);
+        let first = bridge("hb0");
+        let make = |link: &Link| object(Module::Cni, Spec::Link(link.clone()));
+        apply(&mut node, &[Change::Create { after: make(&first) }]);
+        run("ip address add 10.9.0.1/24 dev hb0 && ip address add fd09::1/64 dev hb0 nodad");
+        run("ip link add v0 type veth peer name v1 && ip link set v0 master hb0 up");
+        let pod = OtherNetns::new();
+        let path = pod.path.display().to_string().replace("self", &std::process::id().to_string());
+        run(&format!("ip link set v1 netns {path}"));
+        let inside = |command: &str| in_netns_of(&pod, || run(command));
+        inside(
+            "ip link set v1 up; ip address add 10.9.0.2/24 dev v1; ip address add fd09::2/64 dev v1 nodad",
+        );
+        inside("ping -c3 -i0.2 -W2 10.9.0.1; ping -c3 -i0.2 -W2 fd09::1");
+        let second = Link { mac: "02:aa:00:00:00:02".into(), ..first.clone() };
+        apply(&mut node, &[Change::Update { before: make(&first), after: make(&second) }]);
+        let known = inside("ip neigh show dev v1");
+        assert_eq!(known.matches("02:aa:00:00:00:02").count(), 2, "{known}");
+        inside("ping -c1 -W1 10.9.0.1; ping -c1 -W1 fd09::1");
+        let off = run("cat /proc/sys/net/ipv4/conf/hb0/arp_notify /proc/sys/net/ipv6/conf/hb0/ndisc_notify");
+        assert_eq!(off, "0\n0\n", "as before");
     });
 }
 

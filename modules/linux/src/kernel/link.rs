@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::change::{mac, tolerate_gone};
 use super::{Kernel, Pending, foreign_link, is_link_local, our_routes};
 use crate::error::{Error, netlink};
+use crate::notify::TellNeighbours;
 use crate::rt::{self, LinkChange, NewKind, NewLink, VxlanInfo};
 
 impl Kernel {
@@ -116,7 +117,10 @@ impl Kernel {
             change.up = Some(link.up);
         }
         if change != LinkChange::default() {
-            netlink("altering it", rt::set_link(&mut self.socket, index, change))?;
+            let tell = change.mac.and_then(|_| TellNeighbours::of(&now.name));
+            let set = rt::set_link(&mut self.socket, index, change);
+            drop(tell);
+            netlink("altering it", set)?;
         }
         if change.stp == Some(false) {
             netlink("altering its delay", rt::no_forward_delay(&mut self.socket, index))?;

@@ -133,7 +133,12 @@ fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result
                 std::thread::sleep(Duration::from_millis(1));
             }
             Some(link) => {
-                let link = bridge::own(host, link)?;
+                let mut link = bridge::own(host, link)?;
+                let mac = mac_of(base, network);
+                if homelab_linux::parse_mac(&link.mac) != Some(mac) {
+                    let sysctls = bridge_sysctls(&network.bridge);
+                    link = host.take_over_bridge(&as_bridge(network, mac, &sysctls, &[])).map_err(kernel)?;
+                }
                 bridge::give_gateways(host, link.index, network)?;
                 return Ok(link);
             }
@@ -144,16 +149,24 @@ fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result
 }
 
 fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(), CniError> {
-    let mac = network.bridge_mac.or_else(|| homelab_linux::parse_mac(&stable_mac(&["homelab", &base.name])));
     let addresses: Vec<IpNet> = network.ranges.iter().filter_map(|range| gateway_net(*range)).collect();
-    let bridge = Bridge {
-        name: &network.bridge,
-        mac: mac.unwrap_or_default(),
-        mtu: network.mtu.unwrap_or(1500),
-        sysctls: &bridge_sysctls(&network.bridge),
-        addresses: &addresses,
-    };
+    let sysctls = bridge_sysctls(&network.bridge);
+    let bridge = as_bridge(network, mac_of(base, network), &sysctls, &addresses);
     host.create_bridge(&bridge).map(|_| ()).map_err(kernel)
+}
+
+fn mac_of(base: &Base, network: &Network) -> [u8; 6] {
+    let mac = network.bridge_mac.or_else(|| homelab_linux::parse_mac(&stable_mac(&["homelab", &base.name])));
+    mac.unwrap_or_default()
+}
+
+fn as_bridge<'a>(
+    network: &'a Network,
+    mac: [u8; 6],
+    sysctls: &'a [(String, &'static str)],
+    addresses: &'a [IpNet],
+) -> Bridge<'a> {
+    Bridge { name: &network.bridge, mac, mtu: network.mtu.unwrap_or(1500), sysctls, addresses }
 }
 
 /// Names of the node's links. An entry whose link is gone is free: its pod's address went with it.
