@@ -82,14 +82,34 @@ impl Program {
     }
 }
 
-/// Runs all integration tests of the workspace, and gives `hear` every line that they say, a program at a time; false if
-/// one failed.
-pub(crate) fn run(hear: &mut (dyn FnMut(&str) + Send)) -> Result<bool> {
+/// How much of what a program said is kept when it fails, lines.
+const KEPT: usize = 150;
+
+/// The end of what a program said that failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// Package and name.
+    pub(crate) program: String,
+    /// Its last lines.
+    pub(crate) end: String,
+}
+
+impl Failed {
+    fn of(program: &Program, said: &str) -> Failed {
+        let lines: Vec<&str> = said.lines().collect();
+        let end = lines[lines.len().saturating_sub(KEPT)..].join("\n");
+        Failed { program: format!("{} {}", program.package, program.name), end }
+    }
+}
+
+/// Runs all integration tests of the workspace, and gives `hear` every line that they say, a program at a time; what
+/// failed.
+pub(crate) fn run(hear: &mut (dyn FnMut(&str) + Send)) -> Result<Vec<Failed>> {
     let mut programs = built()?;
     programs.sort_by_key(Program::rank);
     eprintln!("+ {} test programs, {LANES} at a time", programs.len());
     let queue = Mutex::new(VecDeque::from(programs));
-    let outcome = Mutex::new((hear, true));
+    let outcome = Mutex::new((hear, Vec::new()));
     std::thread::scope(|threads| {
         for _ in 0..LANES {
             threads.spawn(|| {
@@ -108,7 +128,9 @@ pub(crate) fn run(hear: &mut (dyn FnMut(&str) + Send)) -> Result<bool> {
                         "     {package} {name} {word} in {:.1} s",
                         start.elapsed().as_secs_f64()
                     ));
-                    outcome.1 &= passed;
+                    if !passed {
+                        outcome.1.push(Failed::of(&program, &said));
+                    }
                 }
             });
         }
@@ -147,6 +169,17 @@ mod tests {
         assert_eq!(told(&message("test", "xtask#0.1.0", "locks")), of("xtask"));
         assert_eq!(told(&message("lib", "xtask#0.1.0", "locks")), None);
         assert_eq!(told("     Running something else"), None);
+    }
+
+    #[test]
+    fn of_what_failed_the_end_is_kept() {
+        let program =
+            Program::told(&message("test", "tests#homelab-tests@0.1.0", "locks")).expect("a program");
+        let said: Vec<String> = (0..KEPT + 7).map(|n| n.to_string()).collect();
+        let failed = Failed::of(&program, &said.join("\n"));
+        assert_eq!(failed.program, "homelab-tests locks");
+        assert_eq!(failed.end.lines().map(str::to_owned).collect::<Vec<_>>(), said[7..]);
+        assert_eq!(Failed::of(&program, "short\nlines\n").end, "short\nlines");
     }
 
     #[test]

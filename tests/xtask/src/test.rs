@@ -49,13 +49,19 @@ pub(crate) fn run(args: Args) -> Outcome {
     let points = ["--package", "homelab-linux", "--features", "fault-points", "--lib", "fault::"];
     passed &= timed("fault points", &mut || cargo_test(&points, &mut totals))?;
     passed &= timed("doc tests", &mut || cargo_test(&["--workspace", "--doc"], &mut totals))?;
+    let mut failed = Vec::new();
     if !args.unit {
         passed &= timed("integration tests", &mut || {
-            lanes::run(&mut |line| {
+            failed = lanes::run(&mut |line| {
                 println!("{line}");
                 totals.add(line);
-            })
+            })?;
+            Ok(failed.is_empty())
         })?;
+    }
+    // Once more at the end: a log of an hour is often cut in its middle.
+    for lanes::Failed { program, end } in &failed {
+        println!("\n== {program} failed; the end of what it said:\n{end}");
     }
     println!("\ntime");
     for (name, time) in &parts {
