@@ -13,7 +13,11 @@ if [ -n "$bundle" ] && [ -f "$config" ]; then
   have=" $(cat /sys/fs/cgroup/cgroup.controllers 2>/dev/null) "
   filter=.
   for controller in cpu memory pids; do
-    case $have in *" $controller "*) ;; *) filter="$filter | del(.linux.resources.$controller)" ;; esac
+    case $have in *" $controller "*) ;; *)
+        # kubelet asks for memory.oom.group among the unified ones.
+        filter="$filter | del(.linux.resources.$controller)
+          | (.linux.resources.unified // empty) |= with_entries(select(.key | startswith(\"$controller.\") | not))" ;;
+    esac
   done
   # Lower oom_score_adj and higher rlimits take CAP_SYS_RESOURCE, bit 24 of the bounding set.
   if ! grep -q '^CapBnd:.*[13579bdf]......$' /proc/self/status; then
