@@ -1,8 +1,9 @@
 //! Watching the objects of one kind: a complete list, then what changes, for ever.
 //!
 //! The list is streamed (KEP-3157) where the server does that, else read in pages. A watch that the server ends is taken
-//! up where it ended, if the server's versions have not gone back meanwhile: a server whose etcd was restored from a backup
-//! would say nothing until its versions have grown beyond ours. After any failure all is listed again.
+//! up where it ended, if that was when it was to end and the server's versions have not gone back meanwhile: a server whose
+//! etcd was restored from a backup would say nothing until its versions have grown beyond ours, and then nothing of what
+//! was before. After any failure, and after a server that goes down, all is listed again.
 
 use std::future::Future;
 use std::pin::pin;
@@ -22,6 +23,8 @@ use crate::link::{Patience, reasons};
 
 /// The annotation of the bookmark at the end of a streamed list.
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
+/// A watch that ends by more than this before its time was ended by a server that goes down.
+const EARLY: Duration = Duration::from_millis(500);
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
 
@@ -198,6 +201,7 @@ impl<'a> Watch<'a> {
         };
         let mut events = pin!(events);
         let mut listing = list;
+        let due = Instant::now() + Duration::from_secs(seconds.into()) - EARLY;
         let last = Instant::now() + self.patience.watch + self.patience.grace;
         loop {
             let wait =
@@ -211,6 +215,7 @@ impl<'a> Watch<'a> {
                 Ok(Ok(None)) if listing => {
                     return Err(WatchError::Broken("the list was broken off".to_owned()));
                 }
+                Ok(Ok(None)) if Instant::now() < due => return Ok(End::Expired),
                 Ok(Ok(None)) => return Ok(End::Ended),
                 Ok(Ok(Some(event))) => event,
             };

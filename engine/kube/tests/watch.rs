@@ -38,6 +38,7 @@ enum Mode {
 struct Front {
     address: SocketAddr,
     mode: Arc<Mutex<Mode>>,
+    api: Arc<Mutex<SocketAddr>>,
     open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -47,18 +48,24 @@ impl Front {
         let front = Front {
             address: listener.local_addr().unwrap(),
             mode: Arc::new(Mutex::new(Mode::Open)),
+            api: Arc::new(Mutex::new(api)),
             open: Arc::default(),
         };
-        let (mode, open) = (Arc::clone(&front.mode), Arc::clone(&front.open));
+        let (mode, api, open) = (Arc::clone(&front.mode), Arc::clone(&front.api), Arc::clone(&front.open));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
                 open.lock().unwrap().push(stream.try_clone().unwrap());
-                let mode = mode.lock().unwrap().clone();
+                let (mode, api) = (mode.lock().unwrap().clone(), *api.lock().unwrap());
                 std::thread::spawn(move || serve(stream, api, mode));
             }
         });
         front
+    }
+
+    /// Has another history behind the same address for whatever is asked from now on.
+    fn lead_to(&self, api: SocketAddr) {
+        *self.api.lock().unwrap() = api;
     }
 
     /// From now on; what is open is cut off.
@@ -103,6 +110,10 @@ fn serve(mut stream: TcpStream, api: SocketAddr, mode: Mode) {
         _ => {}
     }
     let Ok(mut server) = TcpStream::connect(api) else { return };
+    // One request only, so that the next one may be led elsewhere.
+    if let Some(end) = head.windows(2).position(|end| end == b"\r\n") {
+        head.splice(end..end, *b"\r\nconnection: close");
+    }
     if server.write_all(&head).is_err() {
         return;
     }
@@ -228,24 +239,36 @@ fn a_server_that_was_restored_from_an_older_time_counts() {
         add(&new, &format!("n{number:02}"));
     }
     add(&old, "o1");
-    let target = Arc::new(Mutex::new(new.address()));
-    // The same address, another history behind it, and no connection breaks when that changes: it ends in good order.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let behind = Arc::clone(&target);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let api = *behind.lock().unwrap();
-            std::thread::spawn(move || serve(stream.unwrap(), api, Mode::Open));
-        }
-    });
-    let client = start(&[address], &token(&directory, "token"));
+    let front = Front::before(new.address());
+    let client = start(&[front.address], &token(&directory, "token"));
     eventually("all", || client.services().len() == 50);
-    *target.lock().unwrap() = old.address();
-    drop(new);
+    // No connection breaks: the watch ends in good order, at its time.
+    front.lead_to(old.address());
     client.comes_to(&["o1"]);
     add(&old, "o2");
     client.comes_to(&["o1", "o2"]);
+}
+
+/// Its versions have grown beyond ours before we ask for them, as on a real one with three kubelets within seconds.
+#[test]
+fn a_server_that_was_restored_and_has_overtaken_us_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (new, old) = (Api::start("127.0.0.1:0").unwrap(), Api::start("127.0.0.1:0").unwrap());
+    add(&new, "a");
+    add(&new, "lost");
+    for number in 0..50 {
+        add(&old, &format!("o{number:02}"));
+        remove(&old, &format!("o{number:02}"));
+    }
+    add(&old, "a");
+    let front = Front::before(new.address());
+    let client = start(&[front.address], &token(&directory, "token"));
+    client.comes_to(&["a", "lost"]);
+    front.lead_to(old.address());
+    new.end_watches();
+    client.comes_to(&["a"]);
+    add(&old, "o2");
+    client.comes_to(&["a", "o2"]);
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub(crate) struct Tick {
     changes: u64,
     /// How often bookmarks were sent.
     pub(crate) bookmarks: u64,
+    /// How often all watches were ended.
+    pub(crate) ends: u64,
 }
 
 impl Shared {
@@ -165,6 +167,11 @@ impl Api {
     /// Sends a bookmark on every watch that takes them. The real server does so about once a minute.
     pub fn send_bookmarks(&self) {
         self.shared.tick.send_modify(|tick| tick.bookmarks += 1);
+    }
+
+    /// Ends all watches in good order before their time, as the real server does when it is shut down.
+    pub fn end_watches(&self) {
+        self.shared.tick.send_modify(|tick| tick.ends += 1);
     }
 }
 

@@ -62,7 +62,7 @@ pub(crate) fn start(shared: &Arc<Shared>, scope: Scope, query: &Query) -> Result
         loop {
             let more = watch.events(&shared, &mut lines);
             let tick = *ticks.borrow_and_update();
-            let over = Instant::now() >= end;
+            let over = Instant::now() >= end || tick.ends != seen.ends;
             if more && (over || tick.bookmarks != bookmarks) {
                 watch.bookmark(&mut lines, false);
             }
