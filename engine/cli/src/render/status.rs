@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use homelab_driver::PlannedNode;
-use homelab_model::{History, LinkKind, NodeSpec, Observed, Spec};
+use homelab_model::{History, KubernetesFact, LinkKind, NodeSpec, Observed, Spec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -68,6 +68,17 @@ pub struct AgentStatus {
     pub repairs: u64,
     /// Errors of its last full check.
     pub errors: Vec<String>,
+    /// How it stands with the Kubernetes API; None: it is told of none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesFact>,
+}
+
+impl AgentStatus {
+    fn healthy(&self) -> bool {
+        self.config_current
+            && self.errors.is_empty()
+            && self.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.connected)
+    }
 }
 
 /// The tunnel.
@@ -115,6 +126,7 @@ pub fn node_status(node: &PlannedNode, observed: Option<&Observed>, spec: Option
             config_current: spec.is_some_and(|s| s.digest() == a.config),
             repairs: a.repairs,
             errors: a.errors.clone(),
+            kubernetes: a.kubernetes.clone(),
         }),
         vtep: observed.and_then(|o| vtep(o, spec)),
         pod_cidrs: own.map(|s| s.pod_cidrs.iter().map(ToString::to_string).collect()).unwrap_or_default(),
@@ -152,7 +164,7 @@ impl NodeStatus {
             && self.drift == Some(0)
             && self.history.open.is_none()
             && self.history.reverted.is_none()
-            && self.agent.as_ref().is_some_and(|a| a.config_current && a.errors.is_empty())
+            && self.agent.as_ref().is_some_and(AgentStatus::healthy)
     }
 }
 
@@ -160,6 +172,27 @@ impl NodeStatus {
 pub fn status_json(cluster: &str, nodes: &[NodeStatus], warnings: &[String]) -> Value {
     let healthy = nodes.iter().all(NodeStatus::healthy);
     json!({"format_version": 1, "cluster": cluster, "healthy": healthy, "nodes": nodes, "warnings": warnings})
+}
+
+/// What an agent has of the Kubernetes API, and what keeps it from more.
+fn kubernetes(fact: &KubernetesFact) -> Vec<(&'static str, bool, String)> {
+    let known = format!(
+        "{}, {}, {}",
+        count(fact.services, "service"),
+        count(fact.slices, "EndpointSlice"),
+        count(fact.nodes, "node")
+    );
+    let text = match (fact.connected, fact.known) {
+        (true, _) => format!("{known} from {}", fact.server),
+        (false, true) => format!("no connection to {}; serves what it knows: {known}", fact.server),
+        (false, false) => format!("no connection to {}, and nothing known from before", fact.server),
+    };
+    let mut lines = vec![("kubernetes", fact.connected, text)];
+    lines.extend(fact.troubles.iter().map(|trouble| ("kubernetes", false, trouble.clone())));
+    lines.extend(fact.hidden.iter().map(|name| {
+        ("kubernetes", true, format!("service {name} is served as the cluster file says, not as the API"))
+    }));
+    lines
 }
 
 /// Label and text of each thing known of a node; the flag says whether it is good.
@@ -176,6 +209,7 @@ fn lines(node: &NodeStatus) -> Vec<(&'static str, bool, String)> {
             let text = format!("running, version {}, {config}, {repairs}", agent.version);
             lines.push(("agent", agent.config_current, text));
             lines.extend(agent.errors.iter().map(|e| ("agent", false, e.clone())));
+            lines.extend(agent.kubernetes.iter().flat_map(kubernetes));
         }
         None if node.reachable => lines.push(("agent", false, "not running".to_owned())),
         None => {}
@@ -243,7 +277,7 @@ pub fn status_human(nodes: &[NodeStatus], warnings: &[String], paint: Paint) -> 
             error.show(&mut page, 2);
         }
         for (label, good, text) in lines(node) {
-            line!(page, format!("  {label:<9}  "), if good { Span::from(text) } else { yellow(text) });
+            line!(page, format!("  {label:<10} "), if good { Span::from(text) } else { yellow(text) });
         }
         page.blank();
     }

@@ -6,9 +6,9 @@ use homelab_driver::{
     Departed, Farewell, NodeError, NodeReport, Outcome, Plan, PlannedNode, Report, TransportError,
 };
 use homelab_model::{
-    AgentFact, Confirmed, Content, Facts, Fdb, File, History, Holder, Hook, Link, LinkKind, Module, NftChain,
-    NodeObject, NodePlan, Observed, OpenTransaction, Phase, Problem, Reverted, Route, Spec, Summary, Unit,
-    plan_node,
+    AgentFact, Confirmed, Content, Facts, Fdb, File, History, Holder, Hook, KubernetesFact, Link, LinkKind,
+    Module, NftChain, NodeObject, NodePlan, Observed, OpenTransaction, Phase, Problem, Reverted, Route, Spec,
+    Summary, Unit, plan_node,
 };
 
 use super::*;
@@ -390,7 +390,16 @@ fn human_status() {
                 config: "old".into(),
                 repairs: 1,
                 errors: vec!["nft: busy".into()],
-                kubernetes: None,
+                kubernetes: Some(KubernetesFact {
+                    connected: false,
+                    server: "https://192.168.50.10:6443".into(),
+                    known: true,
+                    services: 1,
+                    slices: 2,
+                    nodes: 3,
+                    hidden: vec!["default/web".into()],
+                    troubles: vec!["services: https://192.168.50.10:6443: the token is refused".into()],
+                }),
             }),
             ..Facts::default()
         },
@@ -403,5 +412,6 @@ fn human_status() {
     let json = status_json("home", &nodes, &[]);
     assert_eq!(json["healthy"], false);
     assert_eq!(json["nodes"][0]["agent"]["config_current"], false);
+    assert_eq!(json["nodes"][0]["agent"]["kubernetes"]["connected"], false);
     assert_eq!(json["nodes"][1]["reachable"], false);
 }
