@@ -31,7 +31,8 @@ impl Default for Patience {
             watch: Duration::from_secs(60),
             grace: Duration::from_secs(15),
             pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(15),
+            // A home's servers are few: none is overrun by them, and a reboot of the control plane is not to be felt longer.
+            longest_pause: Duration::from_secs(5),
         }
     }
 }
