@@ -30,7 +30,8 @@ struct Other {
     /// When it became a member.
     up: Time,
     state: Option<MemberState>,
-    /// MAC addresses that its interfaces have, or had by its last word: theirs is no foreign machine's claim.
+    /// MAC addresses that its interfaces have or had: theirs is no foreign machine's claim. One that is started again has
+    /// none in its last word, and announces before its first one is heard.
     macs: BTreeSet<Mac>,
     /// It was started again, and has not said anything since: its old word counts until then.
     word_until: Option<Time>,
@@ -86,7 +87,7 @@ impl Others {
         let other = self.nodes.entry(name.to_owned()).or_default();
         let before: BTreeSet<IpAddr> = other.announces().collect();
         if let Some(state) = &state {
-            other.macs = state.interfaces.iter().map(|interface| interface.mac).collect();
+            other.macs.extend(state.interfaces.iter().map(|interface| interface.mac));
         }
         other.state = state;
         other.word_until = None;
@@ -150,5 +151,27 @@ impl Others {
     /// MAC addresses of all interfaces of the others, those of dead ones too.
     pub(super) fn macs(&self) -> impl Iterator<Item = Mac> + '_ {
         self.nodes.values().flat_map(|other| other.macs.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Interface;
+
+    #[test]
+    fn a_node_that_is_started_again_is_no_foreign_machine_meanwhile() {
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let interface = Interface { name: "eth0".to_owned(), mac, networks: Vec::new() };
+        let word = |interfaces| Some(MemberState { interfaces, ..MemberState::default() });
+        let mut others = Others::default();
+        others.up("node1", Time::ZERO);
+        others.says("node1", word(vec![interface]), Time::ZERO);
+        // Its interfaces go while it shuts down.
+        others.says("node1", word(Vec::new()), Time::ZERO);
+        others.left("node1", Time::ZERO);
+        assert!(others.macs().eq([mac]));
+        others.up("node1", Time::ZERO);
+        assert!(others.macs().eq([mac]));
     }
 }
