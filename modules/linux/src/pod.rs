@@ -253,19 +253,25 @@ impl PodSocket {
         finished
     }
 
-    /// Makes a bridge of ours, up, with its sysctls (key and value as in sysctl.d(5)) and addresses. One that another
-    /// process makes meanwhile is no error. For the caller's own namespace only.
+    /// Makes a bridge of ours, up, with its sysctls (key and value as in sysctl.d(5)) and addresses; last its alias, which
+    /// says that it is complete. One that another process makes meanwhile, or that a killed one left, is no error. For the
+    /// caller's own namespace only.
     pub fn create_bridge(&mut self, bridge: &Bridge<'_>) -> Result<LinkInfo, PodError> {
         let what = || format!("bridge {}", bridge.name);
         let new = rt::NewLink {
             name: bridge.name,
             mac: bridge.mac,
             mtu: bridge.mtu,
-            alias: homelab_model::ours::LINK_ALIAS,
+            alias: "",
             kind: rt::NewKind::Bridge { stp: false },
         };
         match rt::create_link(&mut self.socket, &new) {
-            Err(error) if error.is(Errno::EEXIST) => {}
+            Err(error) if error.is(Errno::EEXIST) => {
+                if let Some(complete) = self.link(bridge.name)?.filter(|link| !link.alias.is_empty()) {
+                    return Ok(complete);
+                }
+                doing(what, rt::finish_link(&mut self.socket, &new))?;
+            }
             other => doing(what, other)?,
         }
         let link = self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))?;
@@ -280,6 +286,7 @@ impl PodSocket {
         for result in doing(what, self.socket.batch(messages))? {
             doing(what, result)?;
         }
+        doing(what, rt::set_alias(&mut self.socket, link.index, homelab_model::ours::LINK_ALIAS))?;
         Ok(link)
     }
 

@@ -149,13 +149,7 @@ fn seen() -> BTreeSet<u8> {
 
 /// Elements of the guard.
 fn guarded() -> usize {
-    let of = |set: &str| {
-        let listed = run(&format!("nft -j list set bridge homelab {set}"));
-        let json: Value = serde_json::from_str(&listed).expect("JSON");
-        let items = json["nftables"].as_array().expect("list").clone();
-        items.iter().filter_map(|item| item["set"]["elem"].as_array().map(Vec::len)).sum::<usize>()
-    };
-    homelab_cni::GUARD_SETS.iter().map(|set| of(set)).sum()
+    homelab_cni::GUARD_SETS.iter().map(|set| ruleset::elements_of(&format!("set bridge homelab {set}"))).sum()
 }
 
 #[test]

@@ -219,23 +219,27 @@ pub(crate) struct NewLink<'a> {
 /// link is gone again.
 pub(crate) fn create_link(socket: &mut Socket, new: &NewLink<'_>) -> Result<(), NetlinkError> {
     socket.request(create_message(new))?;
-    let finished = socket.batch(finish_messages(new)).and_then(|results| {
-        let last = results.len().saturating_sub(1);
-        for (at, result) in results.into_iter().enumerate() {
-            match result {
-                // IPv6 is switched off: no address will be made up.
-                Err(error) if at == last && error.is(Errno::EAFNOSUPPORT) => {}
-                other => other?,
-            }
-        }
-        Ok(())
-    });
+    let finished = finish_link(socket, new);
     if finished.is_err()
         && let Ok(Some(made)) = link_by_name(socket, new.name)
     {
         let _ = delete_link(socket, made.index);
     }
     finished
+}
+
+/// What [`create_link`] does when the link is there.
+pub(crate) fn finish_link(socket: &mut Socket, new: &NewLink<'_>) -> Result<(), NetlinkError> {
+    let results = socket.batch(finish_messages(new))?;
+    let last = results.len().saturating_sub(1);
+    for (at, result) in results.into_iter().enumerate() {
+        match result {
+            // IPv6 is switched off: no address will be made up.
+            Err(error) if at == last && error.is(Errno::EAFNOSUPPORT) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn create_message(new: &NewLink<'_>) -> Message {
@@ -271,9 +275,11 @@ fn finish_messages(new: &NewLink<'_>) -> Vec<Message> {
         fill(&mut message);
         messages.push(message);
     };
-    set(&|m| {
-        m.text(IFLA_IFALIAS, new.alias);
-    });
+    if !new.alias.is_empty() {
+        set(&|m| {
+            m.text(IFLA_IFALIAS, new.alias);
+        });
+    }
     if matches!(new.kind, NewKind::Bridge { .. }) {
         // Only an MTU that changes counts as set by the user; any other follows the smallest port.
         set(&|m| {

@@ -122,19 +122,24 @@ pub(super) fn open(sandbox: &Sandbox) -> Result<Netns, CniError> {
 
 /// The bridge, ours and made if missing (the agent may be down, or not that far), with the gateways of the pods.
 fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<LinkInfo, CniError> {
-    for _ in 0..BRIDGE_TRIES {
+    let mac = mac_of(base, network);
+    for left in (0..BRIDGE_TRIES).rev() {
         match host.link(&network.bridge).map_err(kernel)? {
             None => {
                 bridge::nothing_in_the_way(host, &network.ranges)?;
                 make_bridge(host, base, network)?;
             }
-            // The kernel takes no alias while it makes a link: another process is just making it.
+            // It gets its alias last: another process is just making it. Or was killed then, if it has our MAC address.
             Some(link) if link.kind == "bridge" && link.alias.is_empty() => {
-                std::thread::sleep(Duration::from_millis(1));
+                let ours = homelab_linux::parse_mac(&link.mac) == Some(mac);
+                if left == 1 && ours && link.master.is_none() {
+                    make_bridge(host, base, network)?;
+                } else {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
             Some(link) => {
                 let mut link = bridge::own(host, link)?;
-                let mac = mac_of(base, network);
                 if homelab_linux::parse_mac(&link.mac) != Some(mac) {
                     let sysctls = bridge_sysctls(&network.bridge);
                     link = host.take_over_bridge(&as_bridge(network, mac, &sysctls, &[])).map_err(kernel)?;
