@@ -1,4 +1,4 @@
-//! What holds a pod back on its bridge, as its link's alias says it.
+//! What a pod's link says of it in its alias: what holds it back on its bridge, and whose it is.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,8 +6,8 @@ use std::net::IpAddr;
 /// Longest `IFLA_IFALIAS`, bytes: with the terminator that is sent along less than `IFALIASZ`, which is 256.
 pub const ALIAS_MAX: usize = 254;
 
-/// What of a pod's traffic its bridge lets pass. It stands in the alias of the pod's link on the node, behind its name:
-/// `homelab-pod:c1/eth0 isolated own=02:68:0a:f4:01:02,10.244.1.2`. There it is as lasting as the link, so that the agent can
+/// What of a pod's traffic its bridge lets pass, and which runtime answers for it. It stands in the alias of the pod's link
+/// on the node, behind its name: `homelab-pod:c1/eth0 isolated own=02:68:0a:f4:01:02,10.244.1.2 cri=0a1b2c3d`. There it is as lasting as the link, so that the agent can
 /// bring back what others took away, and nothing is left of it when the pod goes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodMarks {
@@ -15,6 +15,8 @@ pub struct PodMarks {
     pub isolated: bool,
     /// Sends by these addresses only; None: by any.
     pub own: Option<OwnAddresses>,
+    /// Mark of the runtime whose pod sandbox it is, of hexadecimal digits, as the reservation has it.
+    pub runtime: Option<String>,
 }
 
 /// The addresses that a pod may send by.
@@ -34,6 +36,7 @@ impl PodMarks {
             match word.split_once('=') {
                 None if word == "isolated" => marks.isolated = true,
                 Some(("own", own)) => marks.own = OwnAddresses::parse(own),
+                Some(("cri", mark)) if !mark.is_empty() => marks.runtime = Some(mark.to_owned()),
                 _ => {}
             }
         }
@@ -54,10 +57,12 @@ impl fmt::Display for PodMarks {
         if self.isolated {
             f.write_str(" isolated")?;
         }
-        let Some(own) = &self.own else { return Ok(()) };
-        let mac: Vec<String> = own.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-        write!(f, " own={}", mac.join(":"))?;
-        own.addresses.iter().try_for_each(|address| write!(f, ",{address}"))
+        if let Some(own) = &self.own {
+            let mac: Vec<String> = own.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            write!(f, " own={}", mac.join(":"))?;
+            own.addresses.iter().try_for_each(|address| write!(f, ",{address}"))?;
+        }
+        self.runtime.iter().try_for_each(|mark| write!(f, " cri={mark}"))
     }
 }
 
@@ -81,13 +86,14 @@ mod tests {
             mac: [2, 0x68, 10, 244, 1, 2],
             addresses: vec!["10.244.1.2".parse().unwrap(), "fd00::2".parse().unwrap()],
         };
-        let all = PodMarks { isolated: true, own: Some(own.clone()) };
+        let all = PodMarks { isolated: true, own: Some(own.clone()), runtime: Some("0a1b2c3d".into()) };
         assert_eq!(
             all.alias("homelab-pod:c1/eth0"),
-            "homelab-pod:c1/eth0 isolated own=02:68:0a:f4:01:02,10.244.1.2,fd00::2"
+            "homelab-pod:c1/eth0 isolated own=02:68:0a:f4:01:02,10.244.1.2,fd00::2 cri=0a1b2c3d"
         );
-        let alone = PodMarks { isolated: false, own: Some(own) };
-        for marks in [all, alone, PodMarks { isolated: true, own: None }, PodMarks::default()] {
+        let alone = PodMarks { own: Some(own), ..PodMarks::default() };
+        let isolated = PodMarks { isolated: true, ..PodMarks::default() };
+        for marks in [all, alone, isolated, PodMarks::default()] {
             for length in [1, 200, 600] {
                 let alias = marks.alias(&"c".repeat(length));
                 assert!(alias.len() <= ALIAS_MAX);

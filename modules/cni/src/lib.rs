@@ -34,5 +34,5 @@ pub use objects::{LIST_VERSION, bridge_mac, bridge_sysctls, gateway_net, objects
 pub use previous::{PrevResult, Previous};
 pub use request::{Attachment, Request, Sandbox, error_version};
 pub use result::{AddResult, version_json};
-pub use wiring::{PodAddress, Wiring, alias, mac_text};
+pub use wiring::{PodAddress, Wiring, alias, holder_by_link, mac_text};
 pub use wishes::Wishes;

@@ -6,7 +6,7 @@ use homelab_model::{OwnAddresses, PodMarks, ours};
 use ipnet::IpNet;
 
 use crate::config::{Base, Network};
-use crate::ipam::{self, Entry};
+use crate::ipam::{self, Entry, Holder};
 use crate::request::Attachment;
 
 /// An address of a pod and the gateway of its family.
@@ -62,7 +62,8 @@ impl Wiring {
             .collect();
         let mac = mac.or_else(|| entry.addresses.first().map(pod_mac)).unwrap_or_default();
         let own = OwnAddresses { mac, addresses: entry.addresses.clone() };
-        let marks = PodMarks { isolated: network.isolated, own: network.guarded.then_some(own) };
+        let marks =
+            PodMarks { isolated: network.isolated, own: network.guarded.then_some(own), runtime: None };
         Wiring {
             host: entry.owner.clone(),
             host_mac: host_mac(base, attachment),
@@ -74,6 +75,26 @@ impl Wiring {
             addresses,
         }
     }
+
+    /// The same for a runtime that asks by CRI, which the alias says then.
+    pub fn for_runtime(mut self, attachment: &Attachment, runtime: Option<String>) -> Wiring {
+        self.marks.runtime = runtime;
+        self.alias = alias(attachment, &self.marks);
+        self
+    }
+}
+
+/// Whose a link is by its alias, if it is a pod's of this network: its name is the hash of who holds it. An alias that was
+/// cut does not say. What pod that is was never in it.
+pub fn holder_by_link(network: &str, link: &str, alias: &str) -> Option<Holder> {
+    let name = alias.strip_prefix(ours::POD_ALIAS)?.split(' ').next()?;
+    let (container, interface) = name.split_once('/')?;
+    (ipam::owner(network, container, interface) == link).then(|| Holder {
+        container: container.to_owned(),
+        interface: interface.to_owned(),
+        pod: None,
+        runtime: PodMarks::of_alias(alias).runtime,
+    })
 }
 
 /// `IFLA_IFALIAS` of an attachment with its marks, cut to the kernel's limit.

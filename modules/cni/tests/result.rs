@@ -8,9 +8,9 @@ use std::path::Path;
 use homelab_cni::ipam::Entry;
 use homelab_cni::{
     AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, Previous, Version, Wiring, alias,
-    version_json,
+    holder_by_link, version_json,
 };
-use homelab_model::PodMarks;
+use homelab_model::{OwnAddresses, PodMarks};
 use serde_json::{Map, Value, json};
 
 fn answer(version: Version) -> Value {
@@ -171,4 +171,30 @@ fn alias_fits_the_kernel() {
     // The kernel counts bytes, and a name may hold any letter.
     let odd = Attachment { container: "c".repeat(240), ifname: "äöü".into() };
     assert!(alias(&odd, &PodMarks::default()).len() <= 254);
+}
+
+#[test]
+fn a_link_says_whose_it_is_unless_its_alias_was_cut() {
+    let runtime = Some("0a1b2c3d".to_owned());
+    let own = OwnAddresses { mac: [2, 0, 0, 0, 0, 1], addresses: vec!["10.0.0.2".parse().expect("address")] };
+    for marks in [PodMarks::default(), PodMarks { isolated: true, own: Some(own), runtime: runtime.clone() }]
+    {
+        let attachment = |container: &str| Attachment { container: container.into(), ifname: "eth-0".into() };
+        let link = |container: &str| homelab_cni::ipam::owner("home", container, "eth-0");
+        let short = alias(&attachment("c1"), &marks);
+        let holder = holder_by_link("home", &link("c1"), &short).expect("holder");
+        assert_eq!((holder.container.as_str(), holder.interface.as_str()), ("c1", "eth-0"));
+        assert_eq!((holder.pod, holder.runtime), (None, marks.runtime.clone()));
+        let long = "c".repeat(260);
+        for (network, link, alias) in [
+            ("other", link("c1"), short.as_str()),
+            ("home", link("c2"), &short),
+            ("home", link(&long), &alias(&attachment(&long), &marks)),
+            ("home", link("c1"), "homelab-pod:c1"),
+            ("home", link("c1"), "homelab"),
+            ("home", link("c1"), ""),
+        ] {
+            assert_eq!(holder_by_link(network, &link, alias), None, "{network} {link} {alias}");
+        }
+    }
 }

@@ -158,6 +158,8 @@ pub struct Bridge<'a> {
     pub sysctls: &'a [(String, &'static str)],
     /// Its addresses.
     pub addresses: &'a [IpNet],
+    /// The node's ends of running pods that become its ports again: the bridge before it was deleted.
+    pub pods: &'a [LinkInfo],
 }
 
 /// Writes a sysctl of the caller's network namespace, key as in sysctl.d(5) (dots, and slashes for dots in a link's
@@ -253,19 +255,25 @@ impl PodSocket {
         finished
     }
 
-    /// Makes a bridge of ours, up, with its sysctls (key and value as in sysctl.d(5)) and addresses. One that another
-    /// process makes meanwhile is no error. For the caller's own namespace only.
+    /// Makes a bridge of ours, up, with its sysctls (key and value as in sysctl.d(5)) and addresses; last its alias, which
+    /// says that it is complete. One that another process makes meanwhile, or that a killed one left, is no error. For the
+    /// caller's own namespace only.
     pub fn create_bridge(&mut self, bridge: &Bridge<'_>) -> Result<LinkInfo, PodError> {
         let what = || format!("bridge {}", bridge.name);
         let new = rt::NewLink {
             name: bridge.name,
             mac: bridge.mac,
             mtu: bridge.mtu,
-            alias: homelab_model::ours::LINK_ALIAS,
+            alias: "",
             kind: rt::NewKind::Bridge { stp: false },
         };
         match rt::create_link(&mut self.socket, &new) {
-            Err(error) if error.is(Errno::EEXIST) => {}
+            Err(error) if error.is(Errno::EEXIST) => {
+                if let Some(complete) = self.link(bridge.name)?.filter(|link| !link.alias.is_empty()) {
+                    return Ok(complete);
+                }
+                doing(what, rt::finish_link(&mut self.socket, &new))?;
+            }
             other => doing(what, other)?,
         }
         let link = self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))?;
@@ -280,6 +288,14 @@ impl PodSocket {
         for result in doing(what, self.socket.batch(messages))? {
             doing(what, result)?;
         }
+        for pod in bridge.pods {
+            match rt::take_pod_back(&mut self.socket, pod, link.index) {
+                // It ends right now.
+                Err(error) if error.is(Errno::ENODEV) => {}
+                other => doing(|| format!("taking {} back", pod.name), other)?,
+            }
+        }
+        doing(what, rt::set_alias(&mut self.socket, link.index, homelab_model::ours::LINK_ALIAS))?;
         Ok(link)
     }
 
@@ -298,6 +314,14 @@ impl PodSocket {
         drop(tell);
         doing(what, set)?;
         self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))
+    }
+
+    /// Deletes a link if it is still there; another one that has its name by now stays.
+    pub fn delete(&mut self, link: &LinkInfo) -> Result<(), PodError> {
+        match rt::delete_link(&mut self.socket, link.index) {
+            Err(error) if error.is(Errno::ENODEV) => Ok(()),
+            other => doing(|| format!("link {}", link.name), other),
+        }
     }
 
     /// Deletes the link `name` (a veth takes its other end with it). Whether there was one.
@@ -392,6 +416,18 @@ impl PodSocket {
     pub fn addresses_at(&mut self, index: u32) -> Result<Vec<IpNet>, PodError> {
         let found = doing(|| "addresses".to_owned(), rt::addresses(&mut self.socket, Some(index)))?;
         Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// Addresses of the other end of a veth pair, wherever that is; nothing, if it is gone.
+    pub fn addresses_of_other(&mut self, link: &LinkInfo) -> Result<Vec<IpNet>, PodError> {
+        let Some(index) = link.other else { return Ok(Vec::new()) };
+        match link.other_netns {
+            None => self.addresses_at(index),
+            Some(netns) => doing(
+                || format!("addresses of the other end of {}", link.name),
+                rt::addresses_elsewhere(&mut self.socket, netns, index),
+            ),
+        }
     }
 
     /// Gives the link with this index addresses.

@@ -106,6 +106,48 @@ fn a_strangers_link_under_our_name_is_refused() {
     });
 }
 
+/// Bridges one behind the other. The kernel makes no bridge a port of another one (`br_add_if`), so they hang together by a
+/// cable; other masters, which it has as modules only, are in the model's tests. A pod range on the outer bridge or on a
+/// strangers' inner one is refused by its name; a bridge of others with its own range may be where it is.
+#[test]
+fn nested_bridges_with_the_pod_range_are_refused_by_name() {
+    on_a_node(|node| {
+        let old = Pod::new("old");
+        node.add(&old);
+        run("ip link add br-lan type bridge");
+        let refusal = run("! ip link set homelab0 master br-lan 2>&1");
+        assert_has(&refusal, &["Can not enslave a bridge to a bridge"]);
+        node.del(&old);
+        let pod = Pod::new("c1");
+        run("ip link add cni0 type bridge");
+        run("ip link add up0 type veth peer name down0");
+        run("ip link set up0 master br-lan up && ip link set down0 master cni0 up");
+        run("ip link set br-lan up && ip link set cni0 up");
+        for made in [true, false] {
+            if !made {
+                run("ip link del homelab0");
+            }
+            for (link, address) in [("br-lan", "10.244.0.1/16"), ("cni0", "10.244.1.1/24")] {
+                run(&format!("ip address add {address} dev {link}"));
+                if made {
+                    // It lacks its gateway, as after a change of ranges.
+                    run("ip address del 10.244.1.1/24 dev homelab0 2>/dev/null || true");
+                }
+                let words = refused(node.call("ADD", &pod, &node.conf("1.1.0")));
+                let named = format!("link {link} has the address {address}");
+                assert_has(&words, &["10.244.1.0/24", &named, "homelab plan"]);
+                run(&format!("ip address del {address} dev {link}"));
+            }
+        }
+        assert!(!run("ip -o link").contains("homelab0"), "nothing was made");
+        run("ip address add 10.9.0.1/24 dev cni0 && ip address add 192.168.9.1/24 dev br-lan");
+        node.add(&pod);
+        assert!(pod.can("ping -c3 -i0.2 -W2 10.244.1.1"));
+        node.del(&pod);
+        assert_eq!(node.entries(), Vec::<String>::new());
+    });
+}
+
 #[test]
 fn a_bridge_handed_over_keeps_running_pods_and_their_addresses() {
     on_a_node(|node| {

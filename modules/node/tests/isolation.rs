@@ -149,13 +149,7 @@ fn seen() -> BTreeSet<u8> {
 
 /// Elements of the guard.
 fn guarded() -> usize {
-    let of = |set: &str| {
-        let listed = run(&format!("nft -j list set bridge homelab {set}"));
-        let json: Value = serde_json::from_str(&listed).expect("JSON");
-        let items = json["nftables"].as_array().expect("list").clone();
-        items.iter().filter_map(|item| item["set"]["elem"].as_array().map(Vec::len)).sum::<usize>()
-    };
-    homelab_cni::GUARD_SETS.iter().map(|set| of(set)).sum()
+    homelab_cni::GUARD_SETS.iter().map(|set| ruleset::elements_of(&format!("set bridge homelab {set}"))).sum()
 }
 
 #[test]
@@ -274,4 +268,60 @@ fn port_isolation_keeps_pods_of_a_node_apart() {
         let wrong = node.call("ADD", &Pod::new("x"), &conf(node, json!({ "portIsolation": "yes" })));
         assert_eq!(wrong.code(), 7);
     });
+}
+
+/// Who makes the bridge anew.
+#[derive(Clone, Copy)]
+enum Maker {
+    /// Apply, which the agent does as well.
+    Apply,
+    /// The next ADD, where no agent is there.
+    Add,
+}
+
+/// The bridge is deleted under running pods: CHECK says it, and who makes it anew gives every pod its place back.
+#[test]
+fn isolation_and_guard_come_back_with_a_bridge_that_was_deleted() {
+    for maker in [Maker::Apply, Maker::Add] {
+        on_a_stage(|node| {
+            let apart = || json!({ "portIsolation": true, "macspoofchk": true });
+            let (one, two) = (Attached::new(node, "one", apart()), Attached::new(node, "two", apart()));
+            let free = Attached::new(node, "free", json!({}));
+            run("ip link del homelab0");
+            let answer = node.call("CHECK", &one.pod, &one.conf);
+            assert!(answer.text.contains("bridge homelab0 is missing"), "{}", answer.text);
+            assert_eq!(answer.code(), 104);
+            assert!(!one.pod.can("ping -c1 -W1 10.244.0.1"));
+            match maker {
+                Maker::Apply => {
+                    let of_bridge = |object: &homelab_model::NodeObject| match &object.spec {
+                        homelab_model::Spec::Link(link) => link.name == "homelab0",
+                        homelab_model::Spec::Address(address) => address.link == "homelab0",
+                        _ => false,
+                    };
+                    let objects: Vec<_> =
+                        homelab_cni::objects(&ruleset::spec()).into_iter().filter(of_bridge).collect();
+                    let files = tempfile::tempdir().expect("directory");
+                    let root = homelab_linux::Root::at(files.path());
+                    let mut kernel = homelab_linux::Node::open(root).expect("node");
+                    let changes = homelab_model::diff(&[], &objects);
+                    kernel.apply_all(&changes, &mut |_| {}).expect("apply");
+                }
+                Maker::Add => drop(Attached::new(node, "late", json!({}))),
+            }
+            for pod in [&one, &two, &free] {
+                node.call("CHECK", &pod.pod, &pod.conf).ok();
+            }
+            let reaches = |from: &Attached, to: &str| from.pod.can(&format!("ping -c3 -i0.2 -W2 {to}"));
+            for to in [free.v4.to_string(), free.v6.to_string(), "10.244.0.1".into(), "fd00:10:244::1".into()]
+            {
+                assert!(reaches(&one, &to), "{to}");
+            }
+            for to in [two.v4.to_string(), two.v6.to_string()] {
+                assert!(!one.pod.can(&format!("ping -c1 -W1 {to}")), "{to}");
+                assert!(reaches(&free, &to), "{to}");
+            }
+            assert_eq!(one.pass(vec![(1, one.ipv4(one.v4)), (2, one.ipv4(free.v4))]), BTreeSet::from([1]));
+        });
+    }
 }

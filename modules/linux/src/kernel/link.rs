@@ -68,11 +68,7 @@ impl Kernel {
     fn take_pods_back(&mut self, bridge: u32) -> Result<(), Error> {
         let links = netlink("reading links", rt::links(&mut self.socket))?;
         for pod in links.iter().filter(|l| l.master.is_none() && l.alias.starts_with(ours::POD_ALIAS)) {
-            let join = LinkChange { master: Some(bridge), ..LinkChange::default() };
-            let isolated = homelab_model::PodMarks::of_alias(&pod.alias).isolated;
-            let port = rt::port_message(&pod.name, &pod.alias, true, isolated);
-            let taken =
-                rt::set_link(&mut self.socket, pod.index, join).and_then(|()| self.socket.request(port));
+            let taken = rt::take_pod_back(&mut self.socket, pod, bridge);
             // A pod that ends right now is no reason to leave the others alone.
             netlink(format!("taking {} back", pod.name), tolerate_gone(taken))?;
         }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use crate::netlink::{AF_INET6, Attributes, Message, NetlinkError, Socket, family, flag, ip, ne_u32, rtm};
 
@@ -10,6 +11,7 @@ const IFADDRMSG: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
+const IFA_TARGET_NETNSID: u16 = 10;
 /// `IFA_F_TENTATIVE`: duplicates are still searched for, and the address cannot be used.
 const TENTATIVE: u32 = 0x40;
 /// `IFA_F_NODAD`: an address that we gave out ourselves needs no search for duplicates.
@@ -43,6 +45,24 @@ pub(crate) fn addresses(socket: &mut Socket, index: Option<u32>) -> Result<Vec<(
     let mut header = [0; IFADDRMSG];
     header[4..8].copy_from_slice(&index.unwrap_or(0).to_ne_bytes());
     socket.dump(Message::new(rtm::GETADDR, 0, &header), read)
+}
+
+/// Addresses of the link with this index in the namespace that has this number here. Nothing, if there is no such namespace or link.
+pub(crate) fn addresses_elsewhere(
+    socket: &mut Socket,
+    netns: u32,
+    index: u32,
+) -> Result<Vec<IpNet>, NetlinkError> {
+    let mut header = [0; IFADDRMSG];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    let mut message = Message::new(rtm::GETADDR, 0, &header);
+    message.u32(IFA_TARGET_NETNSID, netns);
+    match socket.dump(message, read) {
+        Ok(found) => Ok(found.into_iter().map(|(_, address)| address).collect()),
+        // rtnl_get_net_ns_capable: the namespace is gone; inet_dump_addr: the link is.
+        Err(error) if error.is(Errno::EINVAL) || error.is(Errno::ENODEV) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// All addresses, each with the index of its link and whether it cannot be used yet.

@@ -18,6 +18,8 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -71,6 +73,10 @@ pub struct LinkInfo {
     pub resolves: bool,
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
+    /// Index of the other end of a pair, in its namespace (`IFLA_LINK`); of a link above another one that one's.
+    pub other: Option<u32>,
+    /// This namespace's number for the other end's, where that is elsewhere (`IFLA_LINK_NETNSID`).
+    pub other_netns: Option<u32>,
     /// Whether a bridge sends frames back out of this port.
     pub hairpin: bool,
     /// Whether a bridge exchanges no frames between this port and other isolated ones.
@@ -136,6 +142,8 @@ fn read(body: &[u8]) -> Option<LinkInfo> {
             IFLA_ADDRESS => link.mac = mac_text(value),
             IFLA_MTU => link.mtu = ne_u32(value)?,
             IFLA_MASTER => link.master = ne_u32(value),
+            IFLA_LINK => link.other = ne_u32(value).filter(|index| *index > 0),
+            IFLA_LINK_NETNSID => link.other_netns = ne_u32(value),
             IFLA_OPERSTATE => link.operational = value.first().is_some_and(|s| OPERATIONAL.contains(s)),
             IFLA_LINKINFO => read_info(value, &mut link),
             _ => {}
@@ -219,23 +227,27 @@ pub(crate) struct NewLink<'a> {
 /// link is gone again.
 pub(crate) fn create_link(socket: &mut Socket, new: &NewLink<'_>) -> Result<(), NetlinkError> {
     socket.request(create_message(new))?;
-    let finished = socket.batch(finish_messages(new)).and_then(|results| {
-        let last = results.len().saturating_sub(1);
-        for (at, result) in results.into_iter().enumerate() {
-            match result {
-                // IPv6 is switched off: no address will be made up.
-                Err(error) if at == last && error.is(Errno::EAFNOSUPPORT) => {}
-                other => other?,
-            }
-        }
-        Ok(())
-    });
+    let finished = finish_link(socket, new);
     if finished.is_err()
         && let Ok(Some(made)) = link_by_name(socket, new.name)
     {
         let _ = delete_link(socket, made.index);
     }
     finished
+}
+
+/// What [`create_link`] does when the link is there.
+pub(crate) fn finish_link(socket: &mut Socket, new: &NewLink<'_>) -> Result<(), NetlinkError> {
+    let results = socket.batch(finish_messages(new))?;
+    let last = results.len().saturating_sub(1);
+    for (at, result) in results.into_iter().enumerate() {
+        match result {
+            // IPv6 is switched off: no address will be made up.
+            Err(error) if at == last && error.is(Errno::EAFNOSUPPORT) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn create_message(new: &NewLink<'_>) -> Message {
@@ -271,9 +283,11 @@ fn finish_messages(new: &NewLink<'_>) -> Vec<Message> {
         fill(&mut message);
         messages.push(message);
     };
-    set(&|m| {
-        m.text(IFLA_IFALIAS, new.alias);
-    });
+    if !new.alias.is_empty() {
+        set(&|m| {
+            m.text(IFLA_IFALIAS, new.alias);
+        });
+    }
     if matches!(new.kind, NewKind::Bridge { .. }) {
         // Only an MTU that changes counts as set by the user; any other follows the smallest port.
         set(&|m| {
@@ -399,6 +413,13 @@ pub(crate) fn set_alias(socket: &mut Socket, index: u32, alias: &str) -> Result<
     let mut message = Message::new(rtm::NEWLINK, 0, &header(0, index, 0, 0));
     message.text(IFLA_IFALIAS, alias);
     socket.request(message)
+}
+
+/// Makes the node's end of a running pod a port of a bridge again, as its alias says what kind of one.
+pub(crate) fn take_pod_back(socket: &mut Socket, pod: &LinkInfo, bridge: u32) -> Result<(), NetlinkError> {
+    set_link(socket, pod.index, LinkChange { master: Some(bridge), ..LinkChange::default() })?;
+    let isolated = homelab_model::PodMarks::of_alias(&pod.alias).isolated;
+    socket.request(port_message(&pod.name, &pod.alias, true, isolated))
 }
 
 /// The request that writes the alias and the flags of the bridge port `name`.

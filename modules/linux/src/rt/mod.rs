@@ -7,11 +7,12 @@ mod qdisc;
 mod route;
 
 pub(crate) use address::{
-    add_address, add_message as add_address_message, addresses, addresses_with_state, delete_address,
+    add_address, add_message as add_address_message, addresses, addresses_elsewhere, addresses_with_state,
+    delete_address,
 };
 pub(crate) use link::{
-    LinkChange, NewKind, NewLink, create_link, delete_link, link_by_name, links, no_forward_delay,
-    port_message, set_alias, set_link, set_message, veth_message,
+    LinkChange, NewKind, NewLink, create_link, delete_link, finish_link, link_by_name, links,
+    no_forward_delay, port_message, set_alias, set_link, set_message, take_pod_back, veth_message,
 };
 pub use link::{LinkInfo, VethEnd, VxlanInfo, mac_text, parse_mac};
 pub(crate) use neighbour::{

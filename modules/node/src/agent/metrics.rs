@@ -240,7 +240,7 @@ impl Metrics {
         count(&self.released, synced.released);
     }
 
-    /// Counts attachments that were freed because something of theirs is gone: `link` or `sandbox`.
+    /// Counts attachments that were freed because something of theirs is gone: `link`, `sandbox` or `returned`.
     pub(super) fn freed(&self, reason: &str, count: usize) {
         self.freed.with_label_values(&[reason]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use homelab_cri::Client;
-use homelab_linux::{Root, cri_sockets};
+use homelab_linux::{Node, Root, cri_sockets};
 use homelab_model::ours;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -86,6 +86,7 @@ impl Sandboxes {
             }
             Err(error) => warn!(%error, "cannot look for addresses of vanished pods"),
         }
+        recover(metrics);
         if self.looking {
             return;
         }
@@ -140,6 +141,30 @@ impl Sandboxes {
         if let Err(error) = result {
             warn!(%error, "cannot detach a pod that its runtime does not know");
         }
+    }
+}
+
+/// Gives pods whose reservations were lost new ones, and takes away links that are no pod's any more.
+fn recover(metrics: &Metrics) {
+    let cluster = || Some(Node::open(Root::system()).ok()?.spec()?.cluster);
+    match cni::recover(Path::new(ours::IPAM), cluster) {
+        Ok(found) => {
+            if found.reserved > 0 {
+                info!(found.reserved, "pods whose reservations were lost have new ones");
+            }
+            if found.deleted > 0 {
+                info!(found.deleted, "left-over links of pods are deleted");
+                metrics.freed("returned", found.deleted);
+            }
+            if !found.doubled.is_empty() {
+                let links = found.doubled.join(" ");
+                warn!(
+                    links,
+                    "the addresses of these pods were given to others as well; start one of each anew"
+                );
+            }
+        }
+        Err(error) => warn!(%error, "cannot look for pods whose reservations were lost"),
     }
 }
 

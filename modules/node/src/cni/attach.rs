@@ -7,7 +7,7 @@ use std::time::Duration;
 use homelab_cni::ipam::{self, Entry, Holder};
 use homelab_cni::{
     AddResult, Attachment, Bandwidth, Base, CniError, Code, Network, PodAddress, Previous, Rate, Sandbox,
-    Wiring, Wishes, bridge_sysctls, gateway_net,
+    Wiring, Wishes, bridge_sysctls, gateway_net, holder_by_link,
 };
 use homelab_linux::pod::{Bridge, Netns, PodError, PodRoute, PodSocket, Veth, write_sysctl};
 use homelab_linux::{Bucket, LinkInfo, VethEnd};
@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use super::bridge;
 use super::guard::{self, Guard};
 use super::hostport::{Claimed, Claims};
+use super::lost;
 use super::store::{self, Reserved, Store, Wanted};
 
 /// How often to look at a bridge that is just being made, a millisecond apart.
@@ -45,9 +46,11 @@ pub(crate) fn add(
     let by_cri = wishes.sandbox.as_ref() == Some(&attachment.container);
     let runtime = if by_cri { store::runtime() } else { None };
     let wanted = Wanted { network, owner: &owner, attachment, wishes, runtime };
-    let reserved = store.lock()?.reserve(&wanted, || left(&base.data_dir, &mut host))?;
+    let living = || lost::living(&base.data_dir, network, &base.name);
+    let reserved = store.lock()?.reserve(&wanted, || left(&base.data_dir, &mut host), living)?;
     let mtu = network.mtu.unwrap_or(bridge.mtu);
-    let wiring = Wiring::new(base, network, attachment, &reserved.entry, wishes.mac);
+    let wiring = Wiring::new(base, network, attachment, &reserved.entry, wishes.mac)
+        .for_runtime(attachment, wanted.runtime);
     let holder = (owner.as_str(), &reserved.entry.addresses[..]);
     let mut ports = match Claims::claim(base, network, attachment, wishes.pod.as_deref(), holder, &mut host) {
         Ok(ports) => ports,
@@ -122,19 +125,24 @@ pub(super) fn open(sandbox: &Sandbox) -> Result<Netns, CniError> {
 
 /// The bridge, ours and made if missing (the agent may be down, or not that far), with the gateways of the pods.
 fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<LinkInfo, CniError> {
-    for _ in 0..BRIDGE_TRIES {
+    let mac = mac_of(base, network);
+    for left in (0..BRIDGE_TRIES).rev() {
         match host.link(&network.bridge).map_err(kernel)? {
             None => {
                 bridge::nothing_in_the_way(host, &network.ranges)?;
                 make_bridge(host, base, network)?;
             }
-            // The kernel takes no alias while it makes a link: another process is just making it.
+            // It gets its alias last: another process is just making it. Or was killed then, if it has our MAC address.
             Some(link) if link.kind == "bridge" && link.alias.is_empty() => {
-                std::thread::sleep(Duration::from_millis(1));
+                let ours = homelab_linux::parse_mac(&link.mac) == Some(mac);
+                if left == 1 && ours && link.master.is_none() {
+                    make_bridge(host, base, network)?;
+                } else {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
             Some(link) => {
                 let mut link = bridge::own(host, link)?;
-                let mac = mac_of(base, network);
                 if homelab_linux::parse_mac(&link.mac) != Some(mac) {
                     let sysctls = bridge_sysctls(&network.bridge);
                     link = host.take_over_bridge(&as_bridge(network, mac, &sysctls, &[])).map_err(kernel)?;
@@ -151,7 +159,11 @@ fn ensure_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result
 fn make_bridge(host: &mut PodSocket, base: &Base, network: &Network) -> Result<(), CniError> {
     let addresses: Vec<IpNet> = network.ranges.iter().filter_map(|range| gateway_net(*range)).collect();
     let sysctls = bridge_sysctls(&network.bridge);
-    let bridge = as_bridge(network, mac_of(base, network), &sysctls, &addresses);
+    let mut pods = host.links().map_err(kernel)?;
+    pods.retain(|link| {
+        link.master.is_none() && holder_by_link(&base.name, &link.name, &link.alias).is_some()
+    });
+    let bridge = Bridge { pods: &pods, ..as_bridge(network, mac_of(base, network), &sysctls, &addresses) };
     host.create_bridge(&bridge).map(|_| ()).map_err(kernel)
 }
 
@@ -166,7 +178,7 @@ fn as_bridge<'a>(
     sysctls: &'a [(String, &'static str)],
     addresses: &'a [IpNet],
 ) -> Bridge<'a> {
-    Bridge { name: &network.bridge, mac, mtu: network.mtu.unwrap_or(1500), sysctls, addresses }
+    Bridge { name: &network.bridge, mac, mtu: network.mtu.unwrap_or(1500), sysctls, addresses, pods: &[] }
 }
 
 /// Names of the node's links. An entry whose link is gone is free: its pod's address went with it.
@@ -284,21 +296,26 @@ fn taken(
 pub(crate) fn del(base: &Base, attachment: &Attachment, guarded: bool) -> Result<(), CniError> {
     let owner = ipam::owner(&base.name, &attachment.container, &attachment.ifname);
     let ports = Claims::of(&base.data_dir)?.release(&owner);
-    detach(&mut PodSocket::open().map_err(kernel)?, &owner, guarded)?;
+    let attached = detach(&mut PodSocket::open().map_err(kernel)?, &owner, guarded)?;
     ports?;
-    Store::of(base)?.release(&owner)
+    let held = Store::of(base)?.release(&owner)?;
+    if attached && !held {
+        // The store was lost, and with it the note of its ports.
+        return Claims::purge(&owner);
+    }
+    Ok(())
 }
 
-/// Deletes a pod's link, and what guarded it. Where the link is gone, `guarded` says whether to look for that.
-fn detach(host: &mut PodSocket, owner: &str, guarded: bool) -> Result<(), CniError> {
-    match host.take_link(owner).map_err(kernel)? {
-        Some(link) => match PodMarks::of_alias(&link.alias).own {
-            Some(own) => guard::remove(owner, Some(&own)),
-            None => Ok(()),
-        },
-        None if guarded => guard::remove(owner, None),
-        None => Ok(()),
+/// Deletes a pod's link, and what guarded it; says whether it was there. Where it is gone, `guarded` says whether to look for
+/// that.
+fn detach(host: &mut PodSocket, owner: &str, guarded: bool) -> Result<bool, CniError> {
+    let link = host.take_link(owner).map_err(kernel)?;
+    match link.as_ref().map(|link| PodMarks::of_alias(&link.alias).own) {
+        Some(Some(own)) => guard::remove(owner, Some(&own))?,
+        None if guarded => guard::remove(owner, None)?,
+        _ => {}
     }
+    Ok(link.is_some())
 }
 
 /// GC: takes away every attachment of the network that the runtime does not name. Goes on after an error.
@@ -307,7 +324,8 @@ pub(crate) fn gc(base: &Base, valid: &[Attachment]) -> Result<(), CniError> {
         valid.iter().map(|a| ipam::owner(&base.name, &a.container, &a.ifname)).collect();
     let store = Store::of(base)?;
     let gone = store.entries()?.into_iter().filter(|entry| !keep.contains(&entry.owner));
-    detach_all(&base.data_dir, gone.map(|entry| (&store, entry)).collect()).1
+    let detached = detach_all(&base.data_dir, gone.map(|entry| (&store, entry)).collect()).1;
+    detached.and(lost::detach_unreserved(&base.data_dir, &base.name, &keep))
 }
 
 /// Takes attachments away, as DEL does; says how many. Goes on after an error.
@@ -324,7 +342,7 @@ fn detach_all(data_dir: &Path, gone: Vec<(&Store, Entry)>) -> (usize, Result<(),
     for (store, entry) in gone {
         let ports = claims.release(&entry.owner);
         let removed = detach(&mut host, &entry.owner, false);
-        let removed = ports.and(removed).and_then(|()| store.remove(&entry));
+        let removed = ports.and(removed).and_then(|_| store.remove(&entry));
         freed += usize::from(removed.is_ok());
         first = first.and(removed);
     }

@@ -6,6 +6,7 @@ use homelab_cni::{
 };
 use homelab_linux::mac_text;
 use homelab_linux::pod::PodSocket;
+use homelab_model::PodMarks;
 
 use super::attach::{kernel, open};
 use super::bridge;
@@ -46,6 +47,8 @@ pub(crate) fn check(
     let Some(port) = host.link(&wiring.host).map_err(kernel)? else {
         return mismatch(format!("link {} on the node is missing", wiring.host));
     };
+    // Which runtime asked ADD is not CHECK's to know.
+    let wiring = wiring.for_runtime(attachment, PodMarks::of_alias(&port.alias).runtime);
     for (right, what) in [
         (port.alias == wiring.alias, "has another alias"),
         (port.master == Some(bridge.index), "is no port of the bridge"),

@@ -7,6 +7,7 @@ mod bridge;
 mod check;
 pub(crate) mod guard;
 pub(crate) mod hostport;
+mod lost;
 mod ports;
 mod status;
 mod store;
@@ -19,6 +20,7 @@ use homelab_cni::{CniError, Code, Request, Version, error_version, version_json}
 use homelab_model::ours;
 
 pub(crate) use attach::{Sandboxed, forget, sandboxes};
+pub(crate) use lost::recover;
 pub(crate) use store::mark_of;
 
 /// Longest standard input, bytes: a GC request names every container of a node.

@@ -85,6 +85,12 @@ fn networks(data_dir: &Path) -> Result<Vec<PathBuf>, CniError> {
     Ok(networks)
 }
 
+/// Names of the networks below a data directory.
+pub(super) fn network_names(data_dir: &Path) -> Result<Vec<String>, CniError> {
+    let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
+    Ok(networks(data_dir)?.into_iter().filter_map(name).collect())
+}
+
 /// The entries in a directory; none if there is no such directory.
 fn listed(directory: &Path) -> Result<Vec<Entry>, CniError> {
     let listing = match fs::read_dir(directory) {
@@ -123,7 +129,12 @@ pub(super) fn held_by_others(
 impl Store {
     /// The store of a network. Makes nothing on the disk.
     pub(crate) fn of(base: &Base) -> Result<Store, CniError> {
-        Store::at(base.data_dir.join(&base.name))
+        Store::named(&base.data_dir, &base.name)
+    }
+
+    /// The store of the network of this name.
+    pub(super) fn named(data_dir: &Path, name: &str) -> Result<Store, CniError> {
+        Store::at(data_dir.join(name))
     }
 
     fn at(network: PathBuf) -> Result<Store, CniError> {
@@ -160,7 +171,7 @@ impl Store {
     /// The entries with their holders. What has gone meanwhile, or has none, is left out.
     pub(crate) fn holders(&self) -> Result<Vec<(Entry, Holder)>, CniError> {
         let holder = |entry: Entry| {
-            let target = fs::read_link(self.entries.join(entry.name())).ok()?;
+            let target = fs::read_link(self.path_of(&entry)).ok()?;
             Some((entry, Holder::parse(target.to_str()?)?))
         };
         Ok(self.entries()?.into_iter().filter_map(holder).collect())
@@ -180,16 +191,41 @@ impl Store {
 
     /// Frees an entry.
     pub(crate) fn remove(&self, entry: &Entry) -> Result<(), CniError> {
-        let path = self.entries.join(entry.name());
+        let path = self.path_of(entry);
         removed(&path).map_err(failed(&path))
     }
 
-    /// Frees all that `owner` holds.
-    pub(crate) fn release(&self, owner: &str) -> Result<(), CniError> {
+    /// Frees all that `owner` holds; says whether it held anything.
+    pub(crate) fn release(&self, owner: &str) -> Result<bool, CniError> {
+        let mut held = false;
         for entry in self.entries()?.iter().filter(|entry| entry.owner == owner) {
             self.remove(entry)?;
+            held = true;
         }
-        Ok(())
+        Ok(held)
+    }
+
+    /// Where an entry is.
+    pub(super) fn path_of(&self, entry: &Entry) -> PathBuf {
+        self.entries.join(entry.name())
+    }
+
+    fn insert(&self, entry: &Entry, holder: &Holder) -> Result<(), CniError> {
+        let path = self.path_of(entry);
+        symlink(holder.target(), &path).map_err(failed(&path))
+    }
+
+    /// The directory of this boot with its first entries, all at once: who finds it believes that it has them all.
+    fn begin(&self, living: &[(Entry, Holder)]) -> Result<(), CniError> {
+        let mut begun = self.entries.clone().into_os_string();
+        begun.push(".new");
+        let begun = Store { network: self.network.clone(), entries: begun.into() };
+        gone(fs::remove_dir_all(&begun.entries)).map_err(failed(&begun.entries))?;
+        fs::create_dir_all(&begun.entries).map_err(failed(&begun.entries))?;
+        for (entry, holder) in living {
+            begun.insert(entry, holder)?;
+        }
+        fs::rename(&begun.entries, &self.entries).map_err(failed(&self.entries))
     }
 
     /// Waits for the lock that orders writers. It ends with the value, and with the process.
@@ -284,11 +320,13 @@ impl Locked<'_> {
         std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
     }
 
-    /// Reserves addresses for an attachment: on the disk before anything is made in the kernel.
+    /// Reserves addresses for an attachment: on the disk before anything is made in the kernel. `living` are those of pods
+    /// that are there although there is no reservation: the store was lost.
     pub(crate) fn reserve(
         &self,
         wanted: &Wanted<'_>,
         mut links: impl FnMut() -> Result<BTreeSet<String>, CniError>,
+        living: impl FnOnce() -> Result<Vec<(Entry, Holder)>, CniError>,
     ) -> Result<Reserved, CniError> {
         let store = self.store;
         let &Wanted { network, owner, attachment, wishes, ref runtime } = wanted;
@@ -299,6 +337,9 @@ impl Locked<'_> {
         let remembered = if network.sticky { listed(&store.names()).unwrap_or_default() } else { Vec::new() };
         let claim = Claim { owner, asked: &wishes.addresses, remembered: &remembered, name: &name };
         let mut entries = store.entries()?;
+        if entries.is_empty() {
+            entries = self.begin(&living()?)?;
+        }
         let others = held_by_others(&network.ranges, &mut links)?;
         entries.extend(others.iter().cloned());
         let last = self.last();
@@ -325,7 +366,7 @@ impl Locked<'_> {
                     pod: wishes.pod.clone(),
                     runtime: runtime.clone(),
                 };
-                self.insert(&entry, &holder.target())?;
+                store.insert(&entry, &holder)?;
                 (entry, offset)
             }
             Reservation::Taken(..) | Reservation::Full => {
@@ -431,32 +472,45 @@ impl Locked<'_> {
         }
     }
 
-    fn insert(&self, entry: &Entry, target: &str) -> Result<(), CniError> {
-        let path = self.store.entries.join(entry.name());
-        match symlink(target, &path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.begin_boot()?;
-                symlink(target, &path)
-            }
-            other => other,
-        }
-        .map_err(failed(&path))
-    }
-
-    /// The first ADD of a boot: entries of earlier ones are void.
-    fn begin_boot(&self) -> Result<(), CniError> {
+    /// The first ADD of a boot, where entries of earlier ones are void; or all entries are gone.
+    fn begin(&self, living: &[(Entry, Holder)]) -> Result<Vec<Entry>, CniError> {
         let store = self.store;
+        if store.entries.exists() {
+            self.restore(living)?;
+            return store.entries();
+        }
         for old in fs::read_dir(&store.network).map_err(failed(&store.network))? {
             let old = old.map_err(failed(&store.network))?;
-            let stays = [&store.entries, &store.names()].contains(&&old.path());
-            if old.file_type().is_ok_and(|kind| kind.is_dir()) && !stays {
+            if old.file_type().is_ok_and(|kind| kind.is_dir()) && old.path() != store.names() {
                 gone(fs::remove_dir_all(old.path())).map_err(failed(&old.path()))?;
             }
         }
-        match fs::create_dir(&store.entries) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(failed(&store.entries)(error)),
-            _ => Ok(()),
+        store.begin(living)?;
+        Ok(living.iter().map(|(entry, _)| entry.clone()).collect())
+    }
+
+    /// Notes entries that were lost; gives the owners of those whose addresses others have by now.
+    pub(super) fn restore(&self, lost: &[(Entry, Holder)]) -> Result<Vec<String>, CniError> {
+        let store = self.store;
+        if !store.entries.exists() {
+            store.begin(lost)?;
+            return Ok(Vec::new());
         }
+        let mut doubled = Vec::new();
+        let mut entries = store.entries()?;
+        for (entry, holder) in lost {
+            if entries.iter().any(|other| other.owner == entry.owner) {
+                continue;
+            }
+            let mut held = entries.iter().flat_map(|other| &other.addresses);
+            if held.any(|address| entry.addresses.contains(address)) {
+                doubled.push(entry.owner.clone());
+                continue;
+            }
+            store.insert(entry, holder)?;
+            entries.push(entry.clone());
+        }
+        Ok(doubled)
     }
 }
 

@@ -49,8 +49,12 @@ pub(crate) fn conf(node: &Node, mappings: &Value) -> Value {
 
 /// How many elements the sets of host ports have.
 pub(crate) fn elements() -> usize {
-    let text = run("nft -j list table inet homelab-hostport");
-    let json: Value = serde_json::from_str(&text).expect("JSON");
+    elements_of("table inet homelab-hostport")
+}
+
+/// How many elements a set has, or the sets of a table: `set bridge homelab x`.
+pub(crate) fn elements_of(what: &str) -> usize {
+    let json: Value = serde_json::from_str(&run(&format!("nft -j list {what}"))).expect("JSON");
     let items = json["nftables"].as_array().expect("list");
     let of = |item: &Value| {
         ["set", "map"].iter().find_map(|kind| item[kind]["elem"].as_array().map(Vec::len)).unwrap_or(0)

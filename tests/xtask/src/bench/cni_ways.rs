@@ -18,6 +18,11 @@ const REFERENCE: &str = "/usr/lib/cni";
 /// Rate where one is asked for, bits per second.
 pub(super) const RATE: u64 = 1_000_000_000;
 
+/// Who homelab is compared with, in the order of the aims.
+pub(super) const HOMELAB: &str = "homelab";
+pub(super) const CHAIN: &str = "reference chain: bridge, host-local, portmap";
+pub(super) const FLOOR: &str = "floor: same kernel operations";
+
 /// What to attach.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pod {
@@ -109,9 +114,9 @@ pub(super) fn make(directory: &Path) -> Result<Vec<Way>> {
     };
     let chain = |first: (PathBuf, Value)| std::iter::once(first).chain(others()).collect();
     Ok(vec![
-        Way { who: "homelab", node: "ours", plugins: vec![(plugin, ours)], slow: false },
+        Way { who: HOMELAB, node: "ours", plugins: vec![(plugin, ours)], slow: false },
         Way {
-            who: "reference chain: bridge, host-local, portmap",
+            who: CHAIN,
             node: "chain",
             plugins: chain((Path::new(REFERENCE).join("bridge"), bridge("chain"))),
             slow: true,
@@ -122,12 +127,7 @@ pub(super) fn make(directory: &Path) -> Result<Vec<Way>> {
             plugins: chain((delegate(directory, &bridge("flannel"))?, conf("flannel", json!({})))),
             slow: true,
         },
-        Way {
-            who: "floor: same kernel operations",
-            node: "floor",
-            plugins: vec![(floor, json!({}))],
-            slow: false,
-        },
+        Way { who: FLOOR, node: "floor", plugins: vec![(floor, json!({}))], slow: false },
     ])
 }
 

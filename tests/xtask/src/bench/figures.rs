@@ -83,6 +83,11 @@ impl Report {
         Some(self.ours(task, "ms")? / self.ours(other, "ms")?)
     }
 
+    /// Median of what someone took for a task.
+    pub(super) fn median(&self, task: &str, who: &str) -> Option<f64> {
+        self.figures.iter().find(|f| f.task == task && f.who == who).map(Figure::median)
+    }
+
     /// Adds what a figure cannot say, e.g. why there is none.
     pub(super) fn remark(&mut self, text: &str) {
         eprintln!("{text}");

@@ -36,6 +36,10 @@ pub(crate) struct Args {
     /// With failover: instead of failovers, so many minutes of short CPU and lost packets, in which none may happen
     #[arg(long)]
     endure: Option<f64>,
+    /// With cni: a few minutes instead of the whole; without throughput, flannel's order, 10 hostPorts, and the reference
+    /// among many pods or 64 at once
+    #[arg(long)]
+    quick: bool,
     /// Also write the figures as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -46,7 +50,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Outcome {
     if let Some(directory) = &args.inner {
-        return cni_inner::run(directory, args.runs);
+        return cni_inner::run(directory, args.runs, args.quick);
     }
     let known = ["engine", "rollback", "scale", "cni", "tunnel", "failover", "speaker", "proxy"];
     if let Some(unknown) =
@@ -59,7 +63,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     let wanted = |name: &str| asked(name) || (args.what.is_empty() && !ASKED_FOR.contains(&name));
     let mut report = Report::default();
     if known.into_iter().any(|name| !["failover", "speaker", "proxy"].contains(&name) && wanted(name)) {
-        on_the_lab(&mut report, &wanted, args.runs)?;
+        on_the_lab(&mut report, &wanted, args.runs, args.quick)?;
     }
     if wanted("failover") {
         match args.endure {
@@ -86,6 +90,7 @@ fn on_the_lab(
     report: &mut Report,
     wanted: &dyn Fn(&str) -> bool,
     runs: usize,
+    quick: bool,
 ) -> Result<(), Box<dyn std::error::Error>> {
     ensure_packages()?;
     tools::ensure_build_packages()?;
@@ -112,7 +117,7 @@ fn on_the_lab(
         engine::scale(report, runs.min(5))?;
     }
     if wanted("cni") {
-        cni::run(report, runs)?;
+        cni::run(report, runs, quick)?;
     }
     if wanted("tunnel") {
         tunnel::run(report, runs.min(5))?;
