@@ -6,16 +6,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::access::{self, Deed};
 use crate::body::Body;
 use crate::patch;
 use crate::query::Query;
 use crate::resource::Target;
-use crate::server::{Shared, now};
+use crate::server::{Shared, now, seconds};
 use crate::store::{Place, Scope, has_finalizers};
 
 /// Answers; what is not carried out is a `Status`.
@@ -55,20 +56,34 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
         }
     }
     let target = Target::parse(head.uri.path(), &shared.known)?;
+    let query = head.uri.query().unwrap_or_default();
+    let query = Query::parse(query, &target.resource);
+    if let Some(admin) = &shared.admin {
+        let authorization = head.headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
+        let store = shared.store();
+        let who = access::who(authorization, admin, &store, seconds())?;
+        access::allow(&who, &deed(&head.method, &target, &query), &store)?;
+    }
+    let query = query?;
     let json =
         head.headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"application/json"));
     let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| patch::Kind::of(kind.as_bytes()));
-    let Target { resource, namespace, name, status } = target;
+    let Target { resource, namespace, name, status, token } = target;
     let namespace = namespace.as_deref();
     let place = name.as_deref().map(|name| Place { resource: &resource, namespace, name });
     let object = async |body| if json { read(body).await } else { Err(Failure::MediaType) };
     match (head.method, place) {
+        (Method::POST, Some(place)) if token => {
+            let request = object(body).await?;
+            let issued = access::issue(place, &request, &shared.store(), seconds())?;
+            Ok((StatusCode::CREATED, whole(&issued)))
+        }
+        (_, Some(_)) if token => Err(Failure::MethodNotAllowed),
         (Method::GET, Some(place)) => {
             let object = shared.store().get(place)?;
             Ok((StatusCode::OK, whole(&object)))
         }
         (Method::GET, None) => {
-            let query = Query::parse(head.uri.query().unwrap_or_default(), &resource)?;
             let namespace = namespace.map(str::to_owned);
             let scope = Scope { resource, namespace, selector: query.selector.clone() };
             let body = if query.watch {
@@ -91,6 +106,11 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
         (Method::PATCH, Some(place)) => {
             let kind = kind.ok_or(Failure::MediaType)?;
             let patch = read(body).await?;
+            if kind == patch::Kind::Apply {
+                let how = (query.manager.as_str(), query.force);
+                let (object, new) = shared.change(|store| store.apply(place, patch, how, &now()))?;
+                return Ok((if new { StatusCode::CREATED } else { StatusCode::OK }, whole(&object)));
+            }
             let object = shared.change(|store| store.patch(place, kind, patch, status))?;
             Ok((StatusCode::OK, whole(&object)))
         }
@@ -101,6 +121,28 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
         }
         _ => Err(Failure::MethodNotAllowed),
     }
+}
+
+/// What a request is about.
+fn deed<'a>(method: &Method, target: &'a Target, query: &Result<Query, Failure>) -> Deed<'a> {
+    let verb = match (method, &target.name) {
+        (&Method::GET, Some(_)) => "get",
+        (&Method::GET, None) if query.as_ref().is_ok_and(|query| query.watch) => "watch",
+        (&Method::GET, None) => "list",
+        (&Method::POST, _) => "create",
+        (&Method::PUT, _) => "update",
+        (&Method::PATCH, _) => "patch",
+        _ => "delete",
+    };
+    let part = if target.status {
+        "status"
+    } else if target.token {
+        "token"
+    } else {
+        ""
+    };
+    let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref());
+    Deed { verb, resource: &target.resource, part, namespace, name }
 }
 
 /// The answer to a deletion.

@@ -31,6 +31,15 @@ pub enum Failure {
     /// The parameters contradict each other, or the object does so.
     #[error("{0}")]
     Invalid(String),
+    /// No such credential, or it is over.
+    #[error("Unauthorized")]
+    Unauthorized,
+    /// Not for who asks.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Fields that others manage: resource, name, paths of the fields.
+    #[error("Apply failed with {n} conflicts: {fields}", n = .2.len(), fields = .2.join(", "))]
+    Managed(&'static str, String, Vec<String>),
     /// Not with this path.
     #[error("the server does not allow this method on the requested resource")]
     MethodNotAllowed,
@@ -46,7 +55,9 @@ impl Failure {
     pub fn code(&self) -> u16 {
         match self {
             Failure::NotFound(..) | Failure::NoResource => 404,
-            Failure::AlreadyExists(..) | Failure::Conflict(..) => 409,
+            Failure::AlreadyExists(..) | Failure::Conflict(..) | Failure::Managed(..) => 409,
+            Failure::Unauthorized => 401,
+            Failure::Forbidden(_) => 403,
             Failure::Expired(..) => 410,
             Failure::TooLarge(..) => 504,
             Failure::BadRequest(_) => 400,
@@ -61,7 +72,9 @@ impl Failure {
         match self {
             Failure::NotFound(..) | Failure::NoResource => "NotFound",
             Failure::AlreadyExists(..) => "AlreadyExists",
-            Failure::Conflict(..) => "Conflict",
+            Failure::Conflict(..) | Failure::Managed(..) => "Conflict",
+            Failure::Unauthorized => "Unauthorized",
+            Failure::Forbidden(_) => "Forbidden",
             Failure::Expired(..) => "Expired",
             Failure::TooLarge(..) => "Timeout",
             Failure::BadRequest(_) => "BadRequest",
@@ -80,7 +93,8 @@ impl Failure {
         match self {
             Failure::NotFound(kind, name)
             | Failure::AlreadyExists(kind, name)
-            | Failure::Conflict(kind, name) => {
+            | Failure::Conflict(kind, name)
+            | Failure::Managed(kind, name, _) => {
                 status["details"] = json!({ "name": name, "kind": kind });
             }
             // By this cause clients know that it will come, and try again.

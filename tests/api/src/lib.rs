@@ -1,12 +1,13 @@
-//! A Kubernetes API server in the test's own process: HTTP and JSON, no etcd, no schemas, no authentication.
+//! A Kubernetes API server in the test's own process: HTTP or HTTPS, and JSON; no etcd, no schemas.
 //!
 //! Any object of a known [`Resource`] is kept as it is given. What clients build on is as in the real one, and the same
 //! contract tests run against both (`tests/contract`): resource versions from one counter, conflicts, list and watch
 //! with selectors, watches from a resource version, bookmarks, the initial events of a streaming list, 410 for what is
-//! forgotten, the status subresource, merge patches, finalizers.
+//! forgotten, the status subresource, merge patches, server-side apply, finalizers, tokens of ServiceAccounts and their
+//! RBAC. Whoever comes may do everything unless [`Setup::admin`] is set.
 //!
 //! Not there: JSON patches, lists in pages (a list is always whole), validation, defaulting and conversion of objects,
-//! server-side apply, tables, protobuf, TLS.
+//! `managedFields`, tables, protobuf, client certificates.
 //!
 //! ```
 //! use homelab_test_api::{Api, Resource};
@@ -19,7 +20,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod access;
 mod answer;
+mod apply;
 mod body;
 mod failure;
 mod patch;
@@ -32,4 +35,4 @@ mod watch;
 
 pub use failure::Failure;
 pub use resource::Resource;
-pub use server::Api;
+pub use server::{Api, Setup, State};

@@ -9,6 +9,8 @@ pub(crate) enum Kind {
     Merge,
     /// Kubernetes' own: lists with a merge key are merged. Here it is `conditions`, by `type`.
     Strategic,
+    /// Server-side apply: [`crate::apply`].
+    Apply,
 }
 
 impl Kind {
@@ -18,6 +20,8 @@ impl Kind {
         match media {
             b"application/merge-patch+json" => Some(Kind::Merge),
             b"application/strategic-merge-patch+json" => Some(Kind::Strategic),
+            // Any JSON is YAML, and no other YAML is read here.
+            b"application/apply-patch+yaml" => Some(Kind::Apply),
             _ => None,
         }
     }

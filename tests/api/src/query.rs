@@ -19,6 +19,10 @@ pub(crate) struct Query {
     pub(crate) initial: Option<bool>,
     /// When a watch ends, seconds.
     pub(crate) timeout: Option<u64>,
+    /// Who applies.
+    pub(crate) manager: String,
+    /// Whether what others manage is taken.
+    pub(crate) force: bool,
 }
 
 impl Query {
@@ -43,6 +47,8 @@ impl Query {
                 "sendInitialEvents" => initial = Some(truth(&value)),
                 "resourceVersion" if !value.is_empty() => query.version = Some(number()?),
                 "resourceVersionMatch" => matching = value,
+                "fieldManager" => query.manager = value,
+                "force" => query.force = truth(&value),
                 "timeoutSeconds" => query.timeout = Some(number()?),
                 _ => {}
             }

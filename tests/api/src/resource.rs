@@ -31,6 +31,8 @@ const fn grouped(group: &'static str, plural: &'static str, kind: &'static str) 
     Resource { group, status: false, ..core(plural, kind) }
 }
 
+const RBAC: &str = "rbac.authorization.k8s.io";
+
 impl Resource {
     /// `v1` Namespace. None must exist before there are objects in it.
     pub const NAMESPACES: Resource = Resource { namespaced: false, ..core("namespaces", "Namespace") };
@@ -56,8 +58,22 @@ impl Resource {
         ..grouped("networking.k8s.io", "servicecidrs", "ServiceCIDR")
     };
 
+    /// `v1` ServiceAccount; `token` below one of them issues tokens.
+    pub const SERVICE_ACCOUNTS: Resource =
+        Resource { status: false, ..core("serviceaccounts", "ServiceAccount") };
+    /// `rbac.authorization.k8s.io/v1` Role.
+    pub const ROLES: Resource = grouped(RBAC, "roles", "Role");
+    /// `rbac.authorization.k8s.io/v1` RoleBinding.
+    pub const ROLE_BINDINGS: Resource = grouped(RBAC, "rolebindings", "RoleBinding");
+    /// `rbac.authorization.k8s.io/v1` ClusterRole.
+    pub const CLUSTER_ROLES: Resource =
+        Resource { namespaced: false, ..grouped(RBAC, "clusterroles", "ClusterRole") };
+    /// `rbac.authorization.k8s.io/v1` ClusterRoleBinding.
+    pub const CLUSTER_ROLE_BINDINGS: Resource =
+        Resource { namespaced: false, ..grouped(RBAC, "clusterrolebindings", "ClusterRoleBinding") };
+
     /// All of the above.
-    pub const KNOWN: [Resource; 9] = [
+    pub const KNOWN: [Resource; 14] = [
         Resource::NAMESPACES,
         Resource::NODES,
         Resource::SERVICES,
@@ -67,6 +83,11 @@ impl Resource {
         Resource::ENDPOINT_SLICES,
         Resource::LEASES,
         Resource::SERVICE_CIDRS,
+        Resource::SERVICE_ACCOUNTS,
+        Resource::ROLES,
+        Resource::ROLE_BINDINGS,
+        Resource::CLUSTER_ROLES,
+        Resource::CLUSTER_ROLE_BINDINGS,
     ];
 
     /// `apiVersion` of its objects.
@@ -96,6 +117,8 @@ pub(crate) struct Target {
     pub(crate) name: Option<String>,
     /// The status alone.
     pub(crate) status: bool,
+    /// Tokens of an account.
+    pub(crate) token: bool,
 }
 
 impl Target {
@@ -116,10 +139,10 @@ impl Target {
             }
             _ => None,
         };
-        let (plural, name, status) = match parts[..] {
-            [plural] => (plural, None, false),
-            [plural, name] => (plural, Some(name), false),
-            [plural, name, "status"] => (plural, Some(name), true),
+        let (plural, name, part) = match parts[..] {
+            [plural] => (plural, None, ""),
+            [plural, name] => (plural, Some(name), ""),
+            [plural, name, part @ ("status" | "token")] => (plural, Some(name), part),
             _ => return Err(Failure::NoResource),
         };
         let resource = known
@@ -130,10 +153,12 @@ impl Target {
             (true, None) => name.is_none(),
             (namespaced, namespace) => namespaced == namespace.is_some(),
         };
-        if !placed || (status && !resource.status) {
+        let (status, token) = (part == "status", part == "token");
+        let has = !(status && !resource.status || token && *resource != Resource::SERVICE_ACCOUNTS);
+        if !placed || !has {
             return Err(Failure::NoResource);
         }
-        Ok(Target { resource: *resource, namespace, name: name.map(str::to_owned), status })
+        Ok(Target { resource: *resource, namespace, name: name.map(str::to_owned), status, token })
     }
 }
 
@@ -156,6 +181,7 @@ mod tests {
                     namespace: namespace.map(str::to_owned),
                     name: name.map(str::to_owned),
                     status: false,
+                    token: false,
                 };
                 assert_eq!(target, expected);
             }

@@ -9,7 +9,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::answer::answer;
 use crate::select::Selector;
@@ -27,6 +33,8 @@ pub struct Api {
 /// What all connections share.
 pub(crate) struct Shared {
     store: Mutex<Store>,
+    /// The token that may do everything; None: nobody is asked who he is.
+    pub(crate) admin: Option<String>,
     pub(crate) known: Vec<Resource>,
     tick: watch::Sender<Tick>,
 }
@@ -59,10 +67,32 @@ impl Shared {
     }
 }
 
+/// This moment, seconds since 1970.
+pub(crate) fn seconds() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
+}
+
 /// This moment as Kubernetes writes it: RFC 3339, whole seconds.
 pub(crate) fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
+
+/// What a server has that not all have.
+#[derive(Default)]
+pub struct Setup<'a> {
+    /// Resources besides [`Resource::KNOWN`].
+    pub more: &'a [Resource],
+    /// Certificates and key, PEM: HTTPS. None: HTTP.
+    pub tls: Option<(&'a str, &'a str)>,
+    /// The token that may do everything. Then tokens of ServiceAccounts are asked for, too, and roles count.
+    pub admin: Option<&'a str>,
+    /// What a server has left behind.
+    pub state: Option<State>,
+}
+
+/// All that a server knows: what it has in place of etcd's files.
+#[derive(Clone)]
+pub struct State(Store);
 
 impl Api {
     /// Listens on `address` for the resources of [`Resource::KNOWN`]; port 0 takes a free one.
@@ -78,10 +108,20 @@ impl Api {
     /// # Errors
     /// The runtime or the thread cannot be started.
     pub fn with(listener: TcpListener, more: &[Resource]) -> io::Result<Api> {
+        Api::set_up(listener, Setup { more, ..Setup::default() })
+    }
+
+    /// Serves `listener` as `setup` says.
+    ///
+    /// # Errors
+    /// The runtime or the thread cannot be started, or certificates and key are of no use.
+    pub fn set_up(listener: TcpListener, setup: Setup<'_>) -> io::Result<Api> {
         let address = listener.local_addr()?;
+        let tls = setup.tls.map(|(certificates, key)| acceptor(certificates, key)).transpose()?;
         let shared = Arc::new(Shared {
-            store: Mutex::new(Store::new()),
-            known: Resource::KNOWN.iter().chain(more).copied().collect(),
+            store: Mutex::new(setup.state.map_or_else(Store::new, |state| state.0)),
+            admin: setup.admin.map(str::to_owned),
+            known: Resource::KNOWN.iter().chain(setup.more).copied().collect(),
             tick: watch::Sender::new(Tick::default()),
         });
         listener.set_nonblocking(true)?;
@@ -91,7 +131,7 @@ impl Api {
         let thread = std::thread::Builder::new().name("api".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = accept(listener, desk) => {}
+                    () = accept(listener, tls, desk) => {}
                     _ = stopped => {}
                 }
             });
@@ -159,6 +199,11 @@ impl Api {
         self.shared.store().list(&scope).map(|object| Value::clone(object)).collect()
     }
 
+    /// All that it knows, for another server.
+    pub fn state(&self) -> State {
+        State(self.shared.store().clone())
+    }
+
     /// Forgets what has happened so far: who then begins to watch at an earlier version is told 410, Expired.
     pub fn compact(&self) {
         self.shared.change(Store::compact);
@@ -188,7 +233,23 @@ fn namespace(resource: &Resource, object: &Value) -> Option<String> {
     resource.namespaced.then(|| named.unwrap_or("default").to_owned())
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+fn acceptor(certificates: &str, key: &str) -> io::Result<TlsAcceptor> {
+    let all = CertificateDer::pem_slice_iter(certificates.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let all = all.map_err(io::Error::other)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(io::Error::other)?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|config| config.with_no_client_auth().with_single_cert(all, key));
+    Ok(TlsAcceptor::from(Arc::new(config.map_err(io::Error::other)?)))
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
+    let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
+    // What goes wrong with a connection is its client's business.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -198,11 +259,16 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         };
         // An event is not to wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
-        let shared = Arc::clone(&shared);
+        let (shared, tls) = (Arc::clone(&shared), tls.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
-            // What goes wrong with a connection is its client's business.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            match tls {
+                None => serve(stream, shared).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, shared).await;
+                    }
+                }
+            }
         });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::select::Selector;
-use crate::{Failure, Resource, patch};
+use crate::{Failure, Resource, apply, patch};
 
 /// So many changes are remembered; a watch that is further behind has expired.
 const HISTORY: usize = 20_000;
@@ -15,6 +15,7 @@ const HISTORY: usize = 20_000;
 type Key = (String, String);
 
 /// All objects under one counter of resource versions.
+#[derive(Clone)]
 pub(crate) struct Store {
     objects: BTreeMap<Resource, BTreeMap<Key, Arc<Value>>>,
     /// The last resource version that was given.
@@ -22,9 +23,12 @@ pub(crate) struct Store {
     history: VecDeque<Event>,
     /// The history begins after this version.
     forgotten: u64,
+    /// What was applied last, by uid of the object and manager.
+    applied: BTreeMap<(String, String), Value>,
 }
 
 /// A change of an object.
+#[derive(Clone)]
 struct Event {
     version: u64,
     resource: Resource,
@@ -68,7 +72,13 @@ impl Place<'_> {
 impl Store {
     pub(crate) fn new() -> Store {
         // 0 has a meaning of its own in requests.
-        Store { objects: BTreeMap::new(), version: 1, history: VecDeque::new(), forgotten: 1 }
+        Store {
+            objects: BTreeMap::new(),
+            version: 1,
+            history: VecDeque::new(),
+            forgotten: 1,
+            applied: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -176,6 +186,15 @@ impl Store {
                 None => object.remove("status"),
             };
         }
+        if object
+            .get("roleRef")
+            .is_some_and(|role| !before["roleRef"].is_null() && *role != before["roleRef"])
+        {
+            let (kind, name) = (place.resource.kind, place.name);
+            return Err(Failure::Invalid(format!(
+                "{kind} {name:?} is invalid: roleRef: cannot change roleRef"
+            )));
+        }
         if *place.resource == Resource::SERVICES {
             balancer(place, &mut object, status)?;
         }
@@ -214,6 +233,41 @@ impl Store {
             )));
         }
         self.update(place, object, status)
+    }
+
+    /// Applies a manifest: the object as it is then, and whether it is new.
+    pub(crate) fn apply(
+        &mut self,
+        place: Place<'_>,
+        manifest: Value,
+        (manager, force): (&str, bool),
+        now: &str,
+    ) -> Result<(Arc<Value>, bool), Failure> {
+        if manager.is_empty() {
+            let why = "fieldManager: Required value: is required for apply patch";
+            return Err(Failure::Invalid(format!("PatchOptions.meta.k8s.io \"\" is invalid: {why}")));
+        }
+        let mut named = typed(place.resource, place.namespace, manifest)?;
+        let own = metadata(&mut named)?;
+        if text(own, "name").is_some_and(|name| name != place.name) {
+            let why = "the name of the object does not match the name on the URL";
+            return Err(Failure::BadRequest(why.to_owned()));
+        }
+        own.insert("name".to_owned(), json!(place.name));
+        let manifest = Value::Object(named);
+        let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        let (after, new) = match self.find(place).cloned() {
+            None => (self.create(place.resource, place.namespace, manifest.clone(), now)?, true),
+            Some(before) => {
+                let last = self.applied.get(&(uid(&before), manager.to_owned()));
+                let after = apply::apply(&before, last, &manifest, force).map_err(|fields| {
+                    Failure::Managed(place.resource.plural, place.name.to_owned(), fields)
+                })?;
+                (self.update(place, after, false)?, false)
+            }
+        };
+        self.applied.insert((uid(&after), manager.to_owned()), manifest);
+        Ok((after, new))
     }
 
     /// Takes an object away; gives it as it last was. One with finalizers stays, and is marked.

@@ -120,6 +120,7 @@ const LAYERS: &[Layer] = &[
             "homelab-cri",
             "homelab-linux",
             "homelab-ssh",
+            "homelab-test-api",
             "homelab-lab",
         ],
         pure: None,

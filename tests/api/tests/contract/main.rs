@@ -2,15 +2,17 @@
 //! real one: the same questions, by the same client.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test without cargo's harness")]
 
+mod accounts;
 mod client;
 mod objects;
 mod patches;
 mod real;
 mod watches;
 
+use std::net::TcpListener;
 use std::sync::Arc;
 
-use homelab_test_api::Api;
+use homelab_test_api::{Api, Setup};
 use libtest_mimic::{Arguments, Trial};
 
 use client::Client;
@@ -21,11 +23,17 @@ fn main() {
     let arguments = Arguments::from_args();
     let contracts = |newest: bool| {
         let newest = if newest { watches::NEWEST } else { &[] };
-        objects::CONTRACTS.iter().chain(patches::CONTRACTS).chain(watches::CONTRACTS).chain(newest).copied()
+        let more = accounts::CONTRACTS.iter().chain(watches::CONTRACTS).chain(newest);
+        objects::CONTRACTS.iter().chain(patches::CONTRACTS).chain(more).copied()
     };
     let ours = |(name, contract): Contract| {
         Trial::test(format!("ours::{name}"), move || {
-            contract(&Client::of(&Api::start("127.0.0.1:0")?));
+            let setup = Setup { admin: Some(real::TOKEN), ..Setup::default() };
+            let api = Api::set_up(TcpListener::bind("127.0.0.1:0")?, setup)?;
+            let mut client = Client::of(&api);
+            let bearer = format!("Authorization: Bearer {}", real::TOKEN);
+            client.arguments = vec!["--header".to_owned(), bearer];
+            contract(&client);
             Ok(())
         })
     };
