@@ -11,6 +11,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::asked::Asked;
 use crate::body::Body;
 use crate::patch;
 use crate::query::Query;
@@ -54,6 +55,7 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
             _ => {}
         }
     }
+    shared.asked(Asked::parse(&head.method, head.uri.path(), head.uri.query()));
     let target = Target::parse(head.uri.path(), &shared.known)?;
     let json =
         head.headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"application/json"));

@@ -20,6 +20,7 @@
 //! ```
 
 mod answer;
+mod asked;
 mod body;
 mod failure;
 mod patch;
@@ -30,6 +31,7 @@ mod server;
 mod store;
 mod watch;
 
+pub use asked::{Asked, Grant, compare};
 pub use failure::Failure;
 pub use resource::Resource;
 pub use server::Api;

@@ -1,5 +1,6 @@
 //! The server's thread, and its handle.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::answer::answer;
 use crate::select::Selector;
 use crate::store::{Place, Scope, Store};
-use crate::{Failure, Resource};
+use crate::{Asked, Failure, Resource};
 
 /// A server that runs until it is dropped. What is done by its methods is seen by clients as if a client had done it.
 pub struct Api {
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     store: Mutex<Store>,
     pub(crate) known: Vec<Resource>,
     tick: watch::Sender<Tick>,
+    asked: Mutex<BTreeMap<Asked, usize>>,
 }
 
 /// What wakes watches.
@@ -43,6 +45,14 @@ pub(crate) struct Tick {
 impl Shared {
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a request.
+    pub(crate) fn asked(&self, what: Option<Asked>) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(what) = what {
+            *asked.entry(what).or_default() += 1;
+        }
     }
 
     /// Changes objects and wakes watches.
@@ -81,6 +91,7 @@ impl Api {
             store: Mutex::new(Store::new()),
             known: Resource::KNOWN.iter().chain(more).copied().collect(),
             tick: watch::Sender::new(Tick::default()),
+            asked: Mutex::default(),
         });
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -155,6 +166,11 @@ impl Api {
     pub fn list(&self, resource: &Resource) -> Vec<Value> {
         let scope = Scope { resource: *resource, namespace: None, selector: Selector::default() };
         self.shared.store().list(&scope).map(|object| Value::clone(object)).collect()
+    }
+
+    /// What clients have asked for so far, and how often.
+    pub fn asked(&self) -> BTreeMap<Asked, usize> {
+        self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Forgets what has happened so far: who then begins to watch at an earlier version is told 410, Expired.
