@@ -5,6 +5,7 @@ mod agent;
 mod duty;
 mod link;
 mod metallb;
+mod released;
 mod token;
 mod voice;
 mod watch;
