@@ -11,9 +11,14 @@ use crate::error::CliError;
 use crate::hints;
 use crate::input::{STDIN, beside};
 
-/// Reads what the file names; None if it speaks of no Kubernetes. Nothing is asked of the API yet.
+/// Reads what the file names. If it speaks of no Kubernetes, the kubeconfig that kubectl uses may lead to the API that the
+/// nodes still know. Nothing is asked of the API yet.
 pub(crate) fn open(loaded: &Loaded) -> Result<Option<Box<dyn Kubernetes>>, CliError> {
-    let Some(settings) = &loaded.cluster.kubernetes else { return Ok(None) };
+    let Some(settings) = &loaded.cluster.kubernetes else {
+        let credential = Credential::Kubeconfig { path: None, context: None };
+        let admin = Admin::new(&Access { credential, servers: Vec::new(), ca: None });
+        return Ok(admin.ok().map(|admin| Box::new(Laptop(admin)) as Box<dyn Kubernetes>));
+    };
     let at = |key: &str, path: &String| {
         let named_by = loaded.kubernetes_sources.get(key).map_or(STDIN, String::as_str);
         beside(named_by, &at_home(path))

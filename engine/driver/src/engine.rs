@@ -302,10 +302,13 @@ impl Engine<'_> {
         }
         match aim {
             Aim::Goal(Goal::Desired) => {
-                let api = self.see_kubernetes();
+                let api = self.see_kubernetes(cluster, live);
                 let mut notes = Vec::new();
-                let state = api.as_ref().and_then(|api| api.state.as_ref().ok());
-                let told = state.map(|state| with_nodes(cluster, &state.nodes, &mut notes));
+                let state = api
+                    .as_ref()
+                    .and_then(|api| api.state.as_ref().ok())
+                    .filter(|_| cluster.kubernetes.is_some());
+                let told = state.map(|state| with_nodes(cluster, state, &mut notes));
                 let (told, problems) = told.unwrap_or_else(|| (cluster.clone(), BTreeMap::new()));
                 resolved.cluster = resolve(&told, &seen(live), &self.binaries.digests())?;
                 resolved.warnings.extend(notes);
@@ -315,11 +318,13 @@ impl Engine<'_> {
                     }
                 }
                 if cluster.kubernetes.is_none()
+                    && api.is_none()
                     && live.values().any(|l| l.observed.spec.as_ref().is_some_and(|s| s.kubernetes.is_some()))
                 {
                     resolved.warnings.push(format!(
-                        "the cluster file no longer speaks of Kubernetes: what homelab made in its API (namespace {} and \
-                         roles) stays there",
+                        "the cluster file no longer speaks of Kubernetes: what homelab made in its API (namespace {}, \
+                         roles, and addresses and finalizers of Services) stays there, because no kubeconfig leads to it: \
+                         KUBECONFIG may name one",
                         homelab_model::ours::KUBERNETES_NAMESPACE
                     ));
                 }
@@ -340,7 +345,7 @@ impl Engine<'_> {
             Aim::Goal(Goal::Destroyed) => {
                 let (_, departed) = recall(cluster, &seen(live));
                 resolved.cluster.departed = departed;
-                let api = self.see_kubernetes();
+                let api = self.see_kubernetes(cluster, live);
                 resolved.kubernetes = self.unplan_kubernetes(cluster, chosen, api.as_ref());
             }
             Aim::Goal(Goal::Previous) => self.previous(chosen, live, errors, &mut resolved),

@@ -1,13 +1,14 @@
 //! The Kubernetes side of a plan: objects of the API, and the agents' tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use homelab_desired::kubernetes::{api_objects, node_of};
 use homelab_model::kubernetes::service_account;
 use homelab_model::{
-    ApiChange, ApiEndpoint, ApiError, ApiKind, ApiNode, ApiObject, ApiState, Change, Cluster, Content, File,
-    Impact, KubernetesSpec, Module, NodeObject, NodeSpec, Object, Observed, Problem, Spec, Summary, Token,
-    ours, plan_api,
+    ApiChange, ApiEndpoint, ApiError, ApiKind, ApiObject, ApiService, ApiState, Change, Cluster, Content,
+    File, Impact, KubernetesSpec, Module, NodeObject, NodeSpec, Object, Observed, Problem, Spec, Summary,
+    Token, ours, plan_api, planned,
 };
 use homelab_protocol::{Request, Response};
 use ipnet::IpNet;
@@ -136,14 +137,34 @@ pub(crate) fn unseen(spec: &NodeSpec, observed: &Observed) -> Option<NodeObject>
     Some(object(held.map_or_else(|| new(account), str::to_owned)))
 }
 
-/// The cluster with the pod ranges that the API's Nodes have; what contradicts the file, by node; and what the user
+/// Load-balancer addresses of the API's services, which no service of the file is to get.
+fn taken(state: &ApiState) -> BTreeMap<IpAddr, String> {
+    let of = |service: &ApiService| {
+        let holder = format!("{} of the Kubernetes API", service.full_name());
+        service.addresses.iter().map(|ip| (*ip, holder.clone())).collect::<Vec<_>>()
+    };
+    state.services.iter().flat_map(of).collect()
+}
+
+/// Whether the nodes use the API that is reached by this endpoint.
+fn is_theirs(endpoint: &ApiEndpoint, live: &BTreeMap<String, Live>) -> bool {
+    let mut told = live.values().filter_map(|l| l.observed.spec.as_ref()?.kubernetes.as_ref());
+    told.any(|spec| {
+        spec.servers.iter().any(|server| endpoint.servers.contains(server))
+            || (spec.ca.is_some() && spec.ca == endpoint.ca)
+    })
+}
+
+/// The cluster with the pod ranges that the API's Nodes have, and the addresses of its Services; what contradicts the file, by node; and what the user
 /// should know.
 pub(crate) fn with_nodes(
     cluster: &Cluster,
-    nodes: &[ApiNode],
+    state: &ApiState,
     warnings: &mut Vec<String>,
 ) -> (Cluster, BTreeMap<String, Vec<Problem>>) {
     let mut merged = cluster.clone();
+    merged.load_balancer.taken = taken(state);
+    let nodes = &state.nodes;
     let mut problems: BTreeMap<String, Vec<Problem>> = BTreeMap::new();
     for node in &mut merged.nodes {
         let Some(api) = nodes.iter().find(|api| api.name == node.name) else {
@@ -238,8 +259,13 @@ fn ours_of(
 
 impl Engine<'_> {
     /// Looks at the API, if there is one.
-    pub(crate) fn see_kubernetes(&self) -> Option<Seen> {
+    ///
+    /// Where the file speaks of none, the one that the laptop knows counts only if it is that which the nodes use.
+    pub(crate) fn see_kubernetes(&self, cluster: &Cluster, live: &BTreeMap<String, Live>) -> Option<Seen> {
         let api = self.kubernetes?;
+        if cluster.kubernetes.is_none() && !is_theirs(&api.endpoint(), live) {
+            return None;
+        }
         Some(Seen { endpoint: api.endpoint(), state: api.observe() })
     }
 
@@ -254,7 +280,7 @@ impl Engine<'_> {
     ) -> (Option<PlannedKubernetes>, BTreeMap<String, NodeObject>) {
         let mut tokens = BTreeMap::new();
         if cluster.kubernetes.is_none() {
-            return (None, tokens);
+            return (self.unplan_kubernetes(cluster, chosen, seen), tokens);
         }
         let kept = |name: &String| live.get(name).and_then(|l| Some(object(held(&l.observed)?.to_owned())));
         let Some(seen) = seen else {
@@ -364,7 +390,11 @@ impl Engine<'_> {
             desired.sort_by_key(Object::key);
             desired.dedup_by_key(|o| o.key());
         }
-        Some(seen.planned(Ok(plan_api(&ours, &desired))))
+        // What is known of Services goes with the namespace: they come first.
+        let free = state.services.iter().filter(|_| stay.is_empty()).filter_map(ApiService::release);
+        let mut changes: Vec<ApiChange> = free.map(planned).collect();
+        changes.extend(plan_api(&ours, &desired));
+        Some(seen.planned(Ok(changes)))
     }
 
     /// Carries out the API's part of the plan.

@@ -79,7 +79,9 @@ impl Engine<'_> {
         let destroy = matches!(prepared.aim, Aim::Goal(Goal::Destroyed));
         let mut api = prepared.plan.kubernetes.take();
         let mut kubernetes = None;
-        if let Some(planned) = api.take_if(|_| !destroy) {
+        // What agents no longer use goes when they have stopped to.
+        let late = destroy || prepared.cluster.kubernetes.is_none();
+        if let Some(planned) = api.take_if(|_| !late) {
             // What nodes are about to be given must be there first.
             match self.apply_kubernetes(&planned) {
                 KubernetesOutcome::Failed { error, .. } => return Err(ApplyError::Kubernetes(error)),

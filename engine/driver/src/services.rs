@@ -23,6 +23,7 @@ pub(crate) fn services(
         service_cidrs: cluster.network.service_cidrs.clone(),
         node_ports: cluster.network.node_port_range,
         pools: cluster.load_balancer.pools.clone(),
+        taken: cluster.load_balancer.taken.clone(),
     };
     let addresses = |wanted: &ContainerEndpoint| -> Vec<IpAddr> {
         let Some(observed) = seen.get(&wanted.node) else { return Vec::new() };

@@ -6,8 +6,8 @@ mod fake;
 use fake::{Api, Lan, Laptop, THREE, cluster};
 use homelab_driver::{Goal, KubernetesOutcome, NodeError};
 use homelab_model::{
-    Action, ApiError, ApiKind, ApiNode, ApiObject, Cluster, KubernetesAccess, KubernetesSettings, Object,
-    Token, ours,
+    Action, ApiError, ApiKind, ApiNode, ApiObject, ApiService, Cluster, KubernetesAccess, KubernetesSettings,
+    Object, Token, ours,
 };
 use serde_json::json;
 
@@ -247,4 +247,96 @@ fn a_node_that_cannot_be_cleaned_keeps_its_account() {
     let report = laptop.destroy(&home);
     assert!(matches!(report.kubernetes, Some(KubernetesOutcome::NotStarted)), "{report:?}");
     assert_eq!(api(&laptop).names(), all);
+}
+
+/// Two Services: our controller has given one of them its address.
+fn with_services(laptop: &Laptop) {
+    let one = |name: &str, address: &str| ApiService {
+        namespace: "default".into(),
+        name: name.into(),
+        uid: format!("u-{name}"),
+        addresses: vec![address.parse().unwrap()],
+        ..ApiService::default()
+    };
+    let mut web = one("web", "192.168.50.200");
+    (web.given, web.held) = (web.addresses.clone(), true);
+    api(laptop).with(|c| c.services = vec![one("others", "192.168.50.201"), web]);
+}
+
+#[test]
+fn what_the_controller_wrote_into_services_goes_first_and_only_with_the_last_node() {
+    let web = "Service default/web";
+    let mut other = home();
+    other.kubernetes = None;
+    for (goal, cluster) in [(Goal::Destroyed, home()), (Goal::Desired, other)] {
+        let laptop = laptop();
+        assert!(laptop.apply(&home()).succeeded());
+        with_services(&laptop);
+        let chosen = ["node1".to_owned()];
+        let plan = laptop.engine().prepare(&cluster, goal, &chosen).unwrap().plan;
+        let planned = plan.kubernetes.unwrap().outcome.unwrap();
+        assert!(planned.iter().all(|change| !change.object.starts_with("Service ")), "{planned:?}");
+        let plan = laptop.prepare(&cluster, goal).plan;
+        let planned = plan.kubernetes.unwrap().outcome.unwrap();
+        assert_eq!((planned[0].action, planned[0].object.as_str()), (Action::Update, web));
+        assert!(planned[1..].iter().all(|change| change.action == Action::Delete), "{planned:?}");
+        api(&laptop).with(|c| c.log.clear());
+        let report = laptop.reach(&cluster, goal);
+        assert!(report.succeeded(), "{report:?}");
+        assert_eq!(api(&laptop).with(|c| c.log[0].clone()), web);
+        assert!(api(&laptop).names().is_empty());
+        assert!(ADDRESSES.iter().all(|address| token(&laptop, address).is_none()));
+        assert!(laptop.plan(&cluster).kubernetes.is_none_or(|_| goal == Goal::Destroyed));
+    }
+}
+
+#[test]
+fn an_api_that_is_not_the_nodes_own_is_left_alone() {
+    let laptop = laptop();
+    let mut plain = home();
+    plain.kubernetes = None;
+    assert!(laptop.apply(&plain).succeeded());
+    api(&laptop).with(|c| c.down = Some(ApiError::Config("asked".into())));
+    assert!(laptop.plan(&plain).kubernetes.is_none());
+}
+
+#[test]
+fn a_service_of_the_file_gets_no_address_that_one_of_the_api_has() {
+    use homelab_model::service::Service;
+    use homelab_model::{Declared, Request};
+    let laptop = laptop();
+    let mut home = home();
+    let ip = |last: u8| format!("192.168.50.{last}").parse().unwrap();
+    home.load_balancer.pools = vec![homelab_model::Pool {
+        name: "lan".into(),
+        addresses: vec![homelab_model::PoolRange { first: ip(200), last: ip(202) }],
+        auto_assign: true,
+        avoid_buggy_ips: false,
+        service_allocation: None,
+    }];
+    let service: Service = serde_json::from_value(json!({
+        "namespace": "default", "name": "front", "type": "LoadBalancer", "clusterIPs": [], "endpoints": [],
+        "ports": [{ "name": "", "port": 80 }],
+    }))
+    .unwrap();
+    let declared = Declared {
+        service,
+        families: vec![],
+        node_ports: false,
+        containers: vec![],
+        request: Request::default(),
+    };
+    home.services = vec![declared];
+    with_services(&laptop);
+    assert!(laptop.apply(&home).succeeded());
+    let given = || {
+        laptop.lan.with(ADDRESSES[0], |m| {
+            let spec = m.spec().unwrap();
+            spec.services[0].load_balancer.iter().map(|one| one.ip.to_string()).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(given(), ["192.168.50.202"]);
+    // What it has it keeps, whatever the API says: the controller there gives way.
+    api(&laptop).with(|c| c.services[0].addresses = vec![ip(202)]);
+    assert!(laptop.plan(&home).is_empty());
 }

@@ -4,21 +4,25 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use homelab_kubernetes::controller::{LEDGER, Ledger};
 use homelab_model::{
     ApiEndpoint, ApiError, ApiKind, ApiNode, ApiObject, ApiState, Change, Object, Token, ours,
 };
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams};
 use kube::client::AuthError;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::Request;
 use kube::{Client, Config};
 use serde_json::Value;
 
+use crate::released;
 use crate::token::token_request;
 use tokio::runtime::Runtime;
 
 use crate::link::{certificates, pem, reasons};
 
+/// How often others may be faster.
+const CONFLICTS: u32 = 10;
 /// Longest time for one answer.
 const ANSWER: Duration = Duration::from_secs(20);
 /// Life of a token that is asked for, seconds. The server may shorten it. A node that was off for some days still has one
@@ -122,6 +126,9 @@ impl Admin {
             }
             let nodes = self.list("/api/v1/nodes", "to list Nodes").await?;
             state.nodes = nodes.iter().filter_map(ApiNode::read).collect();
+            let ledger = self.ledger().await?;
+            let services = self.list("/api/v1/services", "to list Services").await?;
+            state.services = services.iter().filter_map(|one| released::read(one, &ledger)).collect();
             state.objects.sort_by_key(Object::key);
             Ok(state)
         })
@@ -133,6 +140,9 @@ impl Admin {
     /// The API cannot be reached or refuses it.
     pub fn carry_out(&self, change: &Change<ApiObject>) -> Result<(), ApiError> {
         let key = change.key();
+        if key.kind == ApiKind::Service {
+            return self.runtime.block_on(self.release(change));
+        }
         let request = Request::new(key.kind.path(&key.namespace));
         let what = format!("to write {key}");
         self.runtime.block_on(async {
@@ -167,6 +177,41 @@ impl Admin {
             let reason = |e: homelab_model::TokenError| ApiError::Answer { what, reason: e.to_string() };
             Token::parse(text).map_err(reason)
         })
+    }
+
+    /// What the controller has noted of addresses.
+    async fn ledger(&self) -> Result<Ledger, ApiError> {
+        let what = "to read the ledger of addresses";
+        let path = format!("/api/v1/namespaces/{}/configmaps", ours::KUBERNETES_NAMESPACE);
+        let request = Request::new(path).get(LEDGER, &GetParams::default()).map_err(|e| broken(what, &e))?;
+        match self.ask(request, what).await {
+            Ok(map) => Ok(released::ledger(&map)),
+            Err(ApiError::Refused { code: 404, .. }) => Ok(Ledger::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes off a Service what our controller wrote, whatever others write meanwhile.
+    async fn release(&self, change: &Change<ApiObject>) -> Result<(), ApiError> {
+        let (Some(before), key) = (change.before(), change.key()) else { return Ok(()) };
+        let what = format!("to write {key}");
+        let request = Request::new(key.kind.path(&key.namespace));
+        let mut tries = 0;
+        loop {
+            let get = request.get(&key.name, &GetParams::default()).map_err(|e| broken(&what, &e))?;
+            let service = match self.ask(get, &what).await {
+                Err(ApiError::Refused { code: 404, .. }) => return Ok(()),
+                answer => answer?,
+            };
+            let Some(patch) = released::patch(&service, before) else { return Ok(()) };
+            let how = PatchParams::default();
+            let patch = request.patch_subresource("status", &key.name, &how, &Patch::Merge(patch));
+            match self.ask(patch.map_err(|e| broken(&what, &e))?, &what).await {
+                Err(ApiError::Refused { code: 404, .. }) => return Ok(()),
+                Err(ApiError::Refused { code: 409, .. }) if tries < CONFLICTS => tries += 1,
+                answer => return answer.map(drop),
+            }
+        }
     }
 
     async fn list(&self, path: &str, what: &str) -> Result<Vec<Value>, ApiError> {

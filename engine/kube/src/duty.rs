@@ -9,17 +9,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use homelab_kubernetes::controller::{Board, Controller, LEDGER, Ledger, Settings, StatusWrite, View, Write};
-use homelab_kubernetes::events::{EventWrite, Recorder, Said};
 use homelab_kubernetes::lease::{Attempt, CONTROLLER, Election, RETRY};
 use homelab_model::{KubernetesSpec, Pool};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, timeout};
 
 use crate::link::reasons;
+use crate::voice::Voice;
 
 /// What has not been answered by then has failed. It is shorter than the time between a holder's last write and the
 /// earliest one of another, so that no request of ours is still under way then.
@@ -63,7 +63,7 @@ pub struct Duty {
     class: String,
     election: Election,
     controller: Controller,
-    recorder: Recorder,
+    voice: Rc<Voice>,
     board: Rc<RefCell<Board>>,
     /// As last read or written; None: it is to be read.
     ledger: Option<Ledger>,
@@ -90,13 +90,18 @@ impl Duty {
             class: settings.load_balancer_class.clone(),
             election: Election::new(node, &settings.namespace),
             controller: Controller::default(),
-            recorder: Recorder::new(node),
+            voice: Rc::new(Voice::new(node)),
             board,
             ledger: None,
             gone: BTreeSet::new(),
             start: Instant::now(),
             elected: None,
         }
+    }
+
+    /// What it says by, for others who have something to say: who says too much is cut off whoever it is.
+    pub fn voice(&self) -> Rc<Voice> {
+        Rc::clone(&self.voice)
     }
 
     /// Whether it is the active one at this moment.
@@ -175,30 +180,6 @@ impl Duty {
         }
     }
 
-    /// Says something about a Service or a Node, unless it has been said too often.
-    ///
-    /// # Errors
-    /// It could not be said.
-    pub async fn say(&mut self, client: &Client, said: Said) -> Result<(), DutyError> {
-        let Some(write) = self.recorder.record(said, Timestamp::now()) else { return Ok(()) };
-        match write {
-            EventWrite::Create { namespace, body } => {
-                let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
-                let event = serde_json::from_value(body).map_err(|e| DutyError::Refused(e.to_string()))?;
-                ask(events.create(&PostParams::default(), &event)).await?.map_err(refusal)?;
-            }
-            EventWrite::Patch { namespace, name, body } => {
-                let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
-                let patched = ask(events.patch(&name, &PatchParams::default(), &Patch::Merge(body))).await?;
-                if let Err(error) = patched {
-                    self.recorder.forgotten(&name);
-                    return Err(refusal(error));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Uids that are in no entry are of no use.
     fn forget(&mut self) {
         let entries = self.ledger.iter().flat_map(|ledger| ledger.entries.values());
@@ -267,7 +248,7 @@ impl Duty {
                     }
                 }
             }
-            Write::Event(said) => self.say(client, said.clone()).await?,
+            Write::Event(said) => self.voice.say(client, said.clone()).await?,
         }
         Ok(Done::Yes)
     }
@@ -296,7 +277,7 @@ impl Duty {
             Err(error) => return Err(refusal(error)),
         }
         if let Some(said) = status.then.clone() {
-            self.say(client, said).await?;
+            self.voice.say(client, said).await?;
         }
         Ok(Done::Yes)
     }

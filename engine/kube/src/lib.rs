@@ -5,7 +5,9 @@ mod agent;
 mod duty;
 mod link;
 mod metallb;
+mod released;
 mod token;
+mod voice;
 mod watch;
 
 pub use admin::{Access, Admin, Credential, TOKEN_LIFE};
@@ -16,4 +18,5 @@ pub use duty::{Duty, DutyError, Round, network_is_there};
 pub use link::{Link, LinkError, Patience};
 pub use metallb::{MetalLb, metallb};
 pub use token::{RenewError, renewed};
+pub use voice::Voice;
 pub use watch::{Told, WatchError};

@@ -27,10 +27,12 @@ pub enum ApiKind {
     ClusterRoleBinding,
     /// `rbac.authorization.k8s.io/v1` RoleBinding.
     RoleBinding,
+    /// `v1` Service: somebody else's, of which only what homelab's controller wrote into it is ours.
+    Service,
 }
 
 impl ApiKind {
-    /// All of them.
+    /// All that homelab creates.
     pub const ALL: [ApiKind; 6] = [
         ApiKind::Namespace,
         ApiKind::ServiceAccount,
@@ -49,20 +51,21 @@ impl ApiKind {
             ApiKind::Role => "Role",
             ApiKind::ClusterRoleBinding => "ClusterRoleBinding",
             ApiKind::RoleBinding => "RoleBinding",
+            ApiKind::Service => "Service",
         }
     }
 
     /// `apiVersion` of its objects.
     pub fn api_version(self) -> &'static str {
         match self {
-            ApiKind::Namespace | ApiKind::ServiceAccount => "v1",
+            ApiKind::Namespace | ApiKind::ServiceAccount | ApiKind::Service => "v1",
             _ => "rbac.authorization.k8s.io/v1",
         }
     }
 
     /// Whether its objects are in a namespace.
     pub fn namespaced(self) -> bool {
-        matches!(self, ApiKind::ServiceAccount | ApiKind::Role | ApiKind::RoleBinding)
+        matches!(self, ApiKind::ServiceAccount | ApiKind::Role | ApiKind::RoleBinding | ApiKind::Service)
     }
 
     /// The path of all objects, in a namespace if they are in one: `/api/v1/namespaces`.
@@ -75,7 +78,8 @@ impl ApiKind {
     /// What of its objects homelab says, beside name and labels. What others add elsewhere is theirs.
     fn fields(self) -> &'static [&'static str] {
         match self {
-            ApiKind::Namespace => &[],
+            // What is in a Service is read otherwise: `ApiService`.
+            ApiKind::Namespace | ApiKind::Service => &[],
             ApiKind::ServiceAccount => &["automountServiceAccountToken"],
             ApiKind::ClusterRole => &["aggregationRule", "rules"],
             ApiKind::Role => &["rules"],
@@ -237,17 +241,19 @@ pub struct ApiChange {
 
 /// The plan that leads from what the API has of ours to what it should have.
 pub fn plan_api(observed: &[ApiObject], desired: &[ApiObject]) -> Vec<ApiChange> {
-    let planned = |change: Change<ApiObject>| {
-        let (impact, reason) = ApiObject::impact(&change);
-        let action = match &change {
-            Change::Create { .. } => Action::Create,
-            Change::Update { .. } => Action::Update,
-            Change::Replace { .. } => Action::Replace,
-            Change::Delete { .. } => Action::Delete,
-        };
-        ApiChange { object: change.key().to_string(), action, impact, reason, change }
-    };
     diff(observed, desired).into_iter().map(planned).collect()
+}
+
+/// A change as a plan shows it.
+pub fn planned(change: Change<ApiObject>) -> ApiChange {
+    let (impact, reason) = ApiObject::impact(&change);
+    let action = match &change {
+        Change::Create { .. } => Action::Create,
+        Change::Update { .. } => Action::Update,
+        Change::Replace { .. } => Action::Replace,
+        Change::Delete { .. } => Action::Delete,
+    };
+    ApiChange { object: change.key().to_string(), action, impact, reason, change }
 }
 
 /// A Node of the Kubernetes API, as far as the laptop needs it.
@@ -275,6 +281,45 @@ impl ApiNode {
     }
 }
 
+/// A Service of the Kubernetes API, as far as the laptop needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ApiService {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Addresses of its status, and those that homelab's controller has noted for it.
+    pub addresses: Vec<IpAddr>,
+    /// Of these, those in its status that homelab's controller gave it.
+    pub given: Vec<IpAddr>,
+    /// It has the finalizer by which homelab's controller keeps it until its addresses are withdrawn.
+    pub held: bool,
+}
+
+impl ApiService {
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The change that takes off what homelab's controller wrote; None: there is nothing.
+    pub fn release(&self) -> Option<Change<ApiObject>> {
+        if !self.held && self.given.is_empty() {
+            return None;
+        }
+        let object = |fields: Value| ApiObject {
+            uid: Some(self.uid.clone()),
+            managed_by: None,
+            cluster: None,
+            ..ApiObject::new(ApiKind::Service, &self.namespace, &self.name, "", fields)
+        };
+        let before = object(json!({ "finalizer": self.held, "loadBalancer": self.given }));
+        Some(Change::Update { before, after: object(json!({ "finalizer": false, "loadBalancer": [] })) })
+    }
+}
+
 /// What the laptop sees in the Kubernetes API.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ApiState {
@@ -282,6 +327,8 @@ pub struct ApiState {
     pub objects: Vec<ApiObject>,
     /// All Nodes, by name.
     pub nodes: Vec<ApiNode>,
+    /// Services that have load-balancer addresses, or that homelab's controller holds.
+    pub services: Vec<ApiService>,
 }
 
 /// How an API server is reached.

@@ -30,6 +30,9 @@ pub struct Ranges {
     pub node_ports: (u16, u16),
     /// Load-balancer pools in the order of the file.
     pub pools: Vec<Pool>,
+    /// Load-balancer addresses that others have, with who has them. A service that had one at the last apply keeps it: the
+    /// others' controller knows of that and gives way.
+    pub taken: BTreeMap<IpAddr, String>,
 }
 
 /// Services with all that was open chosen.
@@ -90,6 +93,14 @@ pub fn assign(
             assigned.refused.push(refusal);
         }
     };
+    let kept: BTreeSet<IpAddr> = run
+        .drafts
+        .keys()
+        .filter_map(|name| memory.get(name))
+        .flat_map(|before| before.load_balancer.iter().map(|one| one.ip))
+        .collect();
+    let taken = ranges.taken.iter().filter(|(ip, _)| !kept.contains(*ip));
+    run.claims.taken(&taken.map(|(ip, holder)| (*ip, holder.clone())).collect());
     let mut notes = Vec::new();
     balance::balance(&mut run.drafts, memory, &ranges.pools, &run.claims, &mut notes);
     run.warnings.extend(notes.into_iter().map(|note| note.text));

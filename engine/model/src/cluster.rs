@@ -148,6 +148,9 @@ pub struct LoadBalancer {
     /// Routers that are told of the addresses; None: no BGP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bgp: Option<BgpSettings>,
+    /// Addresses that services outside of the file have, with who has them: those of a Kubernetes API. No part of the file.
+    #[serde(skip)]
+    pub taken: BTreeMap<IpAddr, String>,
 }
 
 /// What the file says of BGP.
@@ -164,7 +167,13 @@ pub struct BgpSettings {
 
 impl Default for LoadBalancer {
     fn default() -> Self {
-        LoadBalancer { pools: Vec::new(), l2_advertisements: Vec::new(), port: SpeakerSpec::PORT, bgp: None }
+        LoadBalancer {
+            pools: Vec::new(),
+            l2_advertisements: Vec::new(),
+            port: SpeakerSpec::PORT,
+            bgp: None,
+            taken: BTreeMap::new(),
+        }
     }
 }
 

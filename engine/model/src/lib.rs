@@ -32,7 +32,8 @@ mod transaction;
 pub use adoption::{HeldAddress, adoption_notes};
 pub use alloc::{AllocError, Memory, allocate, subnet_at};
 pub use api_object::{
-    ApiChange, ApiEndpoint, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiState, plan_api,
+    ApiChange, ApiEndpoint, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiService, ApiState, plan_api,
+    planned,
 };
 pub use assign::{
     Assigned, BalanceNote, BalanceTrouble, Balanced, Ranges, Refusal, assign, balance_addresses,

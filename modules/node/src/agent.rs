@@ -11,6 +11,7 @@ pub(crate) mod kubernetes;
 mod live;
 mod metrics;
 mod sandboxes;
+mod sayings;
 mod speaker;
 
 use std::collections::BTreeSet;
@@ -130,12 +131,13 @@ async fn run() -> Result<(), String> {
     let watched = Arc::new(Mutex::new(Watched::default()));
     let mut events = listen(Arc::clone(&watched))?;
     let metrics = Arc::new(Metrics::new().map_err(|e| format!("metrics: {e}"))?);
+    let sayings = Arc::new(sayings::Sayings::default());
     let mut agent = Agent {
         node: Node::open(Root::system()).map_err(|e| e.to_string())?,
         spec: None,
         file: None,
         foundation: Vec::new(),
-        services: live::Services::new(Arc::clone(&metrics)),
+        services: live::Services::new(Arc::clone(&metrics), Arc::clone(&sayings)),
         conflicts: BTreeSet::new(),
         settled: false,
         report: AgentFact {
@@ -155,7 +157,7 @@ async fn run() -> Result<(), String> {
         blind: None,
         trouble: None,
         http: Http::new(Arc::clone(&metrics), Limits::new(HEALTHY_FOR)),
-        speaker: speaker::Handle::start(Arc::clone(&metrics))?,
+        speaker: speaker::Handle::start(Arc::clone(&metrics), &sayings)?,
         noted: Vec::new(),
         metrics,
     };
@@ -337,6 +339,9 @@ impl Agent {
         let ruled = !self.failures.iter().any(|(spec, _)| is_of_proxy(spec));
         if let (Some(synced), true, None) = (self.synced, ruled, &self.blind) {
             self.http.in_place(synced);
+        }
+        if self.spec.is_some() && self.trouble.is_none() && self.blind.is_none() && self.failures.is_empty() {
+            self.services.network_is_there();
         }
         if self.spec.is_some() {
             self.speaker.ready(self.settled && ruled && self.blind.is_none());

@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use homelab_model::{AgentFact, KubernetesSpec, NodeSpec};
+use homelab_model::{
+    AgentFact, KeyRing, KubernetesSpec, L2Advertisement, NodeSpec, Pool, PoolRange, SpeakerNode, SpeakerSpec,
+};
 use homelab_test_api::{Api, Resource};
 use pods::ruleset::fixtures;
-use pods::{Node, on_a_node, run};
+use pods::{Node, Pod, on_a_node, run};
 use serde_json::{Value, json};
 
 const NODE: &str = "192.168.7.1";
@@ -22,7 +24,13 @@ struct Agent(std::process::Child);
 impl Agent {
     /// The agent with this API server, in a mount namespace of its own; `data` is its /var/lib/homelab.
     fn start(node: &Node, server: &str) -> Agent {
+        Agent::of(node, server, None)
+    }
+
+    /// Also with something to announce.
+    fn of(node: &Node, server: &str, speaker: Option<SpeakerSpec>) -> Agent {
         let spec = NodeSpec {
+            speaker,
             interface: "lan".into(),
             address: NODE.parse().expect("address"),
             // Below a place that is covered on every machine.
@@ -34,6 +42,7 @@ impl Agent {
         let data = node.data.path();
         std::fs::create_dir_all(data.join("kubernetes")).expect("directory");
         std::fs::write(data.join("kubernetes/token"), "token\n").expect("token");
+        std::fs::write(data.join("keys"), KeyRing::first([7; 32]).to_text()).expect("keys");
         let file = data.join("spec");
         std::fs::write(&file, spec.to_file()).expect("file");
         let places = "for place in /run /etc /opt /var/lib /usr/local/lib; do \
@@ -43,6 +52,7 @@ impl Agent {
             "exec 3< {spec}; mkdir -p /mnt && mount -t tmpfs none /mnt && mkdir /mnt/data && \
              mount --bind {data} /mnt/data && {places} && \
              mkdir -p /etc/homelab /run/homelab /var/lib/homelab && cat <&3 > /etc/homelab/node.json && \
+             install -m 600 /mnt/data/keys /etc/homelab/membership.keys && \
              mount --bind /mnt/data /var/lib/homelab && exec {plugin} agent",
             spec = file.display(),
             data = data.display(),
@@ -200,5 +210,82 @@ fn what_the_api_says_is_served_and_what_it_said_last_when_it_is_gone() {
             has("10.244.0.31") && !has("10.244.0.21") && !has("10.244.0.14")
         });
         eventually("and it is connected", || agent.connected());
+    });
+}
+
+fn balancer(name: &str, address: &str) -> Value {
+    let mut balancer = service(name, address);
+    balancer["spec"]["type"] = json!("LoadBalancer");
+    balancer
+}
+
+/// One node that announces two addresses of its LAN.
+fn speaker() -> SpeakerSpec {
+    let address = |text: &str| text.parse().expect("address");
+    SpeakerSpec {
+        port: SpeakerSpec::PORT,
+        nodes: vec![SpeakerNode {
+            name: fixtures::spec(true).node,
+            address: address(NODE),
+            labels: Default::default(),
+        }],
+        pools: vec![Pool {
+            name: "lan".into(),
+            addresses: vec![PoolRange { first: address(TAKEN), last: address(FREE) }],
+            auto_assign: true,
+            avoid_buggy_ips: false,
+            service_allocation: None,
+        }],
+        advertisements: vec![L2Advertisement { name: "lan".into(), ..L2Advertisement::default() }],
+        bgp: None,
+    }
+}
+
+const TAKEN: &str = "192.168.7.200";
+const FREE: &str = "192.168.7.201";
+
+#[test]
+fn what_becomes_of_an_address_stands_in_events_of_its_service() {
+    on_a_node(|node| {
+        // Somebody on the LAN has one of the two addresses already.
+        let other = Pod::new("other");
+        run(&format!("ip link add lan type veth peer name eth0 netns {}", other.path().display()));
+        run(&format!("ip addr add {NODE}/24 dev lan && ip link set lan up"));
+        other.run(&format!("ip addr add {TAKEN}/24 dev eth0"));
+        other.run("ip link set eth0 up");
+        let api = api(TcpListener::bind("127.0.0.1:0").expect("listener"));
+        let mut own = api.get(&Resource::NODES, None, "node1").expect("node");
+        own["status"] = json!({ "conditions": [{ "type": "NetworkUnavailable", "status": "True" }] });
+        api.update(&Resource::NODES, own).expect("node");
+        for (name, address) in [("a", "10.96.7.1"), ("b", "10.96.7.2")] {
+            api.create(&Resource::SERVICES, balancer(name, address)).expect("service");
+            api.create(&Resource::ENDPOINT_SLICES, slice(name, "10.244.0.11")).expect("slice");
+        }
+        let events = |name: &str, reason: &str| -> Vec<String> {
+            let all = api.list(&Resource::CORE_EVENTS).into_iter();
+            let about = all.filter(|e| e["involvedObject"]["name"] == name && e["reason"] == reason);
+            about.map(|e| format!("{}x {}", e["count"], e["message"].as_str().unwrap_or_default())).collect()
+        };
+        let announced = r#"1x announcing from node "node1" with protocol "layer2""#;
+        let server = format!("http://{}", api.address());
+        let agent = Agent::of(node, &server, Some(speaker()));
+        eventually("addresses are given", || {
+            ["a", "b"].iter().all(|name| events(name, "IPAllocated").len() == 1)
+        });
+        eventually("the free one is announced", || events("b", "nodeAssigned") == [announced]);
+        eventually("the other is not", || events("a", "AddressConflict").len() == 1);
+        let said = events("a", "AddressConflict").concat();
+        let link: Value = serde_json::from_str(&other.run("ip -j link show eth0")).expect("JSON");
+        let mac = link[0]["address"].as_str().expect("address");
+        assert!(said.contains(TAKEN) && said.contains(mac), "{said}");
+        assert_eq!(events("a", "nodeAssigned"), Vec::<String>::new());
+        let condition =
+            || api.get(&Resource::NODES, None, "node1").expect("node")["status"]["conditions"][0].clone();
+        eventually("the network is there", || condition()["status"] == "False");
+
+        other.run(&format!("ip addr del {TAKEN}/24 dev eth0"));
+        eventually("it is announced when it is free", || events("a", "nodeAssigned") == [announced]);
+
+        drop(agent);
     });
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::access::{self, Deed};
+use crate::asked::Asked;
 use crate::body::Body;
 use crate::patch;
 use crate::query::Query;
@@ -55,6 +56,7 @@ async fn handle(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<(Sta
             _ => {}
         }
     }
+    shared.asked(Asked::parse(&head.method, head.uri.path(), head.uri.query()));
     let target = Target::parse(head.uri.path(), &shared.known)?;
     let query = head.uri.query().unwrap_or_default();
     let query = Query::parse(query, &target.resource);

@@ -23,6 +23,7 @@
 mod access;
 mod answer;
 mod apply;
+mod asked;
 mod body;
 mod failure;
 mod patch;
@@ -33,6 +34,7 @@ mod server;
 mod store;
 mod watch;
 
+pub use asked::{Asked, Grant, compare};
 pub use failure::Failure;
 pub use resource::Resource;
 pub use server::{Api, Setup, State};

@@ -1,5 +1,6 @@
 //! The server's thread, and its handle.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::answer::answer;
 use crate::select::Selector;
 use crate::store::{Place, Scope, Store};
-use crate::{Failure, Resource};
+use crate::{Asked, Failure, Resource};
 
 /// A server that runs until it is dropped. What is done by its methods is seen by clients as if a client had done it.
 pub struct Api {
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) admin: Option<String>,
     pub(crate) known: Vec<Resource>,
     tick: watch::Sender<Tick>,
+    asked: Mutex<BTreeMap<Asked, usize>>,
 }
 
 /// What wakes watches.
@@ -53,6 +55,14 @@ pub(crate) struct Tick {
 impl Shared {
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a request.
+    pub(crate) fn asked(&self, what: Option<Asked>) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(what) = what {
+            *asked.entry(what).or_default() += 1;
+        }
     }
 
     /// Changes objects and wakes watches.
@@ -123,6 +133,7 @@ impl Api {
             admin: setup.admin.map(str::to_owned),
             known: Resource::KNOWN.iter().chain(setup.more).copied().collect(),
             tick: watch::Sender::new(Tick::default()),
+            asked: Mutex::default(),
         });
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -202,6 +213,11 @@ impl Api {
     /// All that it knows, for another server.
     pub fn state(&self) -> State {
         State(self.shared.store().clone())
+    }
+
+    /// What clients have asked for so far, and how often.
+    pub fn asked(&self) -> BTreeMap<Asked, usize> {
+        self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Forgets what has happened so far: who then begins to watch at an earlier version is told 410, Expired.

@@ -49,7 +49,13 @@ impl Pools {
         };
         let pools = self.pools.into_iter().map(pool).collect::<Option<_>>()?;
         let (l2_advertisements, port, bgp) = (self.l2_advertisements, self.port, self.bgp);
-        self.complete.then_some(LoadBalancer { pools, l2_advertisements, port, bgp })
+        self.complete.then_some(LoadBalancer {
+            pools,
+            l2_advertisements,
+            port,
+            bgp,
+            ..LoadBalancer::default()
+        })
     }
 }
 

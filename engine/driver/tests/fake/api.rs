@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use homelab_driver::Kubernetes;
 use homelab_model::{
-    ApiEndpoint, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiState, Change, Object, Token, ours,
+    ApiEndpoint, ApiError, ApiKey, ApiKind, ApiNode, ApiObject, ApiService, ApiState, Change, Object, Token,
+    ours,
 };
 
 /// What is in it, and how it misbehaves.
@@ -13,6 +14,7 @@ use homelab_model::{
 pub(crate) struct Cluster {
     pub(crate) objects: BTreeMap<ApiKey, ApiObject>,
     pub(crate) nodes: Vec<ApiNode>,
+    pub(crate) services: Vec<ApiService>,
     /// Every request fails so.
     pub(crate) down: Option<ApiError>,
     /// Writes of this object fail.
@@ -100,7 +102,8 @@ impl Kubernetes for Api {
     fn observe(&self) -> Result<ApiState, ApiError> {
         self.with(|c| {
             c.up()?;
-            Ok(ApiState { objects: c.objects.values().cloned().collect(), nodes: c.nodes.clone() })
+            let objects = c.objects.values().cloned().collect();
+            Ok(ApiState { objects, nodes: c.nodes.clone(), services: c.services.clone() })
         })
     }
 
@@ -119,7 +122,16 @@ impl Kubernetes for Api {
             if matches!(change, Change::Replace { .. } | Change::Delete { .. }) {
                 c.objects.remove(&change.key());
             }
-            if let Some(after) = change.after() {
+            let key = change.key();
+            if key.kind == ApiKind::Service {
+                for service in c
+                    .services
+                    .iter_mut()
+                    .filter(|one| (&one.namespace, &one.name) == (&key.namespace, &key.name))
+                {
+                    (service.held, service.given) = (false, Vec::new());
+                }
+            } else if let Some(after) = change.after() {
                 c.put(after.clone());
             }
             Ok(())

@@ -104,6 +104,7 @@ fn accounts_roles_and_tokens(server: &Server) {
     );
     assert!(token.expires > token.issued);
     what_a_token_can_do(server, &root, &token);
+    what_is_taken_off_services(&admin, &root);
 
     // An account that is made anew: the old token is refused as soon as the server's cache forgets it.
     let accounts = |o: &ApiObject| o.kind == ApiKind::ServiceAccount && o.name == "homelab-node1";
@@ -131,6 +132,31 @@ fn accounts_roles_and_tokens(server: &Server) {
     // No controller manager runs here, so the namespace goes no further than this.
     let left: Vec<ApiKind> = admin.observe().unwrap().objects.iter().map(|o| o.kind).collect();
     assert!(left.iter().all(|kind| *kind == ApiKind::Namespace), "{left:?}");
+}
+
+/// Our controller has given `web` an address; without it the Service would never vanish.
+fn what_is_taken_off_services(admin: &Admin, root: &Client<'_>) {
+    let none = json!({});
+    let uid = root.must("GET", SERVICE, &none)["metadata"]["uid"].as_str().unwrap().to_owned();
+    let ledger = format!("/api/v1/namespaces/{}/configmaps/{LEDGER}", ours::KUBERNETES_NAMESPACE);
+    let mut map = root.must("GET", &ledger, &none);
+    map["data"] = json!({ "default.web": format!("{uid} 1 192.168.50.200") });
+    root.must("PUT", &ledger, &map);
+    let services = admin.observe().unwrap().services;
+    let names: Vec<String> = services.iter().map(|one| one.full_name()).collect();
+    assert_eq!(names, ["default/web"]);
+    let change = services[0].release().unwrap();
+    admin.carry_out(&change).unwrap();
+    let web = root.must("GET", SERVICE, &none);
+    assert_eq!(web["metadata"]["finalizers"], none["x"], "{web}");
+    assert_eq!(web["metadata"]["annotations"]["metallb.io/ip-allocated-from-pool"], none["x"], "{web}");
+    assert_eq!(web["status"]["loadBalancer"], none, "{web}");
+    assert_eq!(admin.observe().unwrap().services[0].release(), None, "the ledger alone is no change");
+    // Again, as after a cut connection, and of a Service that is gone.
+    admin.carry_out(&change).unwrap();
+    root.must("DELETE", SERVICE, &none);
+    assert_eq!(root.get(SERVICE).0, 404);
+    admin.carry_out(&change).unwrap();
 }
 
 fn what_a_token_can_do(server: &Server, root: &Client<'_>, token: &Token) {

@@ -16,6 +16,7 @@ pub(crate) fn ranges(pools: &[Pool]) -> Ranges {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
         node_ports: (30000, 32767),
         pools: pools.to_vec(),
+        taken: BTreeMap::new(),
     }
 }
 

@@ -22,7 +22,7 @@ use homelab_model::{BalanceTrouble, Pool, balance_addresses};
 use crate::events::{Kind, Said};
 pub use board::Board;
 pub use ledger::{Entry, LEDGER, Ledger};
-pub use patch::{StatusWrite, Write};
+pub use patch::{NOTED_POOL, StatusWrite, Write};
 pub use watched::{Class, FINALIZER, Watched};
 
 /// How long agents have to withdraw an address after it has left the status, before its Service may go and before

@@ -12,7 +12,7 @@ use super::watched::Watched;
 use crate::events::Said;
 
 /// Annotation in which MetalLB notes the pool.
-const NOTED_POOL: &str = "metallb.io/ip-allocated-from-pool";
+pub const NOTED_POOL: &str = "metallb.io/ip-allocated-from-pool";
 /// Annotation that makes a new version of a Service and says no more.
 const FENCE: &str = "homelab/fence";
 

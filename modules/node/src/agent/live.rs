@@ -16,6 +16,7 @@ use tracing::warn;
 use super::Agent;
 use super::kubernetes::{File, Handle, Live};
 use super::metrics::{Metrics, number};
+use super::sayings::Sayings;
 
 /// All services of this node.
 pub(super) struct Services {
@@ -39,9 +40,9 @@ pub(super) struct Change {
 }
 
 impl Services {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Services {
+    pub(super) fn new(metrics: Arc<Metrics>, sayings: Arc<Sayings>) -> Services {
         Services {
-            kubernetes: Handle::new(metrics),
+            kubernetes: Handle::new(metrics, sayings),
             file: BTreeMap::new(),
             live: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -71,6 +72,11 @@ impl Services {
     /// Waits for news of Kubernetes.
     pub(super) async fn wait(&self) {
         self.kubernetes.wait().await;
+    }
+
+    /// A check has found or made this node's network as it should be.
+    pub(super) fn network_is_there(&self) {
+        self.kubernetes.network_is_there();
     }
 
     /// Takes over news of Kubernetes.

@@ -4,19 +4,25 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use homelab_kube::{Duty, DutyError, Heard, Link, Node, Round, Told, metallb, network_is_there};
-use homelab_kubernetes::controller::Board;
+use homelab_kube::{Duty, DutyError, Heard, Link, Node, Round, Told, Voice, metallb, network_is_there};
+use homelab_kubernetes::controller::{Board, Watched};
+use homelab_kubernetes::events::Said;
 use homelab_model::{KubernetesSpec, SpeakerSpec};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::Shared;
+use crate::agent::sayings::{Saying, Sayings, What};
 
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How often something is tried to be said, as in client-go (`maxTriesPerEvent`), and the pause in between.
+const TRIES: u32 = 12;
+const BREATH: Duration = Duration::from_secs(10);
 /// How often MetalLB's resources are read.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -117,6 +123,48 @@ impl Control {
         }
     }
 
+    /// Says what speakers have to say of addresses, by Events on their Services.
+    pub(super) async fn speak(&self, voice: &Voice, link: &Link, sayings: &Sayings) {
+        loop {
+            let saying = sayings.next().await;
+            // The addresses are in Services that were listed before, but maybe by an earlier agent.
+            while !self.board.borrow().is_complete() {
+                sleep(PAUSE).await;
+            }
+            for said in self.about(&saying) {
+                for attempt in 1..=TRIES {
+                    let Ok((number, client)) = link.client() else { break };
+                    match voice.say(&client, said.clone()).await {
+                        Ok(()) => break,
+                        Err(DutyError::Refused(why)) => {
+                            warn!("an Event is not written: {why}");
+                            break;
+                        }
+                        Err(DutyError::Unauthorized(_)) => drop(link.renew(number)),
+                        Err(DutyError::Broken(_)) => link.failed(number),
+                    }
+                    if attempt < TRIES {
+                        sleep(BREATH).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is to be said, for each Service that has the address.
+    fn about(&self, saying: &Saying) -> Vec<Said> {
+        let board = self.board.borrow();
+        let has = |(_, service): &(_, &Watched)| service.status.contains(&saying.address);
+        let all = board.services().iter().filter(has);
+        let said = all.map(|(name, service)| match &saying.what {
+            What::Announced { before, protocol } => {
+                Said::announced(name, &service.uid, &self.node, before.as_deref(), protocol)
+            }
+            What::Conflict(mac) => Said::conflict(name, &service.uid, saying.address, mac),
+        });
+        said.collect()
+    }
+
     async fn step(
         &self,
         duty: &mut Duty,
@@ -133,8 +181,8 @@ impl Control {
             }
             error.to_string()
         };
-        let node = self.unavailable.take();
-        if let Some(node) = node {
+        let there = shared.network.load(Ordering::Relaxed);
+        if let Some(node) = there.then(|| self.unavailable.take()).flatten() {
             match network_is_there(&client, &node).await {
                 Ok(true) => {
                     info!(node = self.node, "its Node no longer says that the network is unavailable")

@@ -8,6 +8,7 @@ mod snapshot;
 mod task;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use homelab_kube::MetalLb;
@@ -21,6 +22,7 @@ pub(super) use control::File;
 pub(crate) use snapshot::known;
 
 use super::metrics::Metrics;
+use super::sayings::Sayings;
 
 /// A service of the API.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +57,10 @@ struct Shared {
     /// MetalLB's resources, as last read.
     metallb: Mutex<MetalLb>,
     bell: Notify,
+    /// This node's network was as it should be once.
+    network: AtomicBool,
+    /// What speakers have to say.
+    sayings: Arc<Sayings>,
 }
 
 impl Shared {
@@ -103,11 +109,12 @@ struct Running {
 pub(super) struct Handle {
     running: Option<Running>,
     metrics: Arc<Metrics>,
+    sayings: Arc<Sayings>,
 }
 
 impl Handle {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Handle {
-        Handle { running: None, metrics }
+    pub(super) fn new(metrics: Arc<Metrics>, sayings: Arc<Sayings>) -> Handle {
+        Handle { running: None, metrics, sayings }
     }
 
     /// Watches what `told` says; None: nothing, and what is kept on disk goes.
@@ -126,7 +133,7 @@ impl Handle {
             return Ok(());
         };
         let (stop, stopped) = oneshot::channel();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { sayings: Arc::clone(&self.sayings), ..Shared::default() });
         let (spec, theirs, metrics) = (told.clone(), Arc::clone(&shared), Arc::clone(&self.metrics));
         std::thread::Builder::new()
             .name("kubernetes".to_owned())
@@ -140,6 +147,13 @@ impl Handle {
     pub(super) fn file(&self, file: File) {
         if let Some(running) = &self.running {
             *running.shared.file() = file;
+        }
+    }
+
+    /// A check has found or made this node's network as it should be.
+    pub(super) fn network_is_there(&self) {
+        if let Some(running) = &self.running {
+            running.shared.network.store(true, Ordering::Relaxed);
         }
     }
 

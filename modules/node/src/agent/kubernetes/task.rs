@@ -84,8 +84,10 @@ impl<'a> Task<'a> {
 
     async fn serve(&self, duty: &mut Duty) {
         self.pass_on();
+        let voice = duty.voice();
         let control = self.control.serve(duty, &self.link, self.shared);
-        tokio::join!(self.watch(), self.pass(), self.keep(), self.renew(), control);
+        let speak = self.control.speak(&voice, &self.link, &self.shared.sayings);
+        tokio::join!(self.watch(), self.pass(), self.keep(), self.renew(), control, speak);
     }
 
     async fn watch(&self) {

@@ -3,7 +3,7 @@
 //! On a thread of its own, since bgpd may answer late. Nothing depends on it: bgpd goes on without the agent, and with what
 //! it last heard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::Told;
 use crate::agent::metrics::Metrics;
+use crate::agent::sayings::{Sayings, What};
 
 /// How often it is looked whether daemons were started anew or passwords changed, which costs next to nothing.
 const LOOK: Duration = Duration::from_millis(200);
@@ -52,10 +53,10 @@ pub(super) struct Handle {
 
 impl Handle {
     /// Starts the thread.
-    pub(super) fn start(metrics: Arc<Metrics>) -> Result<Handle, String> {
+    pub(super) fn start(metrics: Arc<Metrics>, sayings: Arc<Sayings>) -> Result<Handle, String> {
         let (commands, receiver) = channel();
         let said = Said::default();
-        let mut task = Task::new(metrics, Arc::clone(&said));
+        let mut task = Task::new(metrics, Arc::clone(&said), sayings);
         let work = move || task.serve(&receiver);
         let thread =
             std::thread::Builder::new().name("bgp".to_owned()).spawn(work).map_err(|e| e.to_string())?;
@@ -111,6 +112,10 @@ struct Goal {
 struct Task {
     metrics: Arc<Metrics>,
     said: Said,
+    /// For Events of Kubernetes.
+    sayings: Arc<Sayings>,
+    /// Whether bgpd was configured once.
+    speaking: bool,
     root: Root,
     told: Option<Box<Told>>,
     ready: Option<bool>,
@@ -129,11 +134,13 @@ struct Task {
 }
 
 impl Task {
-    fn new(metrics: Arc<Metrics>, said: Said) -> Task {
+    fn new(metrics: Arc<Metrics>, said: Said, sayings: Arc<Sayings>) -> Task {
         let now = Instant::now();
         Task {
             metrics,
             said,
+            sayings,
+            speaking: false,
             root: Root::system(),
             told: None,
             ready: None,
@@ -291,9 +298,20 @@ impl Task {
             result.is_ok()
         });
         if bgp {
-            self.report.routes.clone_from(&goal.routes);
+            let before = std::mem::replace(&mut self.report.routes, goal.routes.clone());
+            self.say(&before);
         }
         bfd && bgp
+    }
+
+    /// Says which addresses routers are told of now. Those that bgpd had from an earlier agent are no news.
+    fn say(&mut self, before: &[LbRoute]) {
+        let known: BTreeSet<_> = before.iter().flat_map(|route| &route.addresses).collect();
+        let told = self.report.routes.iter().flat_map(|route| &route.addresses);
+        for address in told.filter(|address| self.speaking && !known.contains(address)) {
+            self.sayings.push(*address, What::Announced { before: None, protocol: "bgp" });
+        }
+        self.speaking = true;
     }
 
     fn ask(&mut self, told: &Told) {

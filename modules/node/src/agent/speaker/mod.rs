@@ -3,6 +3,7 @@
 //! On a thread of its own: peers wait some hundred milliseconds for an answer, and a look at the kernel may take longer.
 
 mod bgp;
+mod story;
 mod task;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use homelab_model::service::Service;
 use homelab_model::{LABEL_EXCLUDE, NodeSpec, SpeakerSpec, effective_labels, ours};
 
 use super::metrics::Metrics;
+use super::sayings::Sayings;
 
 /// Services that are not in place for so long are not: one look may fail, because a change met another one.
 const UNREADY_AFTER: Duration = Duration::from_secs(5);
@@ -62,7 +64,7 @@ pub(super) struct Handle {
 
 impl Handle {
     /// Starts the threads. They have nothing to do before [`Handle::configure`].
-    pub(super) fn start(metrics: Arc<Metrics>) -> Result<Handle, String> {
+    pub(super) fn start(metrics: Arc<Metrics>, sayings: &Arc<Sayings>) -> Result<Handle, String> {
         let (commands, receiver) = channel();
         let (bell, rings) = UnixStream::pair().map_err(|e| e.to_string())?;
         for end in [&bell, &rings] {
@@ -70,9 +72,10 @@ impl Handle {
         }
         let errors = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&errors);
-        let bgp = bgp::Handle::start(Arc::clone(&metrics))?;
+        let bgp = bgp::Handle::start(Arc::clone(&metrics), Arc::clone(sayings))?;
         let said = bgp.said();
-        let work = move || task::run(&receiver, &rings, &metrics, &shared, &said);
+        let sayings = Arc::clone(sayings);
+        let work = move || task::run(&receiver, &rings, &metrics, &shared, &said, &sayings);
         let thread =
             std::thread::Builder::new().name("speaker".to_owned()).spawn(work).map_err(|e| e.to_string())?;
         Ok(Handle { commands, bell, errors, thread: Some(thread), bgp, ready: None, unready_since: None })

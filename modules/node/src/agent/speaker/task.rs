@@ -23,8 +23,10 @@ use homelab_speaker::state::Interface;
 use tracing::{error, info, warn};
 
 use super::bgp::Said;
+use super::story::Story;
 use super::{Command, Told};
 use crate::agent::metrics::Metrics;
+use crate::agent::sayings::Sayings;
 
 /// Keys, reports, and what did not work the last time are looked at this often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -45,8 +47,11 @@ pub(super) fn run(
     metrics: &Metrics,
     errors: &Mutex<Vec<String>>,
     bgp: &Said,
+    sayings: &Sayings,
 ) {
-    if let Err(message) = Task::new(metrics, errors, bgp).and_then(|mut task| task.serve(commands, bell)) {
+    if let Err(message) =
+        Task::new(metrics, errors, bgp, sayings).and_then(|mut task| task.serve(commands, bell))
+    {
         error!("speaker: {message}");
     }
 }
@@ -56,6 +61,9 @@ struct Task<'a> {
     errors: &'a Mutex<Vec<String>>,
     /// What is known of sessions with routers.
     bgp: &'a Said,
+    /// For Events of Kubernetes.
+    sayings: &'a Sayings,
+    story: Story,
     start: Instant,
     told: Option<Box<Told>>,
     cordoned: bool,
@@ -78,11 +86,18 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    fn new(metrics: &'a Metrics, errors: &'a Mutex<Vec<String>>, bgp: &'a Said) -> Result<Task<'a>, String> {
+    fn new(
+        metrics: &'a Metrics,
+        errors: &'a Mutex<Vec<String>>,
+        bgp: &'a Said,
+        sayings: &'a Sayings,
+    ) -> Result<Task<'a>, String> {
         Ok(Task {
             metrics,
             errors,
             bgp,
+            sayings,
+            story: Story::default(),
             start: Instant::now(),
             told: None,
             cordoned: false,
@@ -229,6 +244,8 @@ impl<'a> Task<'a> {
         seed.copy_from_slice(&random[..32]);
         boot.copy_from_slice(&random[32..]);
         let now = self.now();
+        let held = held_before(&told.node);
+        self.story = Story::new(&told.node, held.clone());
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(unix.saturating_sub(now).as_millis()).unwrap_or_default();
         let settings = Settings {
@@ -237,7 +254,7 @@ impl<'a> Task<'a> {
             boot: u64::from_ne_bytes(boot),
             seed,
             keys,
-            held: held_before(&told.node),
+            held,
             unix_ms,
         };
         let mut speaker = Speaker::new(settings, now);
@@ -350,6 +367,9 @@ impl<'a> Task<'a> {
 
     fn event(&mut self, event: &Event) {
         self.news = true;
+        if let Some((address, what)) = self.story.hear(event) {
+            self.sayings.push(address, what);
+        }
         let nobody = "nobody".to_owned();
         match event {
             Event::Up(node) => info!(node, "member"),
