@@ -52,6 +52,8 @@ impl Kube {
         server.start(&cluster.lab).unwrap_or_else(|error| panic!("API server: {error}"));
         let kube = Kube { server, url, netns: cluster.lab.netns_path(HOST), marks: 0 };
         kube.wait();
+        // A scenario that failed may have left that.
+        kube.heal(cluster);
         kube
     }
 
@@ -75,6 +77,25 @@ impl Kube {
     pub fn go_on(&mut self, cluster: &Cluster) {
         self.server.start(&cluster.lab).unwrap_or_else(|error| panic!("API server: {error}"));
         self.wait();
+    }
+
+    /// Has its packets to and from a node dropped, until [`Kube::heal`].
+    #[track_caller]
+    pub fn part(&self, cluster: &Cluster, node: &str) {
+        let address = cluster.lab.address(node).expect("an address");
+        let rules = format!(
+            "table inet parted {{
+            chain input {{ type filter hook input priority 0; ip saddr {address} tcp dport {API_PORT} drop; }}
+            chain output {{ type filter hook output priority 0; ip daddr {address} tcp sport {API_PORT} drop; }}
+            }}"
+        );
+        cluster.sh(HOST, &format!("nft '{rules}'"));
+    }
+
+    /// Ends [`Kube::part`].
+    #[track_caller]
+    pub fn heal(&self, cluster: &Cluster) {
+        cluster.sh(HOST, "nft delete table inet parted 2>/dev/null || true");
     }
 
     /// Kills it, and keeps what it knows.
