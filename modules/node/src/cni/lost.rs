@@ -49,6 +49,7 @@ pub(super) fn living(
         if addresses.is_empty() {
             continue;
         }
+        // Of another list, or cut: its addresses are held by nobody of a name.
         let holder = holder_by_link(name, &link.name, &link.alias).unwrap_or_else(|| Holder {
             container: link.name.clone(),
             interface: "?".to_owned(),
