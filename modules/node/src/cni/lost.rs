@@ -81,7 +81,12 @@ pub(super) fn detach_unreserved(
     }
     let reserved = reserved(data_dir)?;
     let unreserved = links.iter().filter(|link| !reserved.contains(&link.name));
-    unreserved.fold(Ok(()), |first, link| first.and(detach(&mut host, data_dir, link)))
+    let mut first = Ok(());
+    for link in unreserved {
+        let detached = detach(&mut host, data_dir, link);
+        first = first.and(detached);
+    }
+    first
 }
 
 /// Owners of all reservations.
