@@ -49,6 +49,7 @@ pub(super) fn living(
         if addresses.is_empty() {
             continue;
         }
+        // Of another list, or cut: its addresses are held by nobody of a name.
         let holder = holder_by_link(name, &link.name, &link.alias).unwrap_or_else(|| Holder {
             container: link.name.clone(),
             interface: "?".to_owned(),
@@ -80,7 +81,12 @@ pub(super) fn detach_unreserved(
     }
     let reserved = reserved(data_dir)?;
     let unreserved = links.iter().filter(|link| !reserved.contains(&link.name));
-    unreserved.fold(Ok(()), |first, link| first.and(detach(&mut host, data_dir, link)))
+    let mut first = Ok(());
+    for link in unreserved {
+        let detached = detach(&mut host, data_dir, link);
+        first = first.and(detached);
+    }
+    first
 }
 
 /// Owners of all reservations.

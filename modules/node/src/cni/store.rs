@@ -186,7 +186,9 @@ impl Store {
             link: entry.owner,
             addresses: entry.addresses,
         };
-        Ok(self.holders()?.into_iter().map(fact).collect())
+        // What is held for pods of another list is that one's.
+        let own = self.holders()?.into_iter().filter(|(entry, holder)| holder.container != entry.owner);
+        Ok(own.map(fact).collect())
     }
 
     /// Frees an entry.
