@@ -1,7 +1,7 @@
 //! What goes wrong with the API and with nodes: traffic goes on, changes come afterwards, no address is given twice.
 //!
 //! That clocks differ cannot be had here, as nodes share the machine's. It is proved where time is an argument: of Leases
-//! in `homelab_kubernetes::lease`.
+//! in `homelab_kubernetes::lease`, of tokens in `homelab_model::Token`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -187,7 +187,7 @@ pub(crate) fn token_revoked(cluster: &mut Cluster, stage: &mut Stage) {
         fact.is_some_and(|fact| fact.troubles.iter().any(|trouble| trouble.contains("the token is refused")))
     });
     let journal = cluster.sh("node2", "journalctl --unit=homelab-node --output=cat --no-pager");
-    assert!(journal.contains("the token is refused: Unauthorized"), "{journal}");
+    assert!(journal.contains("the token is refused: Unauthorized; run homelab apply"), "{journal}");
     stage.assert_answers(cluster, &stage.place("c2"), &To::new(numbers.cluster_ip, 80, &["c2"]));
     let plan = cluster.plan();
     assert!(!plan.is_empty());
