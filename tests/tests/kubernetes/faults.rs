@@ -200,6 +200,22 @@ pub(crate) fn token_revoked(cluster: &mut Cluster, stage: &mut Stage) {
     stage.delete("revoked");
 }
 
+/// The agent of the active controller is stopped: the Lease is another's at once, not when it runs out.
+pub(crate) fn controller_hands_over_in_order(cluster: &mut Cluster, stage: &mut Stage) {
+    let (_, first) = balanced(cluster, stage, "handed", "c1");
+    let active = leader(stage).expect("there is one");
+    cluster.sh(&active, "systemctl stop homelab-node");
+    assert_ne!(leader(stage).as_ref(), Some(&active), "it is given up");
+    let spec = load_balancer(stage.numbers());
+    stage.service("handed-2", &spec);
+    assert_ne!(stage.allocated("handed-2"), first);
+    cluster.sh(&active, "systemctl start homelab-node");
+    connected(cluster, &active, true);
+    given(stage);
+    stage.delete("handed");
+    stage.delete("handed-2");
+}
+
 /// The node of the active controller loses power: another gives addresses, and none that is given.
 pub(crate) fn controller_fails_over(cluster: &mut Cluster, stage: &mut Stage) {
     let (_, first) = balanced(cluster, stage, "before", "c1");
