@@ -49,7 +49,7 @@ pub enum Told<K> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// The server does not know who we are: the token has expired or is revoked.
-    #[error("the token is refused: {0}")]
+    #[error("the token is refused: {0}; run homelab apply")]
     Unauthorized(String),
     /// The server says no.
     #[error("{0}")]

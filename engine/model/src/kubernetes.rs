@@ -194,6 +194,14 @@ impl Token {
         self.issued.saturating_add(life - life / 5)
     }
 
+    /// Whether it is time to replace it. `now`, and when it came to the node (`written`), are of the node's own clock, seconds
+    /// since 1970. That may be wrong: where a token came before it was issued, the clock is behind the API server's by that
+    /// much at least, and a renewal by it would come too late.
+    pub fn is_due(&self, now: u64, written: u64) -> bool {
+        let behind = self.issued.saturating_sub(written);
+        now.saturating_add(behind) >= self.renewal()
+    }
+
     /// Whose it is: `homelab-system/homelab-node1, uid 4f0c…`. The agent's renewals do not change that.
     pub fn summary(&self) -> String {
         format!("{}/{}, uid {}", self.namespace, self.account, self.uid)
@@ -245,6 +253,20 @@ mod tests {
         let token = Token::parse(&format!("{text}\n")).unwrap();
         assert_eq!(token.summary(), "homelab-system/homelab-node1, uid 4f0c-1");
         assert_eq!((token.issued, token.expires, token.renewal()), (1000, 2000, 1800));
+        for (now, written, due) in [
+            (1799, 1000, false),
+            (1800, 1000, true),
+            // Written again from a copy.
+            (1799, 1700, false),
+            // The node's clock is behind by 900, by a day before 1970, ahead.
+            (899, 100, false),
+            (900, 100, true),
+            (799, 0, false),
+            (800, 0, true),
+            (5000, 4200, true),
+        ] {
+            assert_eq!(token.is_due(now, written), due, "{now} {written}");
+        }
         assert_eq!(token.secret(), text);
         assert_eq!(Token::parse(&token.to_text()), Ok(token.clone()));
         assert!(!format!("{token:?}").contains("c2ln"));

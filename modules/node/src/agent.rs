@@ -235,6 +235,7 @@ async fn run() -> Result<(), String> {
         info!("the machine stops: load-balancer addresses are handed over");
         agent.speaker.leave();
     }
+    agent.services.leave();
     info!("agent stops; the kernel keeps its state");
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     Ok(())

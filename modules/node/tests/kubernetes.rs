@@ -146,6 +146,31 @@ fn again(port: u16) -> TcpListener {
 }
 
 #[test]
+fn an_agent_that_stops_keeps_what_it_heard_last() {
+    on_a_node(|node| {
+        run(&format!(
+            "ip link add lan type veth peer name other && ip addr add {NODE}/24 dev lan && ip link set lan up && ip link set other up"
+        ));
+        let api = api(TcpListener::bind("127.0.0.1:0").expect("listener"));
+        let server = format!("http://{}", api.address());
+        add(&api, "web", "10.96.7.1", "10.244.0.11");
+        let snapshot = node.data.path().join("kubernetes/snapshot");
+        // The last news are some moments old, less than the time between two writes, whenever it is stopped.
+        for round in 20..25 {
+            let mut agent = Agent::start(node, &server);
+            eventually("it is connected", || agent.connected() && has("10.96.7.1"));
+            let address = format!("10.244.0.{round}");
+            api.update(&Resource::ENDPOINT_SLICES, slice("web", &address)).expect("slice");
+            eventually("a new endpoint", || has(&address));
+            run(&format!("kill -TERM {}", agent.0.id()));
+            assert!(agent.0.wait().expect("it ends").success());
+            let kept = std::fs::read_to_string(&snapshot).expect("snapshot");
+            assert!(kept.contains(&address), "{kept}");
+        }
+    });
+}
+
+#[test]
 fn what_the_api_says_is_served_and_what_it_said_last_when_it_is_gone() {
     on_a_node(|node| {
         run(&format!(

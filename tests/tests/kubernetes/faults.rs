@@ -1,7 +1,7 @@
 //! What goes wrong with the API and with nodes: traffic goes on, changes come afterwards, no address is given twice.
 //!
 //! That clocks differ cannot be had here, as nodes share the machine's. It is proved where time is an argument: of Leases
-//! in `homelab_kubernetes::lease`.
+//! in `homelab_kubernetes::lease`, of tokens in `homelab_model::Token`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -187,7 +187,7 @@ pub(crate) fn token_revoked(cluster: &mut Cluster, stage: &mut Stage) {
         fact.is_some_and(|fact| fact.troubles.iter().any(|trouble| trouble.contains("the token is refused")))
     });
     let journal = cluster.sh("node2", "journalctl --unit=homelab-node --output=cat --no-pager");
-    assert!(journal.contains("the token is refused: Unauthorized"), "{journal}");
+    assert!(journal.contains("the token is refused: Unauthorized; run homelab apply"), "{journal}");
     stage.assert_answers(cluster, &stage.place("c2"), &To::new(numbers.cluster_ip, 80, &["c2"]));
     let plan = cluster.plan();
     assert!(!plan.is_empty());
@@ -198,6 +198,22 @@ pub(crate) fn token_revoked(cluster: &mut Cluster, stage: &mut Stage) {
     connected(cluster, "node2", true);
     stage.assert_answers(cluster, &stage.place("c2"), &To::new(numbers.cluster_ip, 80, &["c3"]));
     stage.delete("revoked");
+}
+
+/// The agent of the active controller is stopped: the Lease is another's at once, not when it runs out.
+pub(crate) fn controller_hands_over_in_order(cluster: &mut Cluster, stage: &mut Stage) {
+    let (_, first) = balanced(cluster, stage, "handed", "c1");
+    let active = leader(stage).expect("there is one");
+    cluster.sh(&active, "systemctl stop homelab-node");
+    assert_ne!(leader(stage).as_ref(), Some(&active), "it is given up");
+    let spec = load_balancer(stage.numbers());
+    stage.service("handed-2", &spec);
+    assert_ne!(stage.allocated("handed-2"), first);
+    cluster.sh(&active, "systemctl start homelab-node");
+    connected(cluster, &active, true);
+    given(stage);
+    stage.delete("handed");
+    stage.delete("handed-2");
 }
 
 /// The node of the active controller loses power: another gives addresses, and none that is given.

@@ -48,7 +48,8 @@ fn main() {
         load_balancer: should_handle_cleanup_finalizer, addresses_are_of_the_pool_and_each_given_once,
             should_only_allow_access_from_source_ranges, pools_of_metallb_are_read;
         faults: api_server_killed_and_back, agent_restarted_with_the_api_down, api_server_partitioned_from_one_node,
-            api_server_restored_from_an_older_state, token_revoked, controller_fails_over;
+            api_server_restored_from_an_older_state, token_revoked, controller_hands_over_in_order,
+            controller_fails_over;
     };
     if std::env::var_os("HOMELAB_TEST_KEEP").is_some() {
         acts.push(("hold", hold));

@@ -69,6 +69,11 @@ impl Services {
         Ok(self.count())
     }
 
+    /// Ends in order what watches Kubernetes.
+    pub(super) fn leave(&mut self) {
+        self.kubernetes.leave();
+    }
+
     /// Waits for news of Kubernetes.
     pub(super) async fn wait(&self) {
         self.kubernetes.wait().await;

@@ -9,7 +9,8 @@ mod task;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use homelab_kube::MetalLb;
 use homelab_kubernetes::KubeNode;
@@ -102,8 +103,13 @@ struct Running {
     told: KubernetesSpec,
     shared: Arc<Shared>,
     /// Ends the thread when it is dropped.
-    _stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<()>,
+    /// Ends with the thread.
+    ended: mpsc::Receiver<()>,
 }
+
+/// How long an agent that stops waits for its last words: what was heard is kept, and the Lease given up.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// The agent's end.
 pub(super) struct Handle {
@@ -125,22 +131,35 @@ impl Handle {
         if self.running.as_ref().map(|running| &running.told) == told {
             return Ok(());
         }
+        // The earlier one keeps what it knows: not after that is to be gone, nor after its successor has read it.
+        self.leave();
         let Some(told) = told else {
-            if self.running.take().is_some() {
-                // It may never have been written.
-                let _ = std::fs::remove_file(ours::KUBERNETES_SNAPSHOT);
-            }
+            // It may never have been written.
+            let _ = std::fs::remove_file(ours::KUBERNETES_SNAPSHOT);
             return Ok(());
         };
         let (stop, stopped) = oneshot::channel();
         let shared = Arc::new(Shared { sayings: Arc::clone(&self.sayings), ..Shared::default() });
+        let (ends, ended) = mpsc::channel();
         let (spec, theirs, metrics) = (told.clone(), Arc::clone(&shared), Arc::clone(&self.metrics));
         std::thread::Builder::new()
             .name("kubernetes".to_owned())
-            .spawn(move || task::run(spec, &theirs, &metrics, stopped))
+            .spawn(move || {
+                task::run(spec, &theirs, &metrics, stopped);
+                drop(ends);
+            })
             .map_err(|error| format!("kubernetes: {error}"))?;
-        self.running = Some(Running { told: told.clone(), shared, _stop: stop });
+        self.running = Some(Running { told: told.clone(), shared, stop, ended });
         Ok(())
+    }
+
+    /// Ends the thread in order.
+    pub(super) fn leave(&mut self) {
+        if let Some(Running { stop, ended, .. }) = self.running.take() {
+            drop(stop);
+            // However it ends: this agent is over.
+            let _ = ended.recv_timeout(LEAVE);
+        }
     }
 
     /// What the file says of addresses.

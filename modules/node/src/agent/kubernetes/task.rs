@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use homelab_kube::{Duty, Heard, Link, Patience, Told};
 use homelab_kubernetes::{Kind, World};
@@ -32,6 +32,7 @@ pub(super) fn run(spec: KubernetesSpec, shared: &Shared, metrics: &Metrics, stop
                     () = task.serve(&mut duty) => {}
                     _ = stop => {}
                 }
+                task.save().await;
                 if let Ok((_, client)) = task.link.client() {
                     duty.leave(&client).await;
                 }
@@ -195,7 +196,11 @@ impl<'a> Task<'a> {
         // What is wrong with the file the watches say.
         let Ok(text) = std::fs::read_to_string(ours::KUBERNETES_TOKEN) else { return Ok(()) };
         let Ok(old) = Token::parse(&text) else { return Ok(()) };
-        if homelab_linux::unix_seconds() < old.renewal() {
+        // One whose time is not known counts as it says itself.
+        let written = std::fs::metadata(ours::KUBERNETES_TOKEN).and_then(|file| file.modified()).ok();
+        let written = written.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let written = written.map_or(old.issued, |time| time.as_secs());
+        if !old.is_due(homelab_linux::unix_seconds(), written) {
             return Ok(());
         }
         let (number, client) = self.link.client().map_err(|error| error.to_string())?;
@@ -216,12 +221,16 @@ impl<'a> Task<'a> {
     async fn keep(&self) {
         loop {
             sleep(KEEP_AFTER).await;
-            if self.unsaved.replace(false) {
-                let text = self.world.borrow().snapshot();
-                let saved = tokio::task::spawn_blocking(move || snapshot::save(&text)).await;
-                if let Ok(Err(error)) = saved {
-                    warn!(%error, "what is known of Kubernetes cannot be kept on disk");
-                }
+            self.save().await;
+        }
+    }
+
+    async fn save(&self) {
+        if self.unsaved.replace(false) {
+            let text = self.world.borrow().snapshot();
+            let saved = tokio::task::spawn_blocking(move || snapshot::save(&text)).await;
+            if let Ok(Err(error)) = saved {
+                warn!(%error, "what is known of Kubernetes cannot be kept on disk");
             }
         }
     }
