@@ -1,6 +1,7 @@
 //! The way to the Kubernetes API that the cluster file describes.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use homelab_config::Loaded;
 use homelab_driver::Kubernetes;
@@ -16,8 +17,9 @@ use crate::input::{STDIN, beside};
 pub(crate) fn open(loaded: &Loaded) -> Result<Option<Box<dyn Kubernetes>>, CliError> {
     let Some(settings) = &loaded.cluster.kubernetes else {
         let credential = Credential::Kubeconfig { path: None, context: None };
-        let admin = Admin::new(&Access { credential, servers: Vec::new(), ca: None });
-        return Ok(admin.ok().map(|admin| Box::new(Laptop(admin)) as Box<dyn Kubernetes>));
+        let access = Access { credential, servers: Vec::new(), ca: None };
+        let Ok(endpoint) = Admin::endpoint_of(&access) else { return Ok(None) };
+        return Ok(Some(Box::new(Maybe { access, endpoint, admin: OnceLock::new() })));
     };
     let at = |key: &str, path: &String| {
         let named_by = loaded.kubernetes_sources.get(key).map_or(STDIN, String::as_str);
@@ -44,6 +46,39 @@ fn at_home(path: &str) -> String {
     match (path.strip_prefix("~/"), home) {
         (Some(rest), Some(home)) => format!("{home}/{rest}"),
         _ => path.to_owned(),
+    }
+}
+
+/// An API that only the kubeconfig names: nothing of it is used, no credential program either, until it is known to be the
+/// nodes' own.
+struct Maybe {
+    access: Access,
+    endpoint: ApiEndpoint,
+    admin: OnceLock<Result<Laptop, ApiError>>,
+}
+
+impl Maybe {
+    fn laptop(&self) -> Result<&Laptop, ApiError> {
+        let made = self.admin.get_or_init(|| Admin::new(&self.access).map(Laptop));
+        made.as_ref().map_err(Clone::clone)
+    }
+}
+
+impl Kubernetes for Maybe {
+    fn endpoint(&self) -> ApiEndpoint {
+        self.endpoint.clone()
+    }
+
+    fn observe(&self) -> Result<ApiState, ApiError> {
+        self.laptop()?.observe()
+    }
+
+    fn carry_out(&self, change: &Change<ApiObject>) -> Result<(), ApiError> {
+        self.laptop()?.carry_out(change)
+    }
+
+    fn token(&self, account: &str) -> Result<Token, ApiError> {
+        self.laptop()?.token(account)
     }
 }
 

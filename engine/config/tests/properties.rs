@@ -465,6 +465,7 @@ fn clusters() -> impl Strategy<Value = Cluster> {
                 pools: pools.chain([lan]).collect(),
                 l2_advertisements,
                 port: if vxlan_port == 7946 { 7947 } else { 7946 },
+                taken: BTreeMap::new(),
             };
             let services =
                 services.into_iter().zip(1_u8..).map(|(bits, n)| service(n, dual, zones, bits)).collect();

@@ -10,7 +10,7 @@ use homelab_model::{
 
 use crate::connection::{Line, Opening};
 use crate::keys::{self, Ring};
-use crate::kubernetes::with_nodes;
+use crate::kubernetes::{agents_notes, with_nodes};
 use crate::lock::Heart;
 use crate::plan::{directories_in_the_way, owned};
 use crate::recall::recall;
@@ -317,6 +317,7 @@ impl Engine<'_> {
                         resolved.cluster.problems.entry(name).or_default().extend(found);
                     }
                 }
+                resolved.warnings.extend(agents_notes(live));
                 if cluster.kubernetes.is_none()
                     && api.is_none()
                     && live.values().any(|l| l.observed.spec.as_ref().is_some_and(|s| s.kubernetes.is_some()))

@@ -146,6 +146,12 @@ fn taken(state: &ApiState) -> BTreeMap<IpAddr, String> {
     state.services.iter().flat_map(of).collect()
 }
 
+/// What agents say of resources of MetalLB that do not mean what they say, each once.
+pub(crate) fn agents_notes(live: &BTreeMap<String, Live>) -> BTreeSet<String> {
+    let facts = live.values().filter_map(|l| l.observed.facts.agent.as_ref()?.kubernetes.as_ref());
+    facts.flat_map(|fact| fact.notes.iter().map(|note| format!("MetalLB's {note}"))).collect()
+}
+
 /// Whether the nodes use the API that is reached by this endpoint.
 fn is_theirs(endpoint: &ApiEndpoint, live: &BTreeMap<String, Live>) -> bool {
     let mut told = live.values().filter_map(|l| l.observed.spec.as_ref()?.kubernetes.as_ref());
@@ -234,6 +240,7 @@ fn agent_spec(cluster: &Cluster, node: &str, endpoint: &ApiEndpoint) -> Option<K
         server_name: endpoint.server_name.clone(),
         service_proxy_name: settings.service_proxy_name.clone(),
         load_balancer_class: settings.load_balancer_class.clone(),
+        metrics_port: settings.metrics_port,
         pools: cluster.load_balancer.pools.clone(),
         ..KubernetesSpec::new(servers.clone(), node)
     })

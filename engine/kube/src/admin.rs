@@ -74,33 +74,20 @@ impl Admin {
     /// # Errors
     /// What cannot be read or does not fit together.
     pub fn new(access: &Access) -> Result<Admin, ApiError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| config_error(format!("no runtime: {e}")))?;
-        let (mut config, program) = match &access.credential {
-            Credential::Kubeconfig { path, context } => {
-                by_kubeconfig(&runtime, path.as_deref(), context.as_deref())?
-            }
-            Credential::Token(path) => (by_token(access, path)?, String::new()),
-        };
-        if let Some(path) = &access.ca {
-            let text = read(path)?;
-            let all = certificates(&text);
-            let all =
-                all.ok_or_else(|| config_error(format!("{} holds no certificates (PEM)", path.display())))?;
-            config.root_cert = Some(all);
-            config.accept_invalid_certs = false;
-        }
-        config.connect_timeout = Some(ANSWER / 2);
-        config.read_timeout = Some(ANSWER);
-        config.default_retry = false;
-        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        let endpoint = endpoint(access, &config, &server)?;
+        let runtime = runtime()?;
+        let Way { config, program, server, endpoint } = way(&runtime, access)?;
         let guard = runtime.enter();
         let client = Client::try_from(config).map_err(|error| translate(&error, "", &server, &program))?;
         drop(guard);
         Ok(Admin { runtime, client, server, program, endpoint })
+    }
+
+    /// How agents would reach the API that `access` names. No credential program is run for that.
+    ///
+    /// # Errors
+    /// What cannot be read or does not fit together.
+    pub fn endpoint_of(access: &Access) -> Result<ApiEndpoint, ApiError> {
+        Ok(way(&runtime()?, access)?.endpoint)
     }
 
     /// How agents reach the API.
@@ -233,6 +220,43 @@ impl Admin {
             }),
         }
     }
+}
+
+/// What `access` comes to.
+struct Way {
+    config: Config,
+    /// The program that gives the credential, if one does.
+    program: String,
+    server: String,
+    endpoint: ApiEndpoint,
+}
+
+fn runtime() -> Result<Runtime, ApiError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| config_error(format!("no runtime: {e}")))
+}
+
+fn way(runtime: &Runtime, access: &Access) -> Result<Way, ApiError> {
+    let (mut config, program) = match &access.credential {
+        Credential::Kubeconfig { path, context } => {
+            by_kubeconfig(runtime, path.as_deref(), context.as_deref())?
+        }
+        Credential::Token(path) => (by_token(access, path)?, String::new()),
+    };
+    if let Some(path) = &access.ca {
+        let text = read(path)?;
+        let all = certificates(&text);
+        let all =
+            all.ok_or_else(|| config_error(format!("{} holds no certificates (PEM)", path.display())))?;
+        config.root_cert = Some(all);
+        config.accept_invalid_certs = false;
+    }
+    config.connect_timeout = Some(ANSWER / 2);
+    config.read_timeout = Some(ANSWER);
+    config.default_retry = false;
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let endpoint = endpoint(access, &config, &server)?;
+    Ok(Way { config, program, server, endpoint })
 }
 
 fn broken(what: &str, error: &kube::core::request::Error) -> ApiError {

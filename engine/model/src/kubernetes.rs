@@ -21,9 +21,14 @@ pub struct KubernetesSettings {
     pub service_proxy_name: Option<String>,
     /// The `spec.loadBalancerClass` that is ours, beside none.
     pub load_balancer_class: String,
+    /// TCP port of 127.0.0.1 where agents answer what kube-proxy answers at its `metricsBindAddress`; 0: nowhere.
+    pub metrics_port: u16,
 }
 
 impl KubernetesSettings {
+    /// kube-proxy's own port.
+    pub const METRICS_PORT: u16 = 10249;
+
     /// The class of load balancers, unless the file says otherwise.
     pub const CLASS: &str = "homelab";
 
@@ -35,6 +40,7 @@ impl KubernetesSettings {
             ca_file: None,
             service_proxy_name: None,
             load_balancer_class: KubernetesSettings::CLASS.to_owned(),
+            metrics_port: KubernetesSettings::METRICS_PORT,
         }
     }
 }
@@ -80,6 +86,9 @@ pub struct KubernetesSpec {
     pub service_proxy_name: Option<String>,
     /// See [`KubernetesSettings::load_balancer_class`].
     pub load_balancer_class: String,
+    /// See [`KubernetesSettings::metrics_port`].
+    #[serde(default)]
+    pub metrics_port: u16,
     /// The pools of the file, for the controller.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<Pool>,
@@ -96,6 +105,7 @@ impl KubernetesSpec {
             namespace: ours::KUBERNETES_NAMESPACE.to_owned(),
             service_proxy_name: None,
             load_balancer_class: KubernetesSettings::CLASS.to_owned(),
+            metrics_port: 0,
             pools: Vec::new(),
         }
     }

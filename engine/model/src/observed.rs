@@ -321,6 +321,9 @@ pub struct KubernetesFact {
     /// Services (`namespace/name`) of the API that homelab.yaml has, too: that of the file is served.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden: Vec<String>,
+    /// What of MetalLB's resources is not as they say, and why: `BGPPeer router: …`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What does not work now, by watch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<String>,

@@ -16,6 +16,7 @@ fn ranges() -> Ranges {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
         node_ports: (30000, 32767),
         pools: vec![pool("default", &[("192.168.50.200", "192.168.50.220")])],
+        taken: BTreeMap::new(),
     }
 }
 
@@ -82,6 +83,7 @@ fn ranges_without_end_are_no_matter() {
         service_cidrs: vec!["fd00::/8".parse().unwrap()],
         node_ports: (65535, 65535),
         pools: vec![pool("all", &[("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")])],
+        taken: BTreeMap::new(),
     };
     let assigned =
         assign(&[service("a", Type::LoadBalancer), service("b", Type::ClusterIp)], &BTreeMap::new(), &ranges);
@@ -195,6 +197,7 @@ fn what_no_longer_fits_is_chosen_anew() {
         service_cidrs: vec!["10.43.0.0/16".parse().unwrap()],
         node_ports: (20000, 20009),
         pools: vec![pool("new", &[("192.168.50.100", "192.168.50.101")])],
+        taken: BTreeMap::new(),
     };
     let after = assign(&[local.clone()], &memory(&before), &moved);
     let a = find(&after, "a");

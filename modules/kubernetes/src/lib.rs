@@ -24,6 +24,9 @@ use std::net::{IpAddr, Ipv4Addr};
 /// The label that another proxy's services have, and their slices.
 pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
+/// The label of headless services, and of their slices: no proxy serves what has it.
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
+
 /// An address as Kubernetes reads it: leading zeros mean nothing, and IPv4 in IPv6 form is IPv4 (`ParseIPSloppy` of
 /// k8s.io/utils/net).
 pub(crate) fn address(text: &str) -> Option<IpAddr> {

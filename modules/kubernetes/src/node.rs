@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::address;
 
+/// The taint of a Node that cluster-autoscaler is about to delete (kube-proxy's `pkg/proxy/healthcheck`).
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// A Node of the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -27,6 +30,9 @@ pub struct KubeNode {
     /// Condition NetworkUnavailable is true: MetalLB announces nothing there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub network_unavailable: bool,
+    /// It is being deleted, or cluster-autoscaler is about to: load balancers are to leave it out (KEP-3836).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// `spec.unschedulable`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unschedulable: bool,
@@ -70,12 +76,15 @@ pub fn node(object: &core::Node) -> KubeNode {
         let all = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         all.clone().find(|condition| condition.type_ == kind).map(|condition| condition.status == "True")
     };
+    let mut taints = spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
     KubeNode {
         addresses: addresses.filter(internal).filter_map(|item| address(&item.address)).collect(),
         pod_cidrs,
         labels: object.metadata.labels.clone().unwrap_or_default(),
         ready: condition("Ready"),
         network_unavailable: condition("NetworkUnavailable") == Some(true),
+        leaving: object.metadata.deletion_timestamp.is_some()
+            || taints.any(|taint| taint.key == TO_BE_DELETED),
         unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
         flannel: flannel(object),
     }
@@ -97,4 +106,21 @@ fn flannel(object: &core::Node) -> Option<Flannel> {
     let data: Data = serde_json::from_str(get("backend-data")?).ok()?;
     let public_ip = get("public-ip-overwrite").or_else(|| get("public-ip")).and_then(|text| address(text))?;
     Some(Flannel { public_ip, vni: data.vni, mac: data.mac.to_lowercase() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_about_to_go_is_known_by_its_taint_or_its_deletion() {
+        let leaving = |value: serde_json::Value| node(&serde_json::from_value(value).unwrap()).leaving;
+        let taints = |key: &str| json!({ "spec": { "taints": [{ "key": key, "effect": "NoSchedule" }] } });
+        assert!(leaving(taints("ToBeDeletedByClusterAutoscaler")));
+        assert!(!leaving(taints("node.kubernetes.io/not-ready")));
+        assert!(leaving(json!({ "metadata": { "deletionTimestamp": "2027-01-15T08:00:00Z" } })));
+        assert!(!leaving(json!({})));
+    }
 }

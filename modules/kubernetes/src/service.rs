@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
-use crate::{SERVICE_PROXY_NAME, address};
+use crate::{HEADLESS, SERVICE_PROXY_NAME, address};
 
 /// Sources of a load balancer's addresses, before there was a field for them.
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
@@ -40,8 +40,9 @@ pub fn service(object: &core::Service, settings: &KubernetesSpec) -> Option<Kube
         Some("LoadBalancer") => Type::LoadBalancer,
         _ => Type::ClusterIp,
     };
-    // kube-proxy's ShouldSkipService; the label is a selector of its informers.
-    let headless = matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
+    // kube-proxy's ShouldSkipService; the labels are selectors of its informers.
+    let headless =
+        matches!(spec.cluster_ip.as_deref(), None | Some("" | "None")) || labels.contains_key(HEADLESS);
     let named = spec.type_.as_deref() == Some("ExternalName");
     let others = labels.get(SERVICE_PROXY_NAME) != settings.service_proxy_name.as_ref();
     let balanced = r#type == Type::LoadBalancer;

@@ -89,6 +89,7 @@ fn what_kube_proxy_skips_is_skipped() {
         json!({ "spec": { "clusterIP": "", "clusterIPs": null } }),
         json!({ "spec": { "type": "ExternalName", "externalName": "example.org" } }),
         json!({ "metadata": { "labels": { "service.kubernetes.io/service-proxy-name": "other" } } }),
+        json!({ "metadata": { "labels": { "service.kubernetes.io/headless": "" } } }),
     ] {
         assert_eq!(web(skipped.clone()), None, "{skipped}");
     }

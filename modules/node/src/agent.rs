@@ -363,6 +363,9 @@ impl Agent {
             .collect();
         self.metrics.errors.set(number(self.report.errors.len()));
         self.report.kubernetes = self.services.fact();
+        if let Some(fact) = &mut self.report.kubernetes {
+            fact.notes = self.noted.iter().map(|note| format!("{}: {}", note.resource, note.text)).collect();
+        }
         self.write_report();
     }
 

@@ -4,7 +4,8 @@
 
 mod pods;
 
-use std::net::TcpListener;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use pods::{Node, Pod, on_a_node, run};
 use serde_json::{Value, json};
 
 const NODE: &str = "192.168.7.1";
+/// Where kube-proxy says its mode.
+const PORT: u16 = 10249;
 
 struct Agent(std::process::Child);
 
@@ -36,7 +39,10 @@ impl Agent {
             // Below a place that is covered on every machine.
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             services: vec![fixtures::service("of-file", 80)],
-            kubernetes: Some(KubernetesSpec::new(vec![server.to_owned()], "node1")),
+            kubernetes: Some(KubernetesSpec {
+                metrics_port: PORT,
+                ..KubernetesSpec::new(vec![server.to_owned()], "node1")
+            }),
             ..fixtures::spec(true)
         };
         let data = node.data.path();
@@ -266,6 +272,13 @@ fn speaker() -> SpeakerSpec {
     }
 }
 
+/// The answer to `/proxyMode`.
+fn mode() -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", PORT))?;
+    stream.write_all(b"GET /proxyMode HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    std::io::read_to_string(stream)
+}
+
 const TAKEN: &str = "192.168.7.200";
 const FREE: &str = "192.168.7.201";
 
@@ -293,6 +306,8 @@ fn what_becomes_of_an_address_stands_in_events_of_its_service() {
         };
         let announced = r#"1x announcing from node "node1" with protocol "layer2""#;
         let server = format!("http://{}", api.address());
+        // A kube-proxy runs here.
+        let taken = TcpListener::bind(("127.0.0.1", PORT)).expect("port");
         let agent = Agent::of(node, &server, Some(speaker()));
         eventually("addresses are given", || {
             ["a", "b"].iter().all(|name| events(name, "IPAllocated").len() == 1)
@@ -307,6 +322,16 @@ fn what_becomes_of_an_address_stands_in_events_of_its_service() {
         let condition =
             || api.get(&Resource::NODES, None, "node1").expect("node")["status"]["conditions"][0].clone();
         eventually("the network is there", || condition()["status"] == "False");
+
+        let errors = || agent.report().map(|report| report.errors.join("; ")).unwrap_or_default();
+        eventually("a taken port is said, and the rest goes on", || {
+            errors().contains("cannot listen on 127.0.0.1:10249")
+                && errors().contains("kubernetes.metricsPort")
+        });
+        drop(taken);
+        eventually("what kube-proxy would say", || {
+            mode().is_ok_and(|said| said.ends_with("\r\n\r\nnftables"))
+        });
 
         other.run(&format!("ip addr del {TAKEN}/24 dev eth0"));
         eventually("it is announced when it is free", || events("a", "nodeAssigned") == [announced]);

@@ -76,6 +76,10 @@ pub(super) fn kubernetes(file: &File, faults: &mut Vec<Fault>) -> Option<Option<
             service_proxy_name: proxy.map(|name| name.value),
             load_balancer_class: class
                 .map_or_else(|| KubernetesSettings::CLASS.to_owned(), |class| class.value),
+            metrics_port: raw
+                .metrics_port
+                .as_ref()
+                .map_or(KubernetesSettings::METRICS_PORT, |port| port.value),
         })
     })
 }

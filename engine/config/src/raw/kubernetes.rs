@@ -51,4 +51,7 @@ pub(crate) struct Kubernetes {
     /// Services of this `loadBalancerClass` are ours, too, beside those of none.
     #[schemars(with = "Option<LabelKey>", extend("default" = "homelab"))]
     pub(crate) load_balancer_class: Option<Spanned<String>>,
+    /// TCP port of 127.0.0.1 where agents answer `/proxyMode` and `/metrics`, as kube-proxy does; 0: nowhere.
+    #[schemars(range(min = 0, max = 65535), extend("default" = 10249))]
+    pub(crate) metrics_port: Option<Spanned<u16>>,
 }

@@ -43,6 +43,12 @@ pub(super) fn bgp(resources: &Resources, file: &SpeakerSpec, meaning: &mut Meani
             Err(text) => meaning.notes.push(Note::new("BGPAdvertisement", one.name(), text)),
         }
     }
+    if own.peers.is_empty() {
+        let text = "FRR comes to nodes by peers of homelab.yaml (`loadBalancer.bgp.peers`), and there are none: no session \
+                    with it; write it into homelab.yaml and apply";
+        meaning.notes.extend(bgp.peers.iter().map(|peer| Note::new("BGPPeer", &peer.name, text)));
+        return;
+    }
     if !bgp.peers.is_empty() || (file.bgp.is_some() && !bgp.advertisements.is_empty()) {
         meaning.bgp = Some(bgp.sorted());
     }

@@ -146,7 +146,18 @@ fn bgp_is_understood_as_far_as_homelab_has_it() {
             "odd": { "communities": ["vipp"] },
         },
     }));
-    let meaning = meaning(&all, &SpeakerSpec::default(), &BTreeMap::new());
+    // Without a peer of the file there is no FRR.
+    let none = super::meaning(&all, &SpeakerSpec::default(), &BTreeMap::new());
+    let without = notes(&none);
+    assert!(
+        without.iter().any(|note| note.starts_with("BGPPeer a: FRR comes to nodes by peers")),
+        "{without:?}"
+    );
+    assert_eq!(none.bgp, None);
+    let own = vec![BgpPeer::new("own", "192.168.50.9".parse().unwrap(), 64513)];
+    let bgp = Some(BgpSpec { my_asn: 64512, peers: own, ..BgpSpec::default() });
+    let with_peer = SpeakerSpec { bgp, ..SpeakerSpec::default() };
+    let meaning = meaning(&all, &with_peer, &BTreeMap::new());
     let said = notes(&meaning);
     let about: Vec<&str> = said.iter().filter_map(|note| note.split(':').next()).collect();
     let expected: Vec<String> =

@@ -1,7 +1,7 @@
 //! Services of homelab.yaml and of the Kubernetes API as one: of two with one name that of the file is served.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -226,7 +226,10 @@ impl Agent {
             warn!(service, "{why}");
         }
         self.conflicts = conflicts;
-        self.http.want(spec.proxy.agent, checks);
+        let proxy = spec.kubernetes.as_ref().map(|told| told.metrics_port).filter(|port| *port != 0);
+        let proxy = proxy.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        self.http.want(spec.proxy.agent, proxy, checks);
+        self.http.leaving(self.services.nodes().get(&spec.node).is_some_and(|node| node.leaving));
         let metallb = self.services.metallb();
         if metallb.notes != self.noted {
             for note in &metallb.notes {

@@ -30,6 +30,8 @@ impl Moment {
 pub(super) struct State {
     /// When services were last seen to be in place.
     pub(super) in_place: Option<Moment>,
+    /// The node is about to go: load balancers are to leave it out.
+    pub(super) leaving: bool,
     /// What is said at each `healthCheckNodePort`.
     pub(super) checks: BTreeMap<SocketAddr, HealthCheck>,
 }
@@ -46,6 +48,8 @@ impl State {
 pub(super) enum Subject {
     /// The agent.
     Agent,
+    /// What kube-proxy answers at its `metricsBindAddress`.
+    Proxy,
     /// A service, at its `healthCheckNodePort`.
     Service,
 }
@@ -67,8 +71,10 @@ impl Question<'_> {
             (Subject::Service, _) => "healthCheckNodePort",
             (Subject::Agent, HEALTHZ) => HEALTHZ,
             (Subject::Agent, LIVEZ) => LIVEZ,
-            (Subject::Agent, METRICS) => METRICS,
-            (Subject::Agent, _) => "other",
+            (Subject::Agent | Subject::Proxy, METRICS) => METRICS,
+            (Subject::Proxy, HEALTHZ) => HEALTHZ,
+            (Subject::Proxy, PROXY_MODE) => PROXY_MODE,
+            (Subject::Agent | Subject::Proxy, _) => "other",
         }
     }
 }
@@ -76,6 +82,9 @@ impl Question<'_> {
 const HEALTHZ: &str = "/healthz";
 const LIVEZ: &str = "/livez";
 const METRICS: &str = "/metrics";
+const PROXY_MODE: &str = "/proxyMode";
+/// The mode of kube-proxy that this is a replacement of.
+const MODE: &str = "nftables";
 
 /// As kube-proxy writes it.
 #[derive(Serialize)]
@@ -114,12 +123,19 @@ pub(super) fn answer(
     if question.subject == Subject::Service {
         return of_service(state.checks.get(&question.at), healthy);
     }
-    let of_agent = |node_eligible| {
+    let of_agent = |node_eligible: Option<bool>| {
         let last_updated = state.in_place.map(|then| then.clock.to_string());
-        json(healthy, &AgentHealth { last_updated, current_time: now.clock.to_string(), node_eligible })
+        let well = healthy && node_eligible.unwrap_or(true);
+        json(well, &AgentHealth { last_updated, current_time: now.clock.to_string(), node_eligible })
     };
-    if !matches!(question.path, HEALTHZ | LIVEZ | METRICS) {
-        return plain(StatusCode::NOT_FOUND, "Not here. There are /healthz, /livez and /metrics.\n");
+    let (paths, help): (&[&str], _) = match question.subject {
+        Subject::Proxy => {
+            (&[HEALTHZ, METRICS, PROXY_MODE], "Not here. There are /proxyMode, /metrics and /healthz.\n")
+        }
+        _ => (&[HEALTHZ, LIVEZ, METRICS], "Not here. There are /healthz, /livez and /metrics.\n"),
+    };
+    if !paths.contains(&question.path) {
+        return plain(StatusCode::NOT_FOUND, help);
     }
     if !matches!(*question.method, Method::GET | Method::HEAD) {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Ask with GET or HEAD.\n");
@@ -127,8 +143,10 @@ pub(super) fn answer(
         return response;
     }
     match question.path {
-        // No source says yet that a node is about to go.
-        HEALTHZ => of_agent(Some(true)),
+        PROXY_MODE => plain(StatusCode::OK, MODE),
+        // There it says only that somebody answers.
+        HEALTHZ if question.subject == Subject::Proxy => plain(StatusCode::OK, "ok"),
+        HEALTHZ => of_agent(Some(!state.leaving)),
         LIVEZ => of_agent(None),
         _ => match metrics() {
             Ok(text) => with_type(StatusCode::OK, metrics::CONTENT_TYPE, text),
@@ -180,7 +198,7 @@ mod tests {
 
     fn state(in_place: Option<Moment>, local_endpoints: usize) -> State {
         let check = HealthCheck { namespace: "web".to_owned(), name: "front".to_owned(), local_endpoints };
-        State { in_place, checks: [(AT.parse().unwrap(), check)].into() }
+        State { in_place, leaving: false, checks: [(AT.parse().unwrap(), check)].into() }
     }
 
     fn ask(subject: Subject, method: Method, path: &str, state: &State, now: Moment) -> Response<String> {
@@ -248,6 +266,32 @@ mod tests {
                 assert_eq!(*response.body(), body);
             }
         }
+    }
+
+    #[test]
+    fn a_node_that_is_about_to_go_is_not_well_but_alive() {
+        let then = moment();
+        let state = State { leaving: true, ..state(Some(then), 2) };
+        let response = ask(Subject::Agent, Method::GET, HEALTHZ, &state, then);
+        assert_eq!(response.status(), 503);
+        assert!(response.body().ends_with(r#""nodeEligible":false}"#), "{}", response.body());
+        assert_eq!(ask(Subject::Agent, Method::GET, LIVEZ, &state, then).status(), 200);
+        // Load balancers of services with local endpoints ask elsewhere, as with kube-proxy.
+        assert_eq!(ask(Subject::Service, Method::GET, "/", &state, then).status(), 200);
+    }
+
+    #[test]
+    fn what_kube_proxy_says_of_itself() {
+        let state = state(None, 0);
+        let said = |path| {
+            let response = ask(Subject::Proxy, Method::GET, path, &state, moment());
+            (response.status().as_u16(), response.body().clone())
+        };
+        assert_eq!(said(PROXY_MODE), (200, "nftables".to_owned()));
+        assert_eq!(said(METRICS), (200, "metrics".to_owned()));
+        assert_eq!(said(HEALTHZ), (200, "ok".to_owned()));
+        assert_eq!(said(LIVEZ).0, 404);
+        assert_eq!(ask(Subject::Agent, Method::GET, PROXY_MODE, &state, moment()).status(), 404);
     }
 
     #[test]

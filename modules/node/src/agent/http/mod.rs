@@ -85,12 +85,23 @@ impl Http {
         Http { desk: Arc::new(desk), wanted: BTreeMap::new(), open: BTreeMap::new(), errors: BTreeMap::new() }
     }
 
-    /// From now on answers for the agent at `agent` and for services at `checks`, once [`Http::listen`] has opened
+    /// From now on answers for the agent at `agent`, as kube-proxy at `proxy`, and for services at `checks`, once [`Http::listen`] has opened
     /// what is new.
-    pub(super) fn want(&mut self, agent: Option<SocketAddr>, checks: BTreeMap<SocketAddr, HealthCheck>) {
+    pub(super) fn want(
+        &mut self,
+        agent: Option<SocketAddr>,
+        proxy: Option<SocketAddr>,
+        checks: BTreeMap<SocketAddr, HealthCheck>,
+    ) {
         self.wanted = checks.keys().map(|address| (*address, Subject::Service)).collect();
+        self.wanted.extend(proxy.map(|address| (address, Subject::Proxy)));
         self.wanted.extend(agent.map(|address| (address, Subject::Agent)));
         self.desk.state().checks = checks;
+    }
+
+    /// Whether load balancers are to leave this node out, because it is about to go.
+    pub(super) fn leaving(&self, leaving: bool) {
+        self.desk.state().leaving = leaving;
     }
 
     /// Services have been seen to be in place.
@@ -148,6 +159,7 @@ impl Http {
             (Subject::Service, Some(check)) => {
                 (format!("healthCheckNodePort of {}/{}", check.namespace, check.name), "healthCheckNodePort")
             }
+            (Subject::Proxy, _) => ("/proxyMode and /metrics".to_owned(), "kubernetes.metricsPort"),
             _ => ("/healthz, /livez and /metrics".to_owned(), "agent.port"),
         };
         let help = match error.kind() {

@@ -35,7 +35,7 @@ fn http(limits: Limits) -> Http {
 async fn agent(limits: Limits) -> (Http, SocketAddr) {
     let at = SocketAddr::new(loopback(), PORT);
     let mut http = http(limits);
-    http.want(Some(at), BTreeMap::new());
+    http.want(Some(at), None, BTreeMap::new());
     http.in_place(Moment::now());
     http.listen().await;
     assert_eq!(http.errors().collect::<Vec<_>>(), Vec::<&String>::new());
@@ -202,7 +202,7 @@ async fn sockets_follow_what_is_wanted() {
     let address = loopback();
     let [one, two, agent] = [CHECK, CHECK + 1, PORT].map(|port| SocketAddr::new(address, port));
     let mut http = http(PATIENT);
-    http.want(None, [(one, check("front", 2)), (two, check("back", 0))].into());
+    http.want(None, None, [(one, check("front", 2)), (two, check("back", 0))].into());
     assert!(!is_open(one).await);
     http.listen().await;
     // The proxy has not yet looked at services.
@@ -215,7 +215,7 @@ async fn sockets_follow_what_is_wanted() {
 
     // Endpoints and services come and go behind a socket that stays: so does a connection to it.
     let mut kept = spawn_blocking(move || connect(one)).await.unwrap();
-    http.want(Some(agent), [(one, check("other", 1))].into());
+    http.want(Some(agent), None, [(one, check("other", 1))].into());
     http.listen().await;
     let ask = move || {
         kept.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
@@ -226,13 +226,13 @@ async fn sockets_follow_what_is_wanted() {
     assert_eq!(code(&get(agent, "/healthz").await), "200");
 
     // A port that changes hands speaks for the new one; one that moves to all addresses is free at once.
-    http.want(Some(one), BTreeMap::new());
+    http.want(Some(one), None, BTreeMap::new());
     http.listen().await;
     assert_eq!(code(&get(one, "/none").await), "404");
     assert!(!is_open(agent).await);
     let all = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), CHECK);
     for wanted in [all, one] {
-        http.want(Some(wanted), BTreeMap::new());
+        http.want(Some(wanted), None, BTreeMap::new());
         http.listen().await;
         assert_eq!(http.errors().collect::<Vec<_>>(), Vec::<&String>::new());
         assert_eq!(code(&get(one, "/livez").await), "200");
@@ -246,7 +246,7 @@ async fn a_port_that_is_taken_is_named_and_tried_again() {
     let holder = std::net::TcpListener::bind(at).unwrap();
     let mut http = http(PATIENT);
     http.in_place(Moment::now());
-    http.want(None, [(at, check("front", 1)), (other, check("back", 1))].into());
+    http.want(None, None, [(at, check("front", 1)), (other, check("back", 1))].into());
     http.listen().await;
     http.listen().await;
     let errors: Vec<&String> = http.errors().collect();
@@ -265,11 +265,11 @@ async fn a_port_that_is_taken_is_named_and_tried_again() {
 
     // What is no longer wanted is no error.
     let nowhere: SocketAddr = "192.0.2.1:10256".parse().unwrap();
-    http.want(Some(nowhere), BTreeMap::new());
+    http.want(Some(nowhere), None, BTreeMap::new());
     http.listen().await;
     let error = http.errors().next().unwrap();
     assert!(error.contains("/healthz") && error.contains("does not have this address"), "{error}");
-    http.want(None, BTreeMap::new());
+    http.want(None, None, BTreeMap::new());
     http.listen().await;
     assert_eq!(http.errors().count(), 0);
 }

@@ -167,6 +167,7 @@ impl<'a> Task<'a> {
             slices,
             nodes,
             hidden: Vec::new(),
+            notes: Vec::new(),
             troubles: watches.values().filter_map(|watch| watch.clone().err()).collect(),
         };
         self.metrics.kubernetes_connected.set(i64::from(fact.connected));
