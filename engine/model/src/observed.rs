@@ -321,6 +321,9 @@ pub struct KubernetesFact {
     /// Services (`namespace/name`) of the API that homelab.yaml has, too: that of the file is served.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden: Vec<String>,
+    /// Peers of the tunnel that only the API has, by name; those that run flannel with a word that says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
     /// What does not work now, by watch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<String>,

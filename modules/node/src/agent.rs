@@ -10,6 +10,7 @@ mod http;
 pub(crate) mod kubernetes;
 mod live;
 mod metrics;
+pub(crate) mod peers;
 mod sandboxes;
 mod speaker;
 
@@ -90,6 +91,8 @@ struct Agent {
     file: Option<Stamp>,
     /// What it says but for services, rendered once: checks come often.
     foundation: Vec<NodeObject>,
+    /// Peers that Kubernetes has beyond the file.
+    peers: peers::Live,
     /// Services of the file and of Kubernetes, and what the proxy's sets are to hold.
     services: live::Services,
     /// What several of them want, as far as it has been said: who goes without, and why.
@@ -135,6 +138,7 @@ async fn run() -> Result<(), String> {
         spec: None,
         file: None,
         foundation: Vec::new(),
+        peers: peers::Live::load(),
         services: live::Services::new(Arc::clone(&metrics)),
         conflicts: BTreeSet::new(),
         settled: false,
@@ -197,8 +201,9 @@ async fn run() -> Result<(), String> {
                 check_at.get_or_insert_with(|| Instant::now() + SETTLE);
             }
             () = agent.services.wait() => {
-                if !agent.hear() {
-                    due = union(due, SERVICES);
+                let kinds = agent.hear();
+                if kinds != Kinds::NONE {
+                    due = union(due, kinds);
                     check_at.get_or_insert_with(Instant::now);
                 }
             }
@@ -292,7 +297,7 @@ impl Agent {
             services,
             "configuration loaded"
         );
-        self.foundation = homelab_desired::foundation(&spec);
+        self.take_peers(&spec);
         self.settled = false;
         self.spec = Some(Rc::new(spec));
         self.report.config = digest;
@@ -351,12 +356,16 @@ impl Agent {
             .chain(&self.unforwarded)
             .chain(&self.unguarded)
             .chain(proxy)
+            .chain(self.peers.complaints())
             .chain(failures)
             .chain(&speaker)
             .cloned()
             .collect();
         self.metrics.errors.set(number(self.report.errors.len()));
         self.report.kubernetes = self.services.fact();
+        if let Some(fact) = &mut self.report.kubernetes {
+            fact.peers = self.peers.names();
+        }
         self.write_report();
     }
 
@@ -388,6 +397,9 @@ impl Agent {
             Ok(()) => nft.iter().for_each(|change| self.repaired(change)),
             Err(_) => nft.iter().for_each(|change| self.repair(change, &known)),
         }
+        if kinds.links {
+            self.peers.settle(&self.failures);
+        }
     }
 
     /// Repairs one thing: a part that cannot be repaired must not keep the rest broken. What is `known` not to work is
@@ -409,6 +421,11 @@ impl Agent {
     }
 
     fn repaired(&mut self, change: &Change<NodeObject>) {
+        // What Kubernetes brings is no repair.
+        if self.peers.moves(&change.key()) {
+            info!(object = change.key().to_string(), "follows the Nodes of Kubernetes");
+            return;
+        }
         info!(object = change.key().to_string(), "repaired");
         self.count_repair();
     }
