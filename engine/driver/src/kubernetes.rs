@@ -7,8 +7,8 @@ use homelab_desired::kubernetes::{api_objects, node_of};
 use homelab_model::kubernetes::service_account;
 use homelab_model::{
     ApiChange, ApiEndpoint, ApiError, ApiKind, ApiObject, ApiService, ApiState, Change, Cluster, Content,
-    File, Impact, KubernetesSpec, Module, NodeObject, NodeSpec, Object, Observed, Problem, Spec, Summary,
-    Token, ours, plan_api, planned,
+    File, Impact, KubernetesSpec, Module, NodeObject, NodeSpec, NodesFrom, Object, Observed, Problem, Spec,
+    Summary, Token, ours, plan_api, planned,
 };
 use homelab_protocol::{Request, Response};
 use ipnet::IpNet;
@@ -222,9 +222,11 @@ pub(crate) fn with_nodes(
     }
     let unknown = nodes.iter().filter(|api| !cluster.nodes.iter().any(|node| node.name == api.name));
     let unknown: Vec<&str> = unknown.map(|api| api.name.as_str()).collect();
-    if !unknown.is_empty() {
+    let followed = cluster.kubernetes.as_ref().is_some_and(|k| k.nodes == NodesFrom::FromKubernetes);
+    if !unknown.is_empty() && !followed {
         warnings.push(format!(
-            "the Kubernetes cluster has Nodes that the cluster file does not name, whose pods no node here reaches: {}",
+            "the Kubernetes cluster has Nodes that the cluster file does not name, whose pods no node here reaches (`kubernetes.nodes: \
+             fromKubernetes` has the agents reach them): {}",
             unknown.join(", ")
         ));
     }
@@ -238,6 +240,7 @@ fn agent_spec(cluster: &Cluster, node: &str, endpoint: &ApiEndpoint) -> Option<K
     Some(KubernetesSpec {
         ca: endpoint.ca.clone(),
         server_name: endpoint.server_name.clone(),
+        nodes: settings.nodes,
         service_proxy_name: settings.service_proxy_name.clone(),
         load_balancer_class: settings.load_balancer_class.clone(),
         metrics_port: settings.metrics_port,

@@ -7,7 +7,7 @@ use fake::{Api, Lan, Laptop, THREE, cluster};
 use homelab_driver::{Goal, KubernetesOutcome, NodeError};
 use homelab_model::{
     Action, ApiError, ApiKind, ApiNode, ApiObject, ApiService, Cluster, KubernetesAccess, KubernetesSettings,
-    Object, Token, ours,
+    NodesFrom, Object, Token, ours,
 };
 use serde_json::json;
 
@@ -214,6 +214,26 @@ fn pod_ranges_are_those_of_the_nodes_of_the_api() {
     assert!(warned("node9"), "{:?}", prepared.plan.warnings);
     api(&laptop).with(|c| c.nodes.clear());
     assert!(laptop.plan(&home).warnings.iter().any(|w| w.starts_with("node1 is no Node")));
+}
+
+#[test]
+fn nodes_that_the_agents_follow_are_none_of_the_laptops_business() {
+    let laptop = laptop();
+    let mut home = home();
+    api(&laptop).with(|c| c.nodes.push(node("node9", Some("10.244.9.0/24"))));
+    let warns = |home: &Cluster| laptop.plan(home).warnings.iter().any(|w| w.contains("node9"));
+    assert!(warns(&home));
+    home.kubernetes.as_mut().unwrap().nodes = NodesFrom::FromKubernetes;
+    assert!(!warns(&home));
+    assert!(laptop.apply(&home).succeeded());
+    let spec = laptop.lan.with(ADDRESSES[0], |m| m.spec().unwrap());
+    assert_eq!(spec.kubernetes.unwrap().nodes, NodesFrom::FromKubernetes);
+    // The file's nodes stay peers of the file, so that a node starts with them without any API.
+    assert_eq!(spec.peers.len(), 2);
+    assert!(laptop.plan(&home).is_empty());
+    // A Node that comes or goes changes no plan.
+    api(&laptop).with(|c| c.nodes.retain(|node| node.name != "node9"));
+    assert!(laptop.plan(&home).is_empty());
 }
 
 #[test]

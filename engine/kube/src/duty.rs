@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use crate::link::reasons;
@@ -297,6 +298,19 @@ pub async fn network_is_there(client: &Client, node: &Node) -> Result<bool, Duty
         .await?
         .map_err(refusal)?;
     Ok(true)
+}
+
+/// Carries out a merge patch of a Node's annotations, by way of its status as flannel does: nothing else of it can be
+/// written then.
+///
+/// # Errors
+/// The server could not be asked, or refuses.
+pub async fn annotate(client: &Client, node: &str, patch: &Value) -> Result<(), DutyError> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    ask(nodes.patch_status(node, &PatchParams::default(), &Patch::Merge(patch)))
+        .await?
+        .map(drop)
+        .map_err(refusal)
 }
 
 fn ledger(map: &ConfigMap) -> Ledger {

@@ -14,7 +14,7 @@ pub use admin::{Access, Admin, Credential, TOKEN_LIFE};
 pub use k8s_openapi::api::core::v1::Node;
 
 pub use agent::{Heard, watch};
-pub use duty::{Duty, DutyError, Round, network_is_there};
+pub use duty::{Duty, DutyError, Round, annotate, network_is_there};
 pub use link::{Link, LinkError, Patience};
 pub use metallb::{MetalLb, metallb};
 pub use token::{RenewError, renewed};

@@ -6,6 +6,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Pool, ours};
 
+/// Where the peers of tunnels come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NodesFrom {
+    /// The nodes of homelab.yaml, and no others.
+    #[default]
+    FromFile,
+    /// These, and the Nodes of the Kubernetes API, which the agents follow without a laptop.
+    FromKubernetes,
+}
+
+impl NodesFrom {
+    /// Whether it is what a file that says nothing means.
+    pub fn is_default(&self) -> bool {
+        *self == NodesFrom::default()
+    }
+}
+
 /// What homelab.yaml says of Kubernetes (`kubernetes:`), after defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -17,6 +35,9 @@ pub struct KubernetesSettings {
     /// File with the API server's CA certificates (PEM), as the file says it, relative to it; None: that of the
     /// kubeconfig.
     pub ca_file: Option<String>,
+    /// Where the peers of tunnels come from.
+    #[serde(skip_serializing_if = "NodesFrom::is_default")]
+    pub nodes: NodesFrom,
     /// Services with this `service.kubernetes.io/service-proxy-name` are served; None: those without that label.
     pub service_proxy_name: Option<String>,
     /// The `spec.loadBalancerClass` that is ours, beside none.
@@ -38,6 +59,7 @@ impl KubernetesSettings {
             access,
             servers: Vec::new(),
             ca_file: None,
+            nodes: NodesFrom::default(),
             service_proxy_name: None,
             load_balancer_class: KubernetesSettings::CLASS.to_owned(),
             metrics_port: KubernetesSettings::METRICS_PORT,
@@ -81,6 +103,9 @@ pub struct KubernetesSpec {
     pub service_account: String,
     /// The namespace of that account, of Leases, and of what else is ours.
     pub namespace: String,
+    /// See [`KubernetesSettings::nodes`].
+    #[serde(default, skip_serializing_if = "NodesFrom::is_default")]
+    pub nodes: NodesFrom,
     /// See [`KubernetesSettings::service_proxy_name`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_proxy_name: Option<String>,
@@ -103,6 +128,7 @@ impl KubernetesSpec {
             server_name: None,
             service_account: service_account(node),
             namespace: ours::KUBERNETES_NAMESPACE.to_owned(),
+            nodes: NodesFrom::default(),
             service_proxy_name: None,
             load_balancer_class: KubernetesSettings::CLASS.to_owned(),
             metrics_port: 0,

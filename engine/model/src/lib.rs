@@ -45,7 +45,7 @@ pub use cluster::{
 };
 pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
-pub use kubernetes::{KubernetesAccess, KubernetesSettings, KubernetesSpec, Token, TokenError};
+pub use kubernetes::{KubernetesAccess, KubernetesSettings, KubernetesSpec, NodesFrom, Token, TokenError};
 pub use lb::{
     L2Advertisement, LABEL_EXCLUDE, LABEL_HOSTNAME, LABEL_ZONE, Labels, Operator, PreferredNode, Requirement,
     Selector, SpeakerNode, SpeakerSpec, effective_labels,
@@ -71,7 +71,7 @@ pub use report::{
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
 pub use slices::{EndpointGroup, GroupPort, join_endpoints};
-pub use spec::{NodeSpec, PeerSpec, PodOptions, ProxySpec, VtepSpec};
+pub use spec::{LivePeers, NodeSpec, PeerSpec, PodOptions, ProxySpec, VtepSpec};
 pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previous, Reverted};
 
 /// SHA-256 as lower-case hex.

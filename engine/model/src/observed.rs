@@ -324,6 +324,9 @@ pub struct KubernetesFact {
     /// What of MetalLB's resources is not as they say, and why: `BGPPeer router: …`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Peers of the tunnel that only the API has, by name; those that run flannel with a word that says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
     /// What does not work now, by watch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<String>,

@@ -32,6 +32,9 @@ pub const KUBERNETES: &str = "/var/lib/homelab/kubernetes";
 pub const KUBERNETES_TOKEN: &str = "/var/lib/homelab/kubernetes/token";
 /// What the agent has last seen of the Kubernetes API; mode 0600. It starts from it when no API server answers.
 pub const KUBERNETES_SNAPSHOT: &str = "/var/lib/homelab/kubernetes/snapshot";
+/// The peers whose entries in the tunnel the agent answers for, by the Nodes of the Kubernetes API ([`crate::LivePeers`]);
+/// mode 0600.
+pub const KUBERNETES_PEERS: &str = "/var/lib/homelab/kubernetes/peers";
 /// Namespace of what is ours in the Kubernetes API.
 pub const KUBERNETES_NAMESPACE: &str = "homelab-system";
 /// Field manager of what homelab writes to the Kubernetes API.

@@ -86,6 +86,16 @@ impl NodeSpec {
     }
 }
 
+/// What [`crate::ours::KUBERNETES_PEERS`] holds: the agent's peers, beyond those of the file or in their place.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LivePeers {
+    /// Name of the tunnel's link.
+    pub device: String,
+    /// The peers. While entries are being replaced, their old ones are here, too.
+    pub peers: Vec<PeerSpec>,
+}
+
 /// What the bridge lets pass of what pods send, for all pods of the cluster that start from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

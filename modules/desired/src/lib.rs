@@ -4,6 +4,7 @@
 
 mod bgp;
 pub mod kubernetes;
+mod peers;
 
 use homelab_model::{Binary, Content, File, Module, NodeObject, NodeSpec, Scope, Spec, Symlink, Unit, ours};
 use minijinja::{Environment, context};
@@ -15,6 +16,7 @@ pub use homelab_speaker::bgp::{Can, peers_of, routes, unfit};
 pub use homelab_speaker::candidates::{Candidate, candidates};
 /// What the laptop needs of the tunnel to make a [`NodeSpec`].
 pub use homelab_vtep::{mac as vtep_mac, overhead as vtep_overhead};
+pub use peers::{changed_entries, with_peers, without_peers};
 
 /// All objects of a node.
 pub fn desired(spec: &NodeSpec) -> Vec<NodeObject> {

@@ -10,11 +10,12 @@ pub mod events;
 pub mod lease;
 pub mod metallb;
 mod node;
+pub mod peers;
 mod service;
 mod slice;
 mod world;
 
-pub use node::{Flannel, KubeNode, node};
+pub use node::{Flannel, FlannelVtep, KubeNode, node};
 pub use service::{KubeService, service};
 pub use slice::{KubeSlice, SLICES, slice};
 pub use world::{Kind, Name, SnapshotError, World};

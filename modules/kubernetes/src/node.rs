@@ -48,16 +48,38 @@ impl KubeNode {
     }
 }
 
-/// A node of flannel's, by its annotations (flannel's pkg/subnet/kube/annotations.go).
+/// What flannel's annotations say of a node (flannel's pkg/subnet/kube/annotations.go and pkg/backend/vxlan). Homelab writes
+/// them, too, while others read them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Flannel {
-    /// Address of the VTEP: `public-ip-overwrite`, else `public-ip`.
+    /// `backend-type`: `vxlan`, `host-gw`, `wireguard`.
+    pub backend: String,
+    /// Its tunnel over IPv4, `flannel.1`, which carries IPv4: `public-ip` and `backend-data`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v4: Option<FlannelVtep>,
+    /// Its tunnel over IPv6, `flannel-v6.1`, which carries IPv6: `public-ipv6` and `backend-v6-data`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<FlannelVtep>,
+}
+
+/// An end of flannel's tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlannelVtep {
+    /// Where it listens.
     pub public_ip: IpAddr,
     /// VXLAN network identifier.
     pub vni: u32,
-    /// MAC address of the VTEP, lower-case.
+    /// MAC address, lower-case.
     pub mac: String,
+}
+
+impl Flannel {
+    /// Its tunnel over IPv4 or IPv6.
+    pub fn over(&self, v4: bool) -> Option<&FlannelVtep> {
+        if v4 { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
 }
 
 /// Reads a Node. Heartbeats change nothing of what is read.
@@ -91,21 +113,36 @@ pub fn node(object: &core::Node) -> KubeNode {
 }
 
 fn flannel(object: &core::Node) -> Option<Flannel> {
-    #[derive(Deserialize)]
-    struct Data {
-        #[serde(rename = "VNI")]
-        vni: u32,
-        #[serde(rename = "VtepMAC")]
-        mac: String,
-    }
     let annotations = object.metadata.annotations.as_ref()?;
-    let get = |name: &str| annotations.get(&format!("flannel.alpha.coreos.com/{name}"));
-    if get("backend-type")? != "vxlan" {
+    let get = |name: &str| annotations.get(&format!("{FLANNEL}{name}")).map(String::as_str);
+    // Without this word flannel does not look at the others, either.
+    if get("kube-subnet-manager")? != "true" {
         return None;
     }
-    let data: Data = serde_json::from_str(get("backend-data")?).ok()?;
-    let public_ip = get("public-ip-overwrite").or_else(|| get("public-ip")).and_then(|text| address(text))?;
-    Some(Flannel { public_ip, vni: data.vni, mac: data.mac.to_lowercase() })
+    let vtep = |address_key: &str, overwrite: &str, data: &str, v4: bool| {
+        // Flannel itself copies what `-overwrite` says to where its peers read.
+        let public_ip = get(address_key).or_else(|| get(overwrite)).and_then(address)?;
+        let data: FlannelData = serde_json::from_str(get(data)?).ok()?;
+        let vtep = FlannelVtep { public_ip, vni: data.vni, mac: data.mac.to_lowercase() };
+        Some(vtep).filter(|vtep| vtep.public_ip.is_ipv4() == v4)
+    };
+    Some(Flannel {
+        backend: get("backend-type")?.to_owned(),
+        v4: vtep("public-ip", "public-ip-overwrite", "backend-data", true),
+        v6: vtep("public-ipv6", "public-ipv6-overwrite", "backend-v6-data", false),
+    })
+}
+
+/// Prefix of flannel's annotations, unless it was told otherwise.
+pub(crate) const FLANNEL: &str = "flannel.alpha.coreos.com/";
+
+/// `backend-data` and `backend-v6-data` of the backend vxlan.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct FlannelData {
+    #[serde(rename = "VNI")]
+    pub(crate) vni: u32,
+    #[serde(rename = "VtepMAC")]
+    pub(crate) mac: String,
 }
 
 #[cfg(test)]

@@ -83,6 +83,8 @@ pub struct World {
     /// Lists that are coming in: what they have held so far.
     coming: BTreeMap<Kind, HashSet<Name>>,
     complete: BTreeSet<Kind>,
+    /// It began with what an earlier one knew.
+    restored: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -105,6 +107,7 @@ impl World {
             nodes_changed: false,
             coming: BTreeMap::new(),
             complete: BTreeSet::new(),
+            restored: false,
         }
     }
 
@@ -130,6 +133,7 @@ impl World {
         }
         world.nodes_changed = !snapshot.nodes.is_empty();
         world.nodes = snapshot.nodes;
+        world.restored = true;
         Ok(world)
     }
 
@@ -174,6 +178,16 @@ impl World {
     /// Whether complete lists of all that services are made of were seen.
     pub fn is_complete(&self) -> bool {
         [Kind::Services, Kind::Slices].iter().all(|kind| self.complete.contains(kind))
+    }
+
+    /// Whether [`World::nodes`] are all there are, or were when an earlier world was kept.
+    pub fn knows_nodes(&self) -> bool {
+        self.restored || self.has_listed_nodes()
+    }
+
+    /// Whether the API itself has said which Nodes there are.
+    pub fn has_listed_nodes(&self) -> bool {
+        self.complete.contains(&Kind::Nodes)
     }
 
     /// A Service is there, or is another.

@@ -266,6 +266,7 @@ fn nodes_say_what_the_tunnel_wants() {
                 "flannel.alpha.coreos.com/backend-type": "vxlan",
                 "flannel.alpha.coreos.com/backend-data": "{\"VNI\":1,\"VtepMAC\":\"AA:bb:cc:00:11:22\"}",
                 "flannel.alpha.coreos.com/public-ip": "192.168.50.12",
+                "flannel.alpha.coreos.com/kube-subnet-manager": "true",
             },
         },
         "spec": { "podCIDR": "10.244.2.0/24", "podCIDRs": ["10.244.2.0/24", "fd00:244:2::/64"], "unschedulable": true },
@@ -287,7 +288,7 @@ fn nodes_say_what_the_tunnel_wants() {
     assert_eq!(read.addresses, ["192.168.50.12".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(read.pod_cidrs.len(), 2);
     assert_eq!((read.zone(), read.ready, read.network_unavailable), (Some("east"), Some(true), true));
-    let flannel = read.flannel.unwrap();
+    let flannel = read.flannel.unwrap().v4.unwrap();
     assert_eq!((flannel.vni, flannel.mac.as_str()), (1, "aa:bb:cc:00:11:22"));
     // A heartbeat is no change.
     node["status"]["conditions"][0]["lastHeartbeatTime"] = json!("2026-01-01T00:00:10Z");

@@ -10,6 +10,7 @@ mod http;
 pub(crate) mod kubernetes;
 mod live;
 mod metrics;
+pub(crate) mod peers;
 mod sandboxes;
 mod sayings;
 mod speaker;
@@ -91,6 +92,8 @@ struct Agent {
     file: Option<Stamp>,
     /// What it says but for services, rendered once: checks come often.
     foundation: Vec<NodeObject>,
+    /// Peers that Kubernetes has beyond the file.
+    peers: peers::Live,
     /// Services of the file and of Kubernetes, and what the proxy's sets are to hold.
     services: live::Services,
     /// What several of them want, as far as it has been said: who goes without, and why.
@@ -137,6 +140,7 @@ async fn run() -> Result<(), String> {
         spec: None,
         file: None,
         foundation: Vec::new(),
+        peers: peers::Live::load(),
         services: live::Services::new(Arc::clone(&metrics), Arc::clone(&sayings)),
         conflicts: BTreeSet::new(),
         settled: false,
@@ -199,8 +203,9 @@ async fn run() -> Result<(), String> {
                 check_at.get_or_insert_with(|| Instant::now() + SETTLE);
             }
             () = agent.services.wait() => {
-                if !agent.hear() {
-                    due = union(due, SERVICES);
+                let kinds = agent.hear();
+                if kinds != Kinds::NONE {
+                    due = union(due, kinds);
                     check_at.get_or_insert_with(Instant::now);
                 }
             }
@@ -295,7 +300,7 @@ impl Agent {
             services,
             "configuration loaded"
         );
-        self.foundation = homelab_desired::foundation(&spec);
+        self.take_peers(&spec);
         self.settled = false;
         self.spec = Some(Rc::new(spec));
         self.report.config = digest;
@@ -357,6 +362,7 @@ impl Agent {
             .chain(&self.unforwarded)
             .chain(&self.unguarded)
             .chain(proxy)
+            .chain(self.peers.complaints())
             .chain(failures)
             .chain(&speaker)
             .cloned()
@@ -365,6 +371,7 @@ impl Agent {
         self.report.kubernetes = self.services.fact();
         if let Some(fact) = &mut self.report.kubernetes {
             fact.notes = self.noted.iter().map(|note| format!("{}: {}", note.resource, note.text)).collect();
+            fact.peers = self.peers.names();
         }
         self.write_report();
     }
@@ -397,6 +404,9 @@ impl Agent {
             Ok(()) => nft.iter().for_each(|change| self.repaired(change)),
             Err(_) => nft.iter().for_each(|change| self.repair(change, &known)),
         }
+        if kinds.links {
+            self.peers.settle(&self.failures);
+        }
     }
 
     /// Repairs one thing: a part that cannot be repaired must not keep the rest broken. What is `known` not to work is
@@ -418,6 +428,11 @@ impl Agent {
     }
 
     fn repaired(&mut self, change: &Change<NodeObject>) {
+        // What Kubernetes brings is no repair.
+        if self.peers.moves(&change.key()) {
+            info!(object = change.key().to_string(), "follows the Nodes of Kubernetes");
+            return;
+        }
         info!(object = change.key().to_string(), "repaired");
         self.count_repair();
     }

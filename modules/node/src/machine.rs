@@ -319,8 +319,12 @@ impl Host for Machine {
     }
 }
 
-/// Leaves out services that are the agent's business alone: those of Kubernetes. The laptop neither plans nor deletes them.
+/// Leaves out what is the agent's business alone: services of Kubernetes, and peers that are its Nodes. The laptop neither
+/// plans nor deletes them.
 pub(crate) fn leave_out_live(observed: &mut Observed) {
+    if let Some(peers) = crate::agent::peers::kept() {
+        homelab_desired::without_peers(&mut observed.objects, observed.spec.as_ref(), &peers);
+    }
     let Some(spec) = observed.spec.as_ref().filter(|spec| spec.kubernetes.is_some()) else { return };
     let told: BTreeSet<String> = spec.services.iter().map(Service::full_name).collect();
     observed.objects.retain(|object| match &object.spec {

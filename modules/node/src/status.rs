@@ -98,8 +98,9 @@ fn of_kubernetes(fact: &KubernetesFact) -> Vec<String> {
     };
     let counts = format!("{} services, {} slices, {} nodes", fact.services, fact.slices, fact.nodes);
     let hidden = fact.hidden.iter().map(|name| format!("hidden   {name}: homelab.yaml has it, too"));
+    let peers = fact.peers.iter().map(|name| format!("peer     {name}: a Node of Kubernetes"));
     let troubles = fact.troubles.iter().map(|trouble| format!("trouble  {trouble}"));
-    [format!("cluster  {state}: {counts}")].into_iter().chain(hidden).chain(troubles).collect()
+    [format!("cluster  {state}: {counts}")].into_iter().chain(hidden).chain(peers).chain(troubles).collect()
 }
 
 /// What there is to say of transactions, a line each.

@@ -6,95 +6,21 @@ mod pods;
 
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use homelab_model::{
-    AgentFact, KeyRing, KubernetesSpec, L2Advertisement, NodeSpec, Pool, PoolRange, SpeakerNode, SpeakerSpec,
-};
+use homelab_model::{L2Advertisement, NodeSpec, Pool, PoolRange, SpeakerNode, SpeakerSpec};
 use homelab_test_api::{Api, Resource};
+use pods::agent::{ADDRESS as NODE, Agent, again, eventually};
 use pods::ruleset::fixtures;
-use pods::{Node, Pod, on_a_node, run};
+use pods::{Pod, on_a_node, run};
 use serde_json::{Value, json};
 
-const NODE: &str = "192.168.7.1";
 /// Where kube-proxy says its mode.
 const PORT: u16 = 10249;
 
-struct Agent(std::process::Child);
-
-impl Agent {
-    /// The agent with this API server, in a mount namespace of its own; `data` is its /var/lib/homelab.
-    fn start(node: &Node, server: &str) -> Agent {
-        Agent::of(node, server, None)
-    }
-
-    /// Also with something to announce.
-    fn of(node: &Node, server: &str, speaker: Option<SpeakerSpec>) -> Agent {
-        let spec = NodeSpec {
-            speaker,
-            interface: "lan".into(),
-            address: NODE.parse().expect("address"),
-            // Below a place that is covered on every machine.
-            cni_bin_dirs: vec!["/opt/cni/bin".into()],
-            services: vec![fixtures::service("of-file", 80)],
-            kubernetes: Some(KubernetesSpec {
-                metrics_port: PORT,
-                ..KubernetesSpec::new(vec![server.to_owned()], "node1")
-            }),
-            ..fixtures::spec(true)
-        };
-        let data = node.data.path();
-        std::fs::create_dir_all(data.join("kubernetes")).expect("directory");
-        std::fs::write(data.join("kubernetes/token"), "token\n").expect("token");
-        std::fs::write(data.join("keys"), KeyRing::first([7; 32]).to_text()).expect("keys");
-        let file = data.join("spec");
-        std::fs::write(&file, spec.to_file()).expect("file");
-        let places = "for place in /run /etc /opt /var/lib /usr/local/lib; do \
-                      mount -t tmpfs none $place || exit 1; done";
-        // Nothing of this machine's is written to.
-        let line = format!(
-            "exec 3< {spec}; mkdir -p /mnt && mount -t tmpfs none /mnt && mkdir /mnt/data && \
-             mount --bind {data} /mnt/data && {places} && \
-             mkdir -p /etc/homelab /run/homelab /var/lib/homelab && cat <&3 > /etc/homelab/node.json && \
-             install -m 600 /mnt/data/keys /etc/homelab/membership.keys && \
-             mount --bind /mnt/data /var/lib/homelab && exec {plugin} agent",
-            spec = file.display(),
-            data = data.display(),
-            plugin = pods::PLUGIN,
-        );
-        let child = std::process::Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &line])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("agent");
-        Agent(child)
-    }
-
-    fn report(&self) -> Option<AgentFact> {
-        let path = PathBuf::from(format!("/proc/{}/root/run/homelab/agent.json", self.0.id()));
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-    }
-
-    fn connected(&self) -> bool {
-        self.report().and_then(|report| report.kubernetes).is_some_and(|fact| fact.connected)
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn eventually(what: &str, happens: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !happens() {
-        assert!(Instant::now() < deadline, "not in time: {what}\n{}", kernel());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn spec(server: &str) -> NodeSpec {
+    let mut spec = NodeSpec { services: vec![fixtures::service("of-file", 80)], ..pods::agent::spec(server) };
+    spec.kubernetes.as_mut().expect("kubernetes").metrics_port = PORT;
+    spec
 }
 
 /// The table of services; empty if there is none.
@@ -139,18 +65,6 @@ fn add(api: &Api, name: &str, address: &str, endpoint: &str) {
     api.create(&Resource::ENDPOINT_SLICES, slice(name, endpoint)).expect("slice");
 }
 
-/// The same again, whoever still holds old connections.
-fn again(port: u16) -> TcpListener {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match TcpListener::bind(("127.0.0.1", port)) {
-            Ok(listener) => return listener,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn an_agent_that_stops_keeps_what_it_heard_last() {
     on_a_node(|node| {
@@ -163,13 +77,12 @@ fn an_agent_that_stops_keeps_what_it_heard_last() {
         let snapshot = node.data.path().join("kubernetes/snapshot");
         // The last news are some moments old, less than the time between two writes, whenever it is stopped.
         for round in 20..25 {
-            let mut agent = Agent::start(node, &server);
+            let agent = Agent::start(node, &spec(&server));
             eventually("it is connected", || agent.connected() && has("10.96.7.1"));
             let address = format!("10.244.0.{round}");
             api.update(&Resource::ENDPOINT_SLICES, slice("web", &address)).expect("slice");
             eventually("a new endpoint", || has(&address));
-            run(&format!("kill -TERM {}", agent.0.id()));
-            assert!(agent.0.wait().expect("it ends").success());
+            agent.stop();
             let kept = std::fs::read_to_string(&snapshot).expect("snapshot");
             assert!(kept.contains(&address), "{kept}");
         }
@@ -189,7 +102,8 @@ fn what_the_api_says_is_served_and_what_it_said_last_when_it_is_gone() {
         add(&first, "mail", "10.96.7.2", "10.244.0.12");
         // The file has a service of this name.
         add(&first, "of-file", "10.96.7.3", "10.244.0.13");
-        let agent = Agent::start(node, &server);
+        let spec = spec(&server);
+        let agent = Agent::start(node, &spec);
         eventually("the services of the API are in the kernel", || has("10.244.0.11") && has("10.244.0.12"));
         eventually("the file's too", || agent.connected() && !has("10.244.0.13"));
         let fact = agent.report().and_then(|report| report.kubernetes).expect("fact");
@@ -215,7 +129,7 @@ fn what_the_api_says_is_served_and_what_it_said_last_when_it_is_gone() {
         assert!(has("10.244.0.21") && has("10.244.0.14"));
         drop(agent);
         run("nft delete table inet homelab-proxy");
-        let agent = Agent::start(node, &server);
+        let agent = Agent::start(node, &spec);
         eventually("what was known last is served", || has("10.244.0.21") && has("10.244.0.14"));
         eventually("and said", || {
             let fact = agent.report().and_then(|report| report.kubernetes);
@@ -225,7 +139,7 @@ fn what_the_api_says_is_served_and_what_it_said_last_when_it_is_gone() {
 
         // Also without the snapshot: what the kernel holds is somebody's traffic.
         std::fs::remove_file(&snapshot).expect("snapshot");
-        let agent = Agent::start(node, &server);
+        let agent = Agent::start(node, &spec);
         eventually("an agent that knows nothing", || {
             let fact = agent.report().and_then(|report| report.kubernetes);
             fact.is_some_and(|fact| !fact.known && !fact.troubles.is_empty())
@@ -308,7 +222,7 @@ fn what_becomes_of_an_address_stands_in_events_of_its_service() {
         let server = format!("http://{}", api.address());
         // A kube-proxy runs here.
         let taken = TcpListener::bind(("127.0.0.1", PORT)).expect("port");
-        let agent = Agent::of(node, &server, Some(speaker()));
+        let agent = Agent::start(node, &NodeSpec { speaker: Some(speaker()), ..spec(&server) });
         eventually("addresses are given", || {
             ["a", "b"].iter().all(|name| events(name, "IPAllocated").len() == 1)
         });

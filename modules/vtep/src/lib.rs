@@ -27,7 +27,7 @@ use std::net::IpAddr;
 
 use homelab_model::{
     Address, Content, Fdb, File, Hook, Link, LinkKind, Module, Neighbour, NftChain, NftTable, NodeObject,
-    NodeSpec, Route, Spec, Sysctl, ours, stable_mac,
+    NodeSpec, PeerSpec, Route, Spec, Sysctl, ours, stable_mac,
 };
 
 /// Name of our chain at the postrouting hook.
@@ -72,11 +72,18 @@ pub fn objects(spec: &NodeSpec) -> Vec<NodeObject> {
         content: Content::Text(format!("{}\n{}", ours::FILE_HEADER, lines.concat())),
     }));
     specs.extend(link(spec));
-    for peer in &spec.peers {
-        specs.extend(peer_entries(&spec.vtep.device, peer));
-    }
-    specs.extend(masquerade(spec));
-    specs.into_iter().map(|spec| NodeObject { module: Module::Vtep, spec }).collect()
+    let rest = masquerade(spec);
+    let of_vtep = |spec| NodeObject { module: Module::Vtep, spec };
+    let mut objects: Vec<NodeObject> = specs.into_iter().map(of_vtep).collect();
+    objects.extend(peer_objects(&spec.vtep.device, &spec.peers));
+    objects.extend(rest.into_iter().map(of_vtep));
+    objects
+}
+
+/// The entries of these peers in the tunnel of this name.
+pub fn peer_objects(device: &str, peers: &[PeerSpec]) -> Vec<NodeObject> {
+    let specs = peers.iter().flat_map(|peer| peer_entries(device, peer));
+    specs.map(|spec| NodeObject { module: Module::Vtep, spec }).collect()
 }
 
 fn sysctl(key: &str, link: Option<&str>, value: &str) -> Spec {
@@ -113,7 +120,7 @@ fn link(spec: &NodeSpec) -> Vec<Spec> {
     specs
 }
 
-fn peer_entries(device: &str, peer: &homelab_model::PeerSpec) -> Vec<Spec> {
+fn peer_entries(device: &str, peer: &PeerSpec) -> Vec<Spec> {
     let mut specs =
         vec![Spec::Fdb(Fdb { link: device.to_owned(), mac: peer.mac.clone(), remote: peer.address })];
     for cidr in &peer.pod_cidrs {

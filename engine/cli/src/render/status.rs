@@ -189,6 +189,10 @@ fn kubernetes(fact: &KubernetesFact) -> Vec<(&'static str, bool, String)> {
     };
     let mut lines = vec![("kubernetes", fact.connected, text)];
     lines.extend(fact.troubles.iter().map(|trouble| ("kubernetes", false, trouble.clone())));
+    lines.extend(fact.notes.iter().map(|note| ("kubernetes", false, note.clone())));
+    if !fact.peers.is_empty() {
+        lines.push(("kubernetes", true, format!("peers by the API alone: {}", fact.peers.join(", "))));
+    }
     lines.extend(fact.hidden.iter().map(|name| {
         ("kubernetes", true, format!("service {name} is served as the cluster file says, not as the API"))
     }));

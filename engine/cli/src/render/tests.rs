@@ -398,6 +398,8 @@ fn human_status() {
                     slices: 2,
                     nodes: 3,
                     hidden: vec!["default/web".into()],
+                    notes: vec!["BGPPeer router: the cluster file has no `bgp`".into()],
+                    peers: vec!["node7".into(), "node8 (flannel)".into()],
                     troubles: vec!["services: https://192.168.50.10:6443: the token is refused".into()],
                 }),
             }),

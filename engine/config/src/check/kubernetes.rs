@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use homelab_model::{KubernetesAccess, KubernetesSettings};
+use homelab_model::{KubernetesAccess, KubernetesSettings, NodesFrom};
 
 use super::{Parsed, clean, seen_before, take};
 use crate::problem::{Fault, Span};
@@ -68,11 +68,17 @@ pub(super) fn kubernetes(file: &File, faults: &mut Vec<Fault>) -> Option<Option<
         take(faults, name, |text| filled(text, "serviceProxyName").and_then(|_| label_value(text)))
     });
     let class = raw.load_balancer_class.as_ref().and_then(|class| take(faults, class, qualified));
+    let nodes = match raw.nodes.as_ref().map(|nodes| nodes.value.as_str()) {
+        Some("fromKubernetes") => NodesFrom::FromKubernetes,
+        // The schema allows nothing else.
+        _ => NodesFrom::FromFile,
+    };
     clean(faults, before).then(|| {
         Some(KubernetesSettings {
             access,
             servers,
             ca_file: ca.map(|ca| ca.value),
+            nodes,
             service_proxy_name: proxy.map(|name| name.value),
             load_balancer_class: class
                 .map_or_else(|| KubernetesSettings::CLASS.to_owned(), |class| class.value),

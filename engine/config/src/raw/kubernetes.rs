@@ -45,6 +45,10 @@ pub(crate) struct Kubernetes {
     /// File with a bearer token by which homelab reaches `server` from here, in place of a kubeconfig.
     #[schemars(with = "Option<Filled>", extend("examples" = ["admin.token"]))]
     pub(crate) token_file: Option<Spanned<String>>,
+    /// Where the peers of the nodes' tunnels come from: `fromFile`, the nodes of this file; `fromKubernetes`, also the Nodes
+    /// of the API, which the agents follow by themselves.
+    #[schemars(with = "Option<String>", extend("enum" = ["fromFile", "fromKubernetes"], "default" = "fromFile"))]
+    pub(crate) nodes: Option<Spanned<String>>,
     /// Serve the services with this label `service.kubernetes.io/service-proxy-name`. Default: those without it.
     #[schemars(with = "Option<LabelValue>")]
     pub(crate) service_proxy_name: Option<Spanned<String>>,

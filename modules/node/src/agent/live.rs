@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use homelab_kubernetes::KubeNode;
 use homelab_kubernetes::metallb::Meaning;
-use homelab_linux::{Error, Root};
+use homelab_kubernetes::peers::Annotations;
+use homelab_linux::{Error, Kinds, Root};
 use homelab_model::service::{Service, Type};
 use homelab_model::{KubernetesFact, NodeSpec};
 use homelab_proxy::{Compiled, Conflict, Elements, HealthCheck, NodeView, Source, Sourced, health_checks};
@@ -24,6 +25,8 @@ pub(super) struct Services {
     file: BTreeMap<String, Arc<Service>>,
     live: BTreeMap<String, Live>,
     nodes: BTreeMap<String, KubeNode>,
+    /// The API itself has said so.
+    listed: bool,
     known: bool,
     compiled: Compiled,
 }
@@ -35,6 +38,8 @@ pub(super) struct Change {
     pub(super) elements: Elements,
     /// Not these alone: all are to be looked at.
     pub(super) all: bool,
+    /// Nodes of the API are others.
+    pub(super) nodes: bool,
     /// What others than the kernel are told changed, too.
     pub(super) outside: bool,
 }
@@ -46,6 +51,7 @@ impl Services {
             file: BTreeMap::new(),
             live: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            listed: false,
             known: false,
             compiled: Compiled::default(),
         }
@@ -57,6 +63,7 @@ impl Services {
         if !self.kubernetes.is_on() {
             self.live.clear();
             self.nodes.clear();
+            self.listed = false;
             self.known = false;
         }
         let services = std::mem::take(&mut spec.services);
@@ -112,6 +119,8 @@ impl Services {
         }
         if let Some(nodes) = news.nodes {
             change.outside |= self.nodes != nodes;
+            change.nodes = self.nodes != nodes || self.listed != news.listed;
+            self.listed = news.listed;
             self.nodes = nodes;
             let view = self.view(spec);
             if view != *self.compiled.view() {
@@ -173,6 +182,16 @@ impl Services {
     /// Nodes of the Kubernetes API by name.
     pub(super) fn nodes(&self) -> &BTreeMap<String, KubeNode> {
         &self.nodes
+    }
+
+    /// The same, once the API itself has said which they are.
+    pub(super) fn listed_nodes(&self) -> Option<&BTreeMap<String, KubeNode>> {
+        Some(&self.nodes).filter(|_| self.listed)
+    }
+
+    /// What flannel's annotations of the own Node are to be.
+    pub(super) fn annotate(&self, annotations: Annotations) {
+        self.kubernetes.annotate(annotations);
     }
 
     /// How it stands with the Kubernetes API.
@@ -242,11 +261,12 @@ impl Agent {
         self.metrics.endpoints.set(number(self.services.endpoints()));
     }
 
-    /// Takes over what Kubernetes says, and has the kernel do so for what changed. False if all services are to be looked
+    /// Takes over what Kubernetes says, and has the kernel do so for services that changed. Gives what else is to be looked
     /// at.
-    pub(super) fn hear(&mut self) -> bool {
-        let Some(spec) = self.spec.clone() else { return true };
+    pub(super) fn hear(&mut self) -> Kinds {
+        let Some(spec) = self.spec.clone() else { return Kinds::NONE };
         let heard = self.services.hear(&spec);
+        let links = heard.nodes && self.take_peers(&spec);
         if heard.outside {
             self.tell();
         }
@@ -260,6 +280,6 @@ impl Agent {
             }
         }
         self.sum_up();
-        self.settled
+        Kinds { links, services: !self.settled, ..Kinds::NONE }
     }
 }

@@ -4,6 +4,7 @@
 #[path = "../../../cni/tests/schemas/mod.rs"]
 pub(crate) mod schemas;
 
+pub(crate) mod agent;
 pub(crate) mod ruleset;
 pub(crate) mod talk;
 
@@ -69,6 +70,11 @@ impl Pod {
     /// What a command inside prints.
     pub(crate) fn run(&self, command: &str) -> String {
         run(&format!("nsenter --net={} {command}", self.path().display()))
+    }
+
+    /// Whether a command in the caller's namespace succeeds.
+    pub(crate) fn can_here(command: &str) -> bool {
+        shell(command).status.success()
     }
 
     /// Whether a command inside succeeds.

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use homelab_kube::{Duty, DutyError, Heard, Link, Node, Round, Told, Voice, metallb, network_is_there};
+use homelab_kube::{
+    Duty, DutyError, Heard, Link, Node, Round, Told, Voice, annotate, metallb, network_is_there,
+};
 use homelab_kubernetes::controller::{Board, Watched};
 use homelab_kubernetes::events::Said;
 use homelab_model::{KubernetesSpec, SpeakerSpec};
@@ -43,6 +45,8 @@ pub(super) struct Control {
     board: Rc<RefCell<Board>>,
     /// The own Node, if it is to say that its network is there.
     unavailable: RefCell<Option<Node>>,
+    /// The own Node, unless something was written to it since it was last heard of.
+    own: RefCell<Option<Node>>,
     told: Notify,
 }
 
@@ -51,7 +55,14 @@ impl Control {
         let account = &spec.service_account;
         let node = account.strip_prefix("homelab-").unwrap_or(account).to_owned();
         let board = Rc::new(RefCell::new(Board::new(spec.clone())));
-        Control { spec, node, board, unavailable: RefCell::default(), told: Notify::new() }
+        Control {
+            spec,
+            node,
+            board,
+            unavailable: RefCell::default(),
+            own: RefCell::default(),
+            told: Notify::new(),
+        }
     }
 
     /// A candidate.
@@ -64,6 +75,7 @@ impl Control {
             && node.metadata.name.as_ref() == Some(&self.node)
         {
             *self.unavailable.borrow_mut() = Some(Node::clone(node));
+            *self.own.borrow_mut() = Some(Node::clone(node));
         }
         let Heard::Service(told) = heard else { return };
         let mut board = self.board.borrow_mut();
@@ -192,6 +204,26 @@ impl Control {
                 Err(DutyError::Refused(why)) => warn!("the condition of the Node is not written: {why}"),
                 Err(error) => {
                     self.unavailable.borrow_mut().get_or_insert(node);
+                    return Err(failed(error));
+                }
+            }
+        }
+        let wish = shared.annotations().clone();
+        let patch = self.own.borrow().as_ref().and_then(|own| {
+            let none = BTreeMap::new();
+            wish.patch(own.metadata.annotations.as_ref().unwrap_or(&none))
+        });
+        if let Some(patch) = patch {
+            // It is heard of again, perhaps before this is answered.
+            let own = self.own.take();
+            match annotate(&client, &self.node, &patch).await {
+                Ok(()) => info!(node = self.node, "flannel's annotations of its Node are as they should be"),
+                Err(DutyError::Refused(why)) => {
+                    warn!("flannel's annotations of the Node are not written: {why}")
+                }
+                Err(error) => {
+                    let mut known = self.own.borrow_mut();
+                    *known = known.take().or(own);
                     return Err(failed(error));
                 }
             }

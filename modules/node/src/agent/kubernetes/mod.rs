@@ -15,12 +15,14 @@ use std::time::Duration;
 use homelab_kube::MetalLb;
 use homelab_kubernetes::KubeNode;
 use homelab_kubernetes::metallb::{Meaning, meaning};
+use homelab_kubernetes::peers::Annotations;
 use homelab_model::service::Service;
 use homelab_model::{KubernetesFact, KubernetesSpec, ours};
 use tokio::sync::{Notify, oneshot};
 
 pub(super) use control::File;
 pub(crate) use snapshot::known;
+pub(super) use snapshot::replace;
 
 use super::metrics::Metrics;
 use super::sayings::Sayings;
@@ -40,6 +42,8 @@ pub(super) struct News {
     pub(super) services: BTreeMap<String, Option<Live>>,
     /// All Nodes, if they changed.
     pub(super) nodes: Option<BTreeMap<String, KubeNode>>,
+    /// Whether the API itself has said which Nodes there are: what was kept may be older than other records are.
+    pub(super) listed: bool,
     /// Whether `services` are all there are.
     pub(super) whole: bool,
     /// Whether MetalLB's resources are others.
@@ -57,6 +61,8 @@ struct Shared {
     file: Mutex<File>,
     /// MetalLB's resources, as last read.
     metallb: Mutex<MetalLb>,
+    /// What flannel's annotations of the own Node are to be.
+    annotations: Mutex<Annotations>,
     bell: Notify,
     /// This node's network was as it should be once.
     network: AtomicBool,
@@ -75,6 +81,10 @@ impl Shared {
 
     fn file(&self) -> MutexGuard<'_, File> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn annotations(&self) -> MutexGuard<'_, Annotations> {
+        self.annotations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// MetalLB's resources were read.
@@ -176,6 +186,13 @@ impl Handle {
         }
     }
 
+    /// What flannel's annotations of the own Node are to be.
+    pub(super) fn annotate(&self, annotations: Annotations) {
+        if let Some(running) = &self.running {
+            *running.shared.annotations() = annotations;
+        }
+    }
+
     /// What MetalLB's resources add to the file.
     pub(super) fn metallb(&self) -> Meaning {
         self.running.as_ref().map(|running| running.shared.metallb()).unwrap_or_default()
@@ -198,8 +215,8 @@ impl Handle {
     pub(super) fn news(&self) -> News {
         let Some(running) = &self.running else { return News::default() };
         let mut news = running.shared.news();
-        let known = news.known;
-        std::mem::replace(&mut *news, News { known, ..News::default() })
+        let (known, listed) = (news.known, news.listed);
+        std::mem::replace(&mut *news, News { known, listed, ..News::default() })
     }
 
     /// How it stands with the API.

@@ -25,15 +25,15 @@ pub(super) fn load(spec: &KubernetesSpec) -> Option<World> {
 
 /// Keeps what is known: all of it, or what was kept before.
 pub(super) fn save(text: &str) -> io::Result<()> {
+    replace(ours::KUBERNETES_SNAPSHOT, text)
+}
+
+/// Replaces a file in the directory of the snapshot: whole, or not at all.
+pub(in crate::agent) fn replace(path: &str, text: &str) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(ours::KUBERNETES) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    replace(ours::KUBERNETES_SNAPSHOT, text)
-}
-
-/// Replaces a file beside the snapshot: whole, or not at all.
-pub(super) fn replace(path: &str, text: &str) -> io::Result<()> {
     let fresh = format!("{path}.new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(text.as_bytes())?;

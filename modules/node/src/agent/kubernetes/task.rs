@@ -148,7 +148,10 @@ impl<'a> Task<'a> {
                 news.services.insert(name, live);
                 self.unsaved.set(true);
             }
-            if world.take_nodes_changed() {
+            // Half a list would take peers away.
+            let lists =
+                world.has_listed_nodes() && !std::mem::replace(&mut news.listed, world.has_listed_nodes());
+            if lists || (world.knows_nodes() && world.take_nodes_changed()) {
                 news.nodes = Some(world.nodes().clone());
                 self.unsaved.set(true);
             }
@@ -168,6 +171,7 @@ impl<'a> Task<'a> {
             nodes,
             hidden: Vec::new(),
             notes: Vec::new(),
+            peers: Vec::new(),
             troubles: watches.values().filter_map(|watch| watch.clone().err()).collect(),
         };
         self.metrics.kubernetes_connected.set(i64::from(fact.connected));
