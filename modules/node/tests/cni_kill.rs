@@ -38,7 +38,6 @@ const CHANGES: &[libc::c_long] = &[
     libc::SYS_mkdirat,
     libc::SYS_rmdir,
     libc::SYS_ftruncate,
-    libc::SYS_flock,
     libc::SYS_setns,
     libc::SYS_exit_group,
 ];
