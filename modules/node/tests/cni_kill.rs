@@ -38,7 +38,6 @@ const CHANGES: &[libc::c_long] = &[
     libc::SYS_mkdirat,
     libc::SYS_rmdir,
     libc::SYS_ftruncate,
-    libc::SYS_flock,
     libc::SYS_setns,
     libc::SYS_exit_group,
 ];
@@ -181,17 +180,20 @@ fn at_every_point(command: &str, least: usize, before: impl Fn(&Stage<'_>, &Pod,
     on_a_stage(|stage| {
         let conf = conf(stage);
         let mut points = 0;
-        loop {
-            let what = THEN[points % THEN.len()];
-            let at = format!("{command} killed before change {points}, then {what:?}");
-            let pod = Pod::new("c1");
-            before(stage, &pod, &conf);
-            if let Some(answer) = killed(stage.node, command, &pod, &conf, points) {
-                answer.ok();
-                stage.node.call("DEL", &pod, &conf).ok();
-                break;
+        'points: loop {
+            // ADD has many points: what comes then takes turns.
+            let all = if command == "DEL" { &THEN[..] } else { &THEN[points % THEN.len()..][..1] };
+            for what in all {
+                let at = format!("{command} killed before change {points}, then {what:?}");
+                let pod = Pod::new("c1");
+                before(stage, &pod, &conf);
+                if let Some(answer) = killed(stage.node, command, &pod, &conf, points) {
+                    answer.ok();
+                    stage.node.call("DEL", &pod, &conf).ok();
+                    break 'points;
+                }
+                then(stage, pod, &conf, *what, &at);
             }
-            then(stage, pod, &conf, what, &at);
             points += 1;
         }
         eprintln!("{command}: {points} points");

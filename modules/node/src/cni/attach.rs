@@ -341,7 +341,8 @@ fn detach_all(data_dir: &Path, gone: Vec<(&Store, Entry)>) -> (usize, Result<(),
     let (mut freed, mut first) = (0, Ok(()));
     for (store, entry) in gone {
         let ports = claims.release(&entry.owner);
-        let removed = detach(&mut host, &entry.owner, false);
+        // A DEL that was killed may have left what guarded a link that is gone.
+        let removed = detach(&mut host, &entry.owner, true);
         let removed = ports.and(removed).and_then(|_| store.remove(&entry));
         freed += usize::from(removed.is_ok());
         first = first.and(removed);
