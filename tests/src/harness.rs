@@ -70,6 +70,8 @@ fn play<S: Send + 'static>(
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    // What a stage runs beside the lab ends with it: `exit` runs no destructors.
+    drop(shared.lock().unwrap_or_else(PoisonError::into_inner).stage.take());
     if let Some(cluster) = shared.lock().unwrap_or_else(PoisonError::into_inner).cluster.take() {
         if conclusion.has_failed() && std::env::var_os("HOMELAB_TEST_KEEP").is_some() {
             eprintln!("lab {} is kept: cargo xtask lab --name {0} down", cluster.lab.name());

@@ -180,6 +180,10 @@ pub(crate) fn token_revoked(cluster: &mut Cluster, stage: &mut Stage) {
     stage.kube.delete(&format!("{ACCOUNTS}/homelab-node2"));
     let metadata = json!({ "name": "homelab-node2", "labels": account["metadata"]["labels"] });
     stage.kube.put(ACCOUNTS, &json!({ "metadata": metadata, "automountServiceAccountToken": false }));
+    // The real server remembers for some seconds whom it has let in.
+    let ask = "curl --silent --insecure --max-time 10 --output /dev/null --write-out '%{http_code}' --header \
+               \"Authorization: Bearer $(cat /var/lib/homelab/kubernetes/token)\" https://192.168.50.1:6443/api/v1/services";
+    until("the token is refused", || cluster.sh("node2", ask) == "401");
     // Watches that are up are asked nothing.
     cluster.sh("node2", "systemctl restart homelab-node");
     until("the agent says so", || {
