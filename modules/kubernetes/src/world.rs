@@ -87,11 +87,19 @@ pub struct World {
     restored: bool,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Snapshot {
     services: Vec<KubeService>,
     slices: Vec<(Name, KubeSlice)>,
     nodes: BTreeMap<String, KubeNode>,
+}
+
+/// The same to be written: it is written often, and a copy of all would cost more than the text.
+#[derive(Serialize)]
+struct SnapshotOf<'a> {
+    services: Vec<&'a KubeService>,
+    slices: Vec<(&'a Name, &'a KubeSlice)>,
+    nodes: &'a BTreeMap<String, KubeNode>,
 }
 
 impl World {
@@ -139,14 +147,9 @@ impl World {
 
     /// All of it as text, with a digest of its own.
     pub fn snapshot(&self) -> String {
-        let mut slices: Vec<(Name, KubeSlice)> =
-            self.slices.iter().map(|(name, slice)| (name.clone(), slice.clone())).collect();
-        slices.sort_by(|a, b| a.0.cmp(&b.0));
-        let snapshot = Snapshot {
-            services: self.services.values().cloned().collect(),
-            slices,
-            nodes: self.nodes.clone(),
-        };
+        let mut slices: Vec<(&Name, &KubeSlice)> = self.slices.iter().collect();
+        slices.sort_by_key(|(name, _)| *name);
+        let snapshot = SnapshotOf { services: self.services.values().collect(), slices, nodes: &self.nodes };
         let body = serde_json::to_string(&snapshot).unwrap_or_default();
         format!("{HEADER} {}\n{body}", sha256_hex(body.as_bytes()))
     }
