@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
     /// With kubernetes: so many Services and EndpointSlices
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     services: u32,
     /// Also write the figures as JSON
     #[arg(long)]
