@@ -87,11 +87,19 @@ pub struct World {
     restored: bool,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Snapshot {
     services: Vec<KubeService>,
     slices: Vec<(Name, KubeSlice)>,
     nodes: BTreeMap<String, KubeNode>,
+}
+
+/// The same to be written: it is written often, and a copy of all would cost more than the text.
+#[derive(Serialize)]
+struct SnapshotOf<'a> {
+    services: Vec<&'a KubeService>,
+    slices: Vec<(&'a Name, &'a KubeSlice)>,
+    nodes: &'a BTreeMap<String, KubeNode>,
 }
 
 impl World {
@@ -139,14 +147,9 @@ impl World {
 
     /// All of it as text, with a digest of its own.
     pub fn snapshot(&self) -> String {
-        let mut slices: Vec<(Name, KubeSlice)> =
-            self.slices.iter().map(|(name, slice)| (name.clone(), slice.clone())).collect();
-        slices.sort_by(|a, b| a.0.cmp(&b.0));
-        let snapshot = Snapshot {
-            services: self.services.values().cloned().collect(),
-            slices,
-            nodes: self.nodes.clone(),
-        };
+        let mut slices: Vec<(&Name, &KubeSlice)> = self.slices.iter().collect();
+        slices.sort_by_key(|(name, _)| *name);
+        let snapshot = SnapshotOf { services: self.services.values().collect(), slices, nodes: &self.nodes };
         let body = serde_json::to_string(&snapshot).unwrap_or_default();
         format!("{HEADER} {}\n{body}", sha256_hex(body.as_bytes()))
     }
@@ -230,23 +233,33 @@ impl World {
         self.drop(kind, name);
     }
 
-    /// The services that changed since they were last taken, each as the proxy wants it; None: there is none any more.
+    /// The services that changed since they were last taken, each as the proxy and the speaker want it, see
+    /// [`World::proxies`] and [`World::announces`]; None: there is none any more that is of either.
     pub fn take_changed(&mut self) -> BTreeMap<String, Option<Service>> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|name| (name.to_string(), self.joined(&name))).collect()
     }
 
-    /// All services as the proxy wants them.
+    /// All services of the proxy, as it wants them.
     pub fn all_joined(&self) -> impl Iterator<Item = Service> + '_ {
-        self.services.keys().filter_map(|name| self.joined(name))
+        let proxied = self.services.iter().filter(|(_, service)| service.proxied);
+        proxied.filter_map(|(name, _)| self.joined(name))
+    }
+
+    /// Whether the proxy serves a service (`namespace/name`): not another proxy's, for one.
+    pub fn proxies(&self, full_name: &str) -> bool {
+        self.of_full_name(full_name).is_some_and(|service| service.proxied)
     }
 
     /// Whether the load-balancer addresses of a service (`namespace/name`) are announced: not another controller's, and
     /// not of one that is about to go.
     pub fn announces(&self, full_name: &str) -> bool {
-        let name = full_name.split_once('/').map(|(namespace, name)| Name::new(namespace, name));
-        let service = name.and_then(|name| self.services.get(&name));
-        service.is_some_and(|service| service.announced)
+        self.of_full_name(full_name).is_some_and(|service| service.announced)
+    }
+
+    fn of_full_name(&self, full_name: &str) -> Option<&KubeService> {
+        let (namespace, name) = full_name.split_once('/')?;
+        self.services.get(&Name::new(namespace, name))
     }
 
     /// Whether [`World::take_changed`] would give something.
@@ -264,9 +277,9 @@ impl World {
         self.services.values()
     }
 
-    /// A service as the proxy wants it: with its endpoints.
+    /// A service as the proxy and the speaker want it: with its endpoints. None if it is of neither.
     pub fn joined(&self, name: &Name) -> Option<Service> {
-        let service = self.services.get(name).filter(|service| service.proxied)?;
+        let service = self.services.get(name).filter(|service| service.proxied || service.announced)?;
         let slices = self.by_service.get(name).into_iter().flatten();
         let groups = slices.filter_map(|slice| Some(&self.slices.get(slice)?.group));
         let service = &service.service;

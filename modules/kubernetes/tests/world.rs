@@ -166,11 +166,20 @@ fn addresses_of_other_classes_and_of_what_is_deleted_are_not_announced() {
         merge(&mut web, change);
         let mut world = World::new(settings());
         apply(&mut world, Kind::Services, &web);
-        assert!(world.take_changed()["default/web"].is_some(), "the proxy serves it");
+        assert!(
+            world.take_changed()["default/web"].is_some(),
+            "the proxy serves it, or the speaker announces it"
+        );
+        let others = web["metadata"]["labels"].get("service.kubernetes.io/service-proxy-name").is_some();
+        assert_eq!(world.proxies("default/web"), !others);
+        assert_eq!(world.all_joined().count(), usize::from(!others));
         world.announces("default/web")
     };
     assert!(announced(json!({})));
     assert!(announced(json!({ "spec": { "loadBalancerClass": "homelab" } })));
+    // The speaker does not depend on who serves it.
+    let label = json!({ "metadata": { "labels": { "service.kubernetes.io/service-proxy-name": "other" } } });
+    assert!(announced(label));
     assert!(!announced(json!({ "spec": { "loadBalancerClass": "other.example/lb" } })));
     assert!(!announced(json!({ "spec": { "type": "NodePort" } })));
     let deleted = json!({ "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x"] });

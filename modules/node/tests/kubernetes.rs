@@ -210,7 +210,13 @@ fn what_becomes_of_an_address_stands_in_events_of_its_service() {
         own["status"] = json!({ "conditions": [{ "type": "NetworkUnavailable", "status": "True" }] });
         api.update(&Resource::NODES, own).expect("node");
         for (name, address) in [("a", "10.96.7.1"), ("b", "10.96.7.2")] {
-            api.create(&Resource::SERVICES, balancer(name, address)).expect("service");
+            let mut service = balancer(name, address);
+            if name == "b" {
+                // Served by another proxy, and announced all the same.
+                service["metadata"]["labels"] =
+                    json!({ "service.kubernetes.io/service-proxy-name": "other" });
+            }
+            api.create(&Resource::SERVICES, service).expect("service");
             api.create(&Resource::ENDPOINT_SLICES, slice(name, "10.244.0.11")).expect("slice");
         }
         let events = |name: &str, reason: &str| -> Vec<String> {
@@ -227,6 +233,8 @@ fn what_becomes_of_an_address_stands_in_events_of_its_service() {
             ["a", "b"].iter().all(|name| events(name, "IPAllocated").len() == 1)
         });
         eventually("the free one is announced", || events("b", "nodeAssigned") == [announced]);
+        eventually("our proxy serves its own", || has("10.96.7.1"));
+        assert!(!has("10.96.7.2") && !has(FREE), "{}", kernel());
         eventually("the other is not", || events("a", "AddressConflict").len() == 1);
         let said = events("a", "AddressConflict").concat();
         let link: Value = serde_json::from_str(&other.run("ip -j link show eth0")).expect("JSON");

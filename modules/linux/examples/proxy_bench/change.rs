@@ -154,7 +154,7 @@ fn peers(services: &[Service], size: Size) -> Costs {
 }
 
 /// One element deleted and one added, by netlink alone.
-fn floor(services: &[Service]) -> Vec<Cost> {
+pub(crate) fn floor(services: &[Service]) -> Vec<Cost> {
     // What is known of the sets is wrong after this, and not used.
     let _node = loaded(services);
     let elements = ours::compiled(services);

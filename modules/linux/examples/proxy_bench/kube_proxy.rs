@@ -1,29 +1,28 @@
 //! The real kube-proxy, and the tests' own API server that it takes services from.
 
 use std::fs::File;
-use std::net::{IpAddr, TcpListener};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use homelab_linux::netlink::{Attributes, Message, NetlinkError, Socket};
+use homelab_linux::netlink::{Message, Socket};
 use homelab_model::service::Service;
 use homelab_test_api::{Api, Resource};
-use nix::errno::Errno;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::api::{self, object, slice, slice_name};
+use crate::kernel::{self, dump, elements, inner, values};
 use crate::process::Process;
 
 /// What has not happened by then is an error.
 const PATIENCE: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_millis(1);
-/// `NFT_MSG_GETRULE` and `NFT_MSG_GETSETELEM` (`linux/netfilter/nf_tables.h`).
+/// `NFT_MSG_GETRULE` (`linux/netfilter/nf_tables.h`).
 const GET_RULE: u16 = (10 << 8) | 7;
-const GET_ELEMENT: u16 = (10 << 8) | 13;
-/// Family of tables for IPv4.
-const IPV4: u8 = 2;
-const TABLE: &str = "kube-proxy";
+/// That for IPv4.
+const TABLE: kernel::Table<'_> = (2, "kube-proxy");
 const SERVICES: &str = "service-ips";
 
 /// The program in PATH or KUBEBUILDER_ASSETS; else why there is none.
@@ -57,18 +56,7 @@ impl KubeProxy {
     /// Starts it with these services in the API from the beginning. Conntrack settings stay as they are, and loopback
     /// is all that it listens on.
     pub(crate) fn start(program: &Path, services: &[Service]) -> KubeProxy {
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
-        assert!(up.success(), "loopback");
-        let api = Api::with(TcpListener::bind("127.0.0.1:0").unwrap(), &[]).unwrap();
-        let node = json!({
-            "metadata": { "name": "node1" },
-            "status": { "addresses": [{ "type": "InternalIP", "address": "192.168.50.11" }] },
-        });
-        api.create(&Resource::NODES, node).unwrap();
-        for service in services {
-            api.create(&Resource::SERVICES, object(service)).unwrap();
-            api.create(&Resource::ENDPOINT_SLICES, slice(service)).unwrap();
-        }
+        let api = api::serve(services);
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let cluster = json!({ "server": format!("http://{}", api.address()) });
@@ -100,6 +88,11 @@ impl KubeProxy {
         KubeProxy { api, child, socket: Socket::netfilter().unwrap(), directory, started }
     }
 
+    /// The server that it takes services from.
+    pub(crate) fn api(&self) -> &Api {
+        &self.api
+    }
+
     pub(crate) fn process(&self) -> Process {
         Process(self.child.id())
     }
@@ -110,8 +103,7 @@ impl KubeProxy {
         let last = services.last().unwrap().clone();
         self.wait(|kernel| has_address(kernel, &last));
         let took = self.started.elapsed().as_secs_f64() * 1e3;
-        let list = |body: &[u8]| inner(body, 4, 3).map(|list| inner(list, 0, 1).count()).collect();
-        let count: usize = dump(&mut self.socket, elements(SERVICES), list).into_iter().sum();
+        let count = kernel::count(&mut self.socket, TABLE, SERVICES);
         assert_eq!(count, services.len(), "services in the kernel");
         took
     }
@@ -164,75 +156,20 @@ impl Drop for KubeProxy {
     }
 }
 
-/// The `v1` Service.
-fn object(service: &Service) -> Value {
-    let vip = service.cluster_ips[0];
-    json!({
-        "metadata": { "name": service.name, "namespace": service.namespace },
-        "spec": {
-            "type": "ClusterIP", "clusterIP": vip, "clusterIPs": [vip],
-            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
-            "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
-            "ports": [{ "port": service.ports[0].port, "protocol": "TCP", "targetPort": 8080 }],
-        },
-    })
-}
-
-fn slice_name(service: &Service) -> String {
-    format!("{}-4x7kq", service.name)
-}
-
-/// The `discovery.k8s.io/v1` EndpointSlice.
-fn slice(service: &Service) -> Value {
-    let endpoints = service.endpoints.iter().map(|endpoint| {
-        json!({
-            "addresses": [endpoint.address], "nodeName": endpoint.node,
-            "conditions": { "ready": true, "serving": true, "terminating": false },
-        })
-    });
-    json!({
-        "metadata": {
-            "name": slice_name(service), "namespace": service.namespace,
-            "labels": { "kubernetes.io/service-name": service.name },
-        },
-        "addressType": "IPv4", "endpoints": endpoints.collect::<Vec<_>>(),
-        "ports": [{ "name": "", "port": 8080, "protocol": "TCP" }],
-    })
-}
-
-/// A question for elements of a set.
-fn elements(set: &str) -> Message {
-    let mut message = Message::new(GET_ELEMENT, 0, &[IPV4, 0, 0, 0]);
-    message.text(1, TABLE).text(2, set);
-    message
-}
-
 /// Whether the address and port of a service lead anywhere.
 fn has_address(kernel: &mut Socket, service: &Service) -> bool {
     let IpAddr::V4(vip) = service.cluster_ips[0] else { panic!("the bench's services are of IPv4") };
     let [high, low] = service.ports[0].port.to_be_bytes();
     let key = [&vip.octets()[..], &[6, 0, 0, 0, high, low, 0, 0]].concat();
-    let mut message = elements(SERVICES);
-    message.nest(3, |list| {
-        list.nest(1, |element| {
-            element.nest(1, |data| {
-                data.bytes(1, &key);
-            });
-        });
-    });
-    match kernel.query(message) {
-        Ok(_) => true,
-        Err(error) if error.is(Errno::ENOENT) => false,
-        Err(error) => panic!("asking for a service of kube-proxy: {error}"),
-    }
+    kernel::at(kernel, TABLE, SERVICES, &key).is_some()
 }
 
 /// Whether a service leads to an endpoint: the rule in the service's chain looks up an anonymous map that has it.
 fn has_endpoint(kernel: &mut Socket, service: &Service, endpoint: IpAddr) -> bool {
     let IpAddr::V4(endpoint) = endpoint else { panic!("the bench's endpoints are of IPv4") };
     let name = format!("{}/tcp/", service.full_name());
-    let mut message = Message::new(GET_RULE, 0, &[IPV4, 0, 0, 0]);
-    message.text(1, TABLE).text(2, &format!("service-{}-{name}", hash(&name)));
+    let mut message = Message::new(GET_RULE, 0, &[TABLE.0, 0, 0, 0]);
+    message.text(1, TABLE.1).text(2, &format!("service-{}-{name}", hash(&name)));
     let lookups = |body: &[u8]| -> Vec<String> {
         let expressions = inner(body, 4, 4).flat_map(|all| inner(all, 0, 1));
         let names = expressions.flat_map(|one| inner(one, 0, 2)).flat_map(|data| inner(data, 0, 1));
@@ -241,31 +178,9 @@ fn has_endpoint(kernel: &mut Socket, service: &Service, endpoint: IpAddr) -> boo
     };
     let maps = dump(kernel, message, lookups);
     maps.iter().any(|map| {
-        let values = |body: &[u8]| -> Vec<Vec<u8>> {
-            let elements = inner(body, 4, 3).flat_map(|list| inner(list, 0, 1));
-            elements
-                .flat_map(|one| inner(one, 0, 2))
-                .flat_map(|data| inner(data, 0, 1))
-                .map(<[u8]>::to_vec)
-                .collect()
-        };
-        dump(kernel, elements(map), values).iter().any(|value| value.starts_with(&endpoint.octets()))
+        let all = dump(kernel, elements(TABLE, map), values);
+        all.iter().any(|value| value.starts_with(&endpoint.octets()))
     })
-}
-
-/// The attributes of one kind after a header of `skip` bytes.
-fn inner(bytes: &[u8], skip: usize, kind: u16) -> impl Iterator<Item = &[u8]> {
-    Attributes::after(bytes, skip).filter(move |(found, _)| *found == kind).map(|(_, value)| value)
-}
-
-/// What `read` finds in all messages of a dump; nothing where there is nothing to dump, or too much changes meanwhile.
-fn dump<T>(kernel: &mut Socket, message: Message, mut read: impl FnMut(&[u8]) -> Vec<T>) -> Vec<T> {
-    match kernel.dump(message, |body| Some(read(body))) {
-        Ok(all) => all.into_iter().flatten().collect(),
-        Err(NetlinkError::Interrupted) => Vec::new(),
-        Err(error) if error.is(Errno::ENOENT) => Vec::new(),
-        Err(error) => panic!("reading kube-proxy's rules: {error}"),
-    }
 }
 
 /// The first eight letters of a name's SHA-256 in base 32 (kube-proxy's `hashAndTruncate`).

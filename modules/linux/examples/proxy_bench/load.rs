@@ -69,7 +69,7 @@ pub(crate) fn run(runs: usize) {
 }
 
 /// The same elements into the same ruleset, as a batch that is ready; milliseconds.
-fn floor(elements: &Elements) -> f64 {
+pub(crate) fn floor(elements: &Elements) -> f64 {
     in_netns(|| {
         Ours::new().load_ruleset();
         let mut socket = Socket::netfilter().unwrap();

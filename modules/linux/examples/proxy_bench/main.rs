@@ -1,12 +1,15 @@
 //! What `cargo xtask bench proxy` measures of the proxy, in network namespaces of its own, as root. Prints a line a
 //! figure: task, who, unit, values, with tabs between; a line that begins with `#` is a remark.
 //!
-//! `proxy_bench load,change,memory,kube,path [RUNS]`
+//! `proxy_bench load,change,memory,kube,path [RUNS]`, or `proxy_bench agent RUNS SERVICES PROGRAM`
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used)]
 
+mod agent;
+mod api;
 mod change;
 #[path = "../../../../tests/fixtures/mod.rs"]
 mod fixtures;
+mod kernel;
 mod kube_proxy;
 mod load;
 mod memory;
@@ -15,6 +18,8 @@ mod path;
 mod peer;
 mod process;
 mod real;
+#[path = "../../../../tests/fixtures/agent.rs"]
+mod start;
 mod time;
 
 use nix::sched::{CloneFlags, unshare};
@@ -76,6 +81,10 @@ fn main() {
             "memory" => memory::run(),
             "kube" => real::run(runs),
             "path" => path::run(),
+            "agent" => {
+                let [_, services, program] = rest else { panic!("say how many services, and the agent") };
+                agent::run(runs, services.parse().expect("a number"), program.as_ref());
+            }
             other => panic!("no part {other}"),
         }
     }

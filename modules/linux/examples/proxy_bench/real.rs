@@ -47,7 +47,7 @@ pub(crate) fn run(runs: usize) {
             "kube-proxy is {version} in its nftables mode, both families, minSyncPeriod 1 s as is its default; changes come when it is calm, so that they need not wait for that"
         ),
         "kube-proxy: from the moment when the API has the object (the tests' own API server, in the bench's process, not in the CPU time) until the kernel has the rules; CPU until it and nft are calm again",
-        "homelab beside it: from the changed service in the agent's memory until the kernel has it, without a Kubernetes API, which it does not read yet",
+        "homelab beside it: from the changed service in the agent's memory until the kernel has it, without a Kubernetes API: see `cargo xtask bench kubernetes`",
         &format!("kube-proxy: more than {MOST} services are left out, they take minutes"),
     ] {
         remark(text);

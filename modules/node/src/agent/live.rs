@@ -166,12 +166,9 @@ impl Services {
 
     /// Services whose load-balancer addresses are announced.
     pub(super) fn announced(&self) -> Vec<Service> {
-        let ours = |service: &&Service| {
-            let name = service.full_name();
-            service.r#type == Type::LoadBalancer
-                && (self.file.contains_key(&name) || self.live.get(&name).is_some_and(|live| live.announced))
-        };
-        self.all().filter(ours).cloned().collect()
+        let live = self.live.iter().filter(|(name, live)| live.announced && !self.file.contains_key(*name));
+        let all = self.file.values().chain(live.map(|(_, live)| &live.service));
+        all.filter(|service| service.r#type == Type::LoadBalancer).map(|one| Service::clone(one)).collect()
     }
 
     /// What MetalLB's resources add to what the speakers are told.
@@ -207,7 +204,8 @@ impl Services {
 
     fn sourced(&self, name: &str) -> Option<Sourced> {
         let file = self.file.get(name).map(|service| (Source::File, Arc::clone(service)));
-        file.or_else(|| Some((Source::Kubernetes, Arc::clone(&self.live.get(name)?.service))))
+        let live = || self.live.get(name).filter(|live| live.proxied);
+        file.or_else(|| Some((Source::Kubernetes, Arc::clone(&live()?.service))))
     }
 
     /// What the proxy knows of this node: its zone is the one of its Node, where that says one.

@@ -1,12 +1,16 @@
 //! The agent in a network namespace that is its node, with places of its own for what it writes.
 
+#[path = "../../../../tests/fixtures/agent.rs"]
+mod start;
+
 use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use homelab_model::{AgentFact, KeyRing, KubernetesFact, KubernetesSpec, NodeSpec};
+use homelab_model::{AgentFact, KubernetesFact, KubernetesSpec, NodeSpec};
 
+use self::start::command;
 use super::ruleset::fixtures;
 use super::{Node, PLUGIN, run};
 
@@ -31,30 +35,8 @@ pub(crate) fn spec(server: &str) -> NodeSpec {
 impl Agent {
     /// In a mount namespace of its own; `data` of the node is its /var/lib/homelab.
     pub(crate) fn start(node: &Node, spec: &NodeSpec) -> Agent {
-        let data = node.data.path();
-        std::fs::create_dir_all(data.join("kubernetes")).expect("directory");
-        std::fs::write(data.join("kubernetes/token"), "token\n").expect("token");
-        std::fs::write(data.join("keys"), KeyRing::first([7; 32]).to_text()).expect("keys");
-        let file = data.join("spec");
-        std::fs::write(&file, spec.to_file()).expect("file");
-        let places = "for place in /run /etc /opt /var/lib /usr/local/lib; do \
-                      mount -t tmpfs none $place || exit 1; done";
-        // Nothing of this machine's is written to.
-        let line = format!(
-            "exec 3< {spec}; mkdir -p /mnt && mount -t tmpfs none /mnt && mkdir /mnt/data && \
-             mount --bind {data} /mnt/data && {places} && \
-             mkdir -p /etc/homelab /run/homelab /var/lib/homelab && cat <&3 > /etc/homelab/node.json && \
-             install -m 600 /mnt/data/keys /etc/homelab/membership.keys && \
-             mount --bind /mnt/data /var/lib/homelab && exec {plugin} agent",
-            spec = file.display(),
-            data = data.display(),
-            plugin = PLUGIN,
-        );
-        let child = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &line])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("agent");
+        let child =
+            command(Path::new(PLUGIN), node.data.path(), spec).stdin(Stdio::null()).spawn().expect("agent");
         Agent(child)
     }
 

@@ -22,13 +22,14 @@ use crate::{Outcome, dist, tools};
 use figures::Report;
 
 /// Benchmarks that take long, or a lab each.
-const ASKED_FOR: [&str; 3] = ["scale", "failover", "speaker"];
+const ASKED_FOR: [&str; 4] = ["scale", "failover", "speaker", "kubernetes"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: engine, rollback, scale, cni, tunnel, failover, speaker, proxy, or a part of the last:
-    /// proxy-load, proxy-change, proxy-memory, proxy-kube (the real kube-proxy, from PATH or KUBEBUILDER_ASSETS),
-    /// proxy-path [default: all but scale, failover and speaker]
+    /// What to measure: engine, rollback, scale, cni, tunnel, failover, speaker, kubernetes (the agent as a client of an
+    /// API server, beside kube-proxy), proxy, or a part of the last: proxy-load, proxy-change, proxy-memory, proxy-kube
+    /// (the real kube-proxy, from PATH or KUBEBUILDER_ASSETS), proxy-path [default: all but scale, failover, speaker and
+    /// kubernetes]
     what: Vec<String>,
     /// Runs of each thing; the median is quoted
     #[arg(long, default_value_t = 7)]
@@ -40,6 +41,9 @@ pub(crate) struct Args {
     /// among many pods or 64 at once
     #[arg(long)]
     quick: bool,
+    /// With kubernetes: so many Services and EndpointSlices
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    services: u32,
     /// Also write the figures as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -52,7 +56,8 @@ pub(crate) fn run(args: Args) -> Outcome {
     if let Some(directory) = &args.inner {
         return cni_inner::run(directory, args.runs, args.quick);
     }
-    let known = ["engine", "rollback", "scale", "cni", "tunnel", "failover", "speaker", "proxy"];
+    let known =
+        ["engine", "rollback", "scale", "cni", "tunnel", "failover", "speaker", "kubernetes", "proxy"];
     if let Some(unknown) =
         args.what.iter().find(|w| !known.contains(&w.as_str()) && !proxy::PARTS.contains(&w.as_str()))
     {
@@ -62,7 +67,10 @@ pub(crate) fn run(args: Args) -> Outcome {
     let asked = |name: &str| args.what.iter().any(|w| w == name);
     let wanted = |name: &str| asked(name) || (args.what.is_empty() && !ASKED_FOR.contains(&name));
     let mut report = Report::default();
-    if known.into_iter().any(|name| !["failover", "speaker", "proxy"].contains(&name) && wanted(name)) {
+    if known
+        .into_iter()
+        .any(|name| !["failover", "speaker", "kubernetes", "proxy"].contains(&name) && wanted(name))
+    {
         on_the_lab(&mut report, &wanted, args.runs, args.quick)?;
     }
     if wanted("failover") {
@@ -73,6 +81,9 @@ pub(crate) fn run(args: Args) -> Outcome {
     }
     if wanted("speaker") {
         failover::speaker(&mut report)?;
+    }
+    if wanted("kubernetes") {
+        proxy::kubernetes(&mut report, args.services, args.runs.min(3))?;
     }
     let parts: Vec<&str> = proxy::PARTS.into_iter().filter(|part| asked(part) || wanted("proxy")).collect();
     if !parts.is_empty() {

@@ -4,7 +4,7 @@
 use std::process::{Command, Stdio};
 
 use super::figures::Report;
-use crate::tools;
+use crate::{dist, tools};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -12,18 +12,28 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 pub(super) const PARTS: [&str; 5] =
     ["proxy-load", "proxy-change", "proxy-memory", "proxy-kube", "proxy-path"];
 
+const PROGRAM: [&str; 2] = ["--package=homelab-linux", "--example=proxy_bench"];
+
 /// Measures parts of the proxy's benchmark.
 pub(super) fn run(report: &mut Report, parts: &[&str], runs: usize) -> Result<()> {
-    tools::run(&mut tools::cargo(&[
-        "build",
-        "--release",
-        "--package=homelab-linux",
-        "--example=proxy_bench",
-    ]))?;
+    tools::run(tools::cargo(&["build", "--release"]).args(PROGRAM))?;
     let parts: Vec<&str> = parts.iter().map(|part| part.trim_start_matches("proxy-")).collect();
-    let child = Command::new(tools::target().join("release/examples/proxy_bench"))
-        .args([parts.join(","), runs.to_string()])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    report.follow(child, "the proxy's benchmark")
+    let program = tools::target().join("release/examples/proxy_bench");
+    follow(report, Command::new(program).args([parts.join(","), runs.to_string()]))
+}
+
+/// Measures the agent as a client of Kubernetes, with so many services.
+pub(super) fn kubernetes(report: &mut Report, services: u32, runs: usize) -> Result<()> {
+    let arch = std::env::consts::ARCH;
+    // As nodes get it, and the bench in the same manner, so that nothing is built twice.
+    tools::run(&mut dist::cargo(arch, &["--package=homelab-node"]))?;
+    tools::run(&mut dist::cargo(arch, &PROGRAM))?;
+    let built = dist::built(arch);
+    let mut program = Command::new(built.join("examples/proxy_bench"));
+    program.args(["agent", &runs.to_string(), &services.to_string()]).arg(built.join("homelab-node"));
+    follow(report, &mut program)
+}
+
+fn follow(report: &mut Report, program: &mut Command) -> Result<()> {
+    report.follow(program.stdout(Stdio::piped()).spawn()?, "the proxy's benchmark")
 }

@@ -31,7 +31,9 @@ use super::sayings::Sayings;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Live {
     pub(super) service: Arc<Service>,
-    /// Its load-balancer addresses are announced.
+    /// The proxy serves it.
+    pub(super) proxied: bool,
+    /// Its load-balancer addresses are announced, whichever proxy serves it.
     pub(super) announced: bool,
 }
 

@@ -143,8 +143,8 @@ impl<'a> Task<'a> {
         if news.known {
             news.whole |= !self.passed.replace(true);
             for (name, service) in world.take_changed() {
-                let announced = world.announces(&name);
-                let live = service.map(|service| Live { service: service.into(), announced });
+                let (proxied, announced) = (world.proxies(&name), world.announces(&name));
+                let live = service.map(|service| Live { service: service.into(), proxied, announced });
                 news.services.insert(name, live);
                 self.unsaved.set(true);
             }
