@@ -1,13 +1,13 @@
 //! Who answers at a service's address, and whom it saw.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use homelab_model::service::Service;
 use serde_json::Value;
 
-use crate::{Answer, Check, Cluster, Place, Server};
+use crate::{Answer, Check, Cluster, Place, Pod, Server};
 
 /// Where all servers of pods listen.
 pub const SERVER: u16 = 7000;
@@ -78,6 +78,21 @@ impl Cluster {
             }
             assert_eq!(seen.len(), to.names.len(), "{what}: {seen:?} of {:?}", to.names);
         }
+    }
+
+    /// Only the endpoints answer, whoever of the lab they see: a node, one of `pods`, or the client.
+    #[track_caller]
+    pub fn assert_answers(
+        &self,
+        from: &Place,
+        to: &To<'_>,
+        nodes: &BTreeMap<String, Vec<IpAddr>>,
+        pods: &[Pod],
+    ) {
+        let mut anybody: Vec<IpAddr> = nodes.values().flatten().copied().collect();
+        anybody.extend(pods.iter().flat_map(|pod| pod.addresses.clone()));
+        anybody.extend(self.on_lan("client"));
+        self.assert_served(from, to, |_| anybody.clone());
     }
 
     /// Nobody answers: `refused` or `timed out`.

@@ -151,10 +151,7 @@ impl Stage {
     /// Only the endpoints `names` answer, whoever they see.
     #[track_caller]
     pub(crate) fn assert_answers(&self, cluster: &Cluster, from: &Place, to: &To<'_>) {
-        let mut anybody: Vec<IpAddr> = self.nodes.values().flatten().copied().collect();
-        anybody.extend(self.pods.iter().flat_map(|pod| pod.addresses.clone()));
-        anybody.extend(cluster.on_lan("client"));
-        cluster.assert_served(from, to, |_| anybody.clone());
+        cluster.assert_answers(from, to, &self.nodes, &self.pods);
     }
 
     /// Waits until the controller has given a Service an address, and it is announced. Gives address and owner.

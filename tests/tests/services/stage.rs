@@ -86,10 +86,7 @@ impl Stage {
     /// Asserts that only the endpoints `names` answer pods and the client by `to`, whoever they see.
     #[track_caller]
     pub(crate) fn assert_answers(&self, cluster: &Cluster, from: &Place, to: &To<'_>) {
-        let mut anybody: Vec<IpAddr> = self.nodes.values().flatten().copied().collect();
-        anybody.extend(self.pods.iter().flat_map(|pod| pod.addresses.clone()));
-        anybody.extend(cluster.on_lan("client"));
-        cluster.assert_served(from, to, |_| anybody.clone());
+        cluster.assert_answers(from, to, &self.nodes, &self.pods);
     }
 }
 
