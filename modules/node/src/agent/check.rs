@@ -122,11 +122,7 @@ impl Agent {
                 self.unguarded = None;
             }
             Err(error) => {
-                let message = error.to_string();
-                if self.unguarded.as_ref() != Some(&message) {
-                    warn!(%error, "cannot keep pods to their own addresses");
-                }
-                self.unguarded = Some(message);
+                note(&mut self.unguarded, &error, "cannot keep pods to their own addresses");
             }
         }
     }
@@ -145,11 +141,7 @@ impl Agent {
                 self.unforwarded = None;
             }
             Err(error) => {
-                let message = error.to_string();
-                if self.unforwarded.as_ref() != Some(&message) {
-                    warn!(%error, "cannot put host ports in place");
-                }
-                self.unforwarded = Some(message);
+                note(&mut self.unforwarded, &error, "cannot put host ports in place");
             }
         }
     }
@@ -188,13 +180,18 @@ impl Agent {
                 self.unsynced = None;
             }
             Err(error) => {
-                let message = error.to_string();
-                if self.unsynced.as_ref() != Some(&message) {
-                    warn!(%error, "cannot put services in place");
-                }
-                self.unsynced = Some(message);
+                note(&mut self.unsynced, &error, "cannot put services in place");
                 self.settled = false;
             }
         }
     }
+}
+
+/// Keeps why something does not work, and says it unless it was said.
+fn note(kept: &mut Option<String>, error: &dyn std::fmt::Display, what: &str) {
+    let message = error.to_string();
+    if kept.as_ref() != Some(&message) {
+        warn!(%error, "{what}");
+    }
+    *kept = Some(message);
 }
