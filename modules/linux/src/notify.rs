@@ -2,14 +2,28 @@
 
 use std::path::PathBuf;
 
+use crate::netlink::{NetlinkError, Socket};
+use crate::rt::{self, LinkChange};
+
+/// Changes a link in place; a new MAC address is told to its neighbours.
+pub(crate) fn set_link(
+    socket: &mut Socket,
+    name: &str,
+    index: u32,
+    change: LinkChange,
+) -> Result<(), NetlinkError> {
+    let _tell = change.mac.and_then(|_| TellNeighbours::of(name));
+    rt::set_link(socket, index, change)
+}
+
 /// While it lives the kernel tells the neighbours of a link when its MAC address changes, by gratuitous ARP and
 /// unsolicited neighbour advertisements (`arp_notify`, `ndisc_notify`). They would find out by themselves, in ten
 /// seconds or so of silence: pods whose gateway it is.
-pub(crate) struct TellNeighbours(Vec<(PathBuf, String)>);
+struct TellNeighbours(Vec<(PathBuf, String)>);
 
 impl TellNeighbours {
     /// Of the caller's network namespace. `None` where nothing had to be set; a failure costs those seconds only.
-    pub(crate) fn of(link: &str) -> Option<TellNeighbours> {
+    fn of(link: &str) -> Option<TellNeighbours> {
         let keys = ["ipv4/conf/LINK/arp_notify", "ipv6/conf/LINK/ndisc_notify"];
         let paths = keys.map(|key| PathBuf::from("/proc/sys/net").join(key.replace("LINK", link)));
         let set = |path: PathBuf| {

@@ -14,7 +14,7 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use thiserror::Error;
 
 use crate::netlink::{Message, NetlinkError, Socket};
-use crate::notify::TellNeighbours;
+use crate::notify;
 use crate::rt::{self, Bucket, LinkChange, LinkInfo, NewRoute, RouteFilter, VethEnd};
 
 /// Why an operation for a pod failed.
@@ -309,10 +309,7 @@ impl PodSocket {
             write_sysctl(key, value)?;
         }
         let change = LinkChange { mac: Some(bridge.mac), ..LinkChange::default() };
-        let tell = TellNeighbours::of(bridge.name);
-        let set = rt::set_link(&mut self.socket, link.index, change);
-        drop(tell);
-        doing(what, set)?;
+        doing(what, notify::set_link(&mut self.socket, bridge.name, link.index, change))?;
         self.link(bridge.name)?.ok_or_else(|| PodError::NoLink(bridge.name.to_owned()))
     }
 

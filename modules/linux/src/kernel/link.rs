@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::change::{mac, tolerate_gone};
 use super::{Kernel, Pending, foreign_link, is_link_local, our_routes};
 use crate::error::{Error, netlink};
-use crate::notify::TellNeighbours;
+use crate::notify;
 use crate::rt::{self, LinkChange, NewKind, NewLink, VxlanInfo};
 
 impl Kernel {
@@ -113,10 +113,7 @@ impl Kernel {
             change.up = Some(link.up);
         }
         if change != LinkChange::default() {
-            let tell = change.mac.and_then(|_| TellNeighbours::of(&now.name));
-            let set = rt::set_link(&mut self.socket, index, change);
-            drop(tell);
-            netlink("altering it", set)?;
+            netlink("altering it", notify::set_link(&mut self.socket, &now.name, index, change))?;
         }
         if change.stp == Some(false) {
             netlink("altering its delay", rt::no_forward_delay(&mut self.socket, index))?;
