@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::socket::{LinkAddr, bind};
+use nix::sys::socket::{LinkAddr, bind, setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use interfaces::{Interface, interfaces};
@@ -22,6 +22,10 @@ const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
 /// Longer than any frame that is let through: jumbo frames of neighbour discovery do not occur.
 const FRAME: usize = 1518;
+/// Bytes that the kernel keeps for a socket, twice what it is told; a short frame counts as some 800. That is for 50 ms of
+/// 50,000 frames a second: what has waited longer was asked again. The kernel's own 208 KiB are full after 5 ms, which
+/// a busy machine may well let the agent wait.
+const BUFFER: usize = 1 << 20;
 
 /// An ear and a mouth on one interface: hears ARP and neighbour discovery about the addresses that it is told, and sends
 /// frames. Its descriptor becomes readable when there is something to [`Port::receive`].
@@ -55,6 +59,8 @@ fn open(kind: u16, address: &LinkAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
     socket.attach_filter(&filter::nothing())?;
     socket.set_nonblocking(true)?;
+    // Needs CAP_NET_ADMIN, which the agent has; others, as a scan from a laptop, do without.
+    let _ = setsockopt(&socket, RcvBufForce, &BUFFER);
     bind(socket.as_raw_fd(), address)?;
     discard(&socket)?;
     Ok(socket)

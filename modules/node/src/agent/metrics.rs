@@ -276,9 +276,9 @@ impl Metrics {
         self.kubernetes_last.with_label_values(&[watched]).set(unix(SystemTime::now()));
     }
 
-    /// Counts a datagram or frame of the speaker that was refused.
-    pub(super) fn refused(&self, reason: &str) {
-        self.refused.with_label_values(&[reason]).inc();
+    /// Counts datagrams or frames of the speaker that were refused.
+    pub(super) fn refused(&self, reason: &str, count: usize) {
+        self.refused.with_label_values(&[reason]).inc_by(count.try_into().unwrap_or(u64::MAX));
     }
 
     /// All metrics as they are now.
@@ -327,7 +327,7 @@ mod tests {
         metrics.synced(Duration::from_millis(20), Ok(synced));
         metrics.synced(Duration::from_millis(20), Err(()));
         metrics.addresses(Some(&report()));
-        metrics.refused("frame");
+        metrics.refused("frame", 1);
         metrics.freed("sandbox", 2);
         metrics.heard_of_kubernetes("nodes");
         for by_resource in [&metrics.kubernetes_requests, &metrics.kubernetes_failures] {

@@ -318,7 +318,7 @@ impl<'a> Task<'a> {
         for _ in 0..AT_ONCE {
             let Ok((length, _)) = socket.recv_from(&mut buffer) else { break };
             if let Err(refused) = speaker.datagram(&buffer[..length], now) {
-                self.metrics.refused(refused.label());
+                self.metrics.refused(refused.label(), 1);
             }
         }
     }
@@ -326,13 +326,16 @@ impl<'a> Task<'a> {
     fn frames(&mut self) {
         let now = self.now();
         let (speaker, metrics) = (&mut self.speaker, self.metrics);
-        self.lan.receive(&mut |interface, frame| {
+        let left_out = self.lan.receive(&mut |interface, frame| {
             if let Some(speaker) = speaker
                 && speaker.frame(interface, frame, now).is_err()
             {
-                metrics.refused("frame");
+                metrics.refused("frame", 1);
             }
         });
+        if left_out > 0 {
+            metrics.refused("flood", left_out);
+        }
     }
 
     /// Does what the speaker wants done.
