@@ -11,8 +11,11 @@ pub(crate) fn rivals_warning(cluster: &Cluster, node: &Node, facts: &Facts) -> O
     let counts = |rival: &&Rival| rival.family().is_none_or(used);
     let found: Vec<&Rival> = facts.rival_proxies.iter().filter(counts).collect();
     let sure = found.iter().any(|rival| !matches!(rival, Rival::IptablesLegacy { .. }));
-    let who =
-        if sure { "kube-proxy runs here or has left rules" } else { "kube-proxy may have left rules here" };
+    let who = match (found.iter().all(|rival| rival.is_kube_proxy()), sure) {
+        (false, _) => "another service proxy runs here or has left rules",
+        (true, true) => "kube-proxy runs here or has left rules",
+        (true, false) => "kube-proxy may have left rules here",
+    };
     let words: Vec<String> = found.iter().map(|rival| words(rival)).collect();
     (!words.is_empty()).then(|| {
         format!(
@@ -57,6 +60,13 @@ fn words(rival: &Rival) -> String {
         Rival::Process => {
             "the process kube-proxy (kubectl -n kube-system delete daemonset kube-proxy, before anything else)".into()
         }
+        Rival::BuiltIn { program } => {
+            let stop = if program == "k3s" { "k3s-killall.sh" } else { "rke2-killall.sh" };
+            format!(
+                "kube-proxy of {program}, which loads its rules when it is ready (disable-kube-proxy: true in \
+                 /etc/rancher/{program}/config.yaml of every server, then {stop} on each node, or a reboot)"
+            )
+        }
         Rival::Nftables { family } => {
             format!("the table {family} kube-proxy (nft delete table {family} kube-proxy)")
         }
@@ -71,5 +81,14 @@ fn words(rival: &Rival) -> String {
             )
         }
         Rival::Ipvs => "the link kube-ipvs0 (kube-proxy --cleanup, or ip link del kube-ipvs0 and ipvsadm -C)".into(),
+        Rival::Cilium => "Cilium, whose programs come before all rules where it replaces kube-proxy (kubectl -n kube-system \
+                          delete daemonset cilium, then a reboot, or ip link del cilium_host once its programs are gone)"
+            .into(),
+        Rival::KubeRouter => "kube-router (kubectl -n kube-system delete daemonset kube-router, then kube-router \
+                              --cleanup-config, or ip link del kube-dummy-if and ipvsadm -C)"
+            .into(),
+        Rival::CalicoBpf => "the eBPF data plane of Calico, by the link bpfin.cali (kubectl patch felixconfiguration default \
+                             --type merge -p '{\"spec\":{\"bpfEnabled\":false}}')"
+            .into(),
     }
 }

@@ -182,6 +182,21 @@ fn another_proxy_of_services_is_a_warning_with_the_way_out() {
           the link kube-ipvs0 (kube-proxy --cleanup, or ip link del kube-ipvs0 and ipvsadm -C)"
         ]
     );
+    // Those of other makers are no kube-proxy.
+    observed.facts.rival_proxies =
+        vec![Rival::BuiltIn { program: "k3s".into() }, Rival::Cilium, Rival::KubeRouter, Rival::CalicoBpf];
+    let warnings = resolved(&four, &observed).warnings;
+    let parts = [
+        "node1: another service proxy runs here or has left rules, which",
+        "kube-proxy of k3s, which loads its rules when it is ready (disable-kube-proxy: true in \
+         /etc/rancher/k3s/config.yaml of every server, then k3s-killall.sh on each node, or a reboot)",
+        "delete daemonset cilium",
+        "kube-router --cleanup-config",
+        "bpfEnabled",
+    ];
+    assert!(warnings.len() == 1 && parts.iter().all(|part| warnings[0].contains(part)), "{warnings:?}");
+    observed.facts.rival_proxies.truncate(1);
+    assert!(resolved(&four, &observed).warnings[0].starts_with("node1: kube-proxy runs here"));
     // Of iptables-legacy nobody knows whose its rules are.
     observed.facts.rival_proxies = vec![Rival::IptablesLegacy { family: "ip".into() }];
     let warnings = resolved(&four, &observed).warnings;

@@ -223,8 +223,13 @@ pub struct ForwardDrop {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Rival {
-    /// A process `kube-proxy`. One inside another program, as k3s has it, is seen by its rules alone.
+    /// A process `kube-proxy`.
     Process,
+    /// A server of k3s or RKE2 that is not told to do without kube-proxy, which it has inside or starts.
+    BuiltIn {
+        /// `k3s` or `rke2`.
+        program: String,
+    },
     /// The table `kube-proxy` of its mode `nftables`.
     Nftables {
         /// `ip` or `ip6`.
@@ -242,13 +247,29 @@ pub enum Rival {
     },
     /// The link `kube-ipvs0` of its mode `ipvs`, which holds the service addresses.
     Ipvs,
+    /// The agent of Cilium, or a link of it (`cilium_host`, `cilium_net`). Whether it takes kube-proxy's place is not seen.
+    Cilium,
+    /// kube-router, unless it is told to leave services alone, or its link `kube-dummy-if`.
+    KubeRouter,
+    /// The link `bpfin.cali` of Calico's eBPF data plane.
+    CalicoBpf,
 }
 
 impl Rival {
+    /// Whether it is kube-proxy, in whichever form.
+    pub fn is_kube_proxy(&self) -> bool {
+        !matches!(self, Rival::Cilium | Rival::KubeRouter | Rival::CalicoBpf)
+    }
+
     /// The family, where it has only one.
     pub fn family(&self) -> Option<&str> {
         match self {
-            Rival::Process | Rival::Ipvs => None,
+            Rival::Process
+            | Rival::BuiltIn { .. }
+            | Rival::Ipvs
+            | Rival::Cilium
+            | Rival::KubeRouter
+            | Rival::CalicoBpf => None,
             Rival::Nftables { family } | Rival::Iptables { family } | Rival::IptablesLegacy { family } => {
                 Some(family)
             }

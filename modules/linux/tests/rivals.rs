@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::proxy::{node, service, view, with_ruleset};
 use common::{in_new_netns, load, run};
@@ -118,6 +118,92 @@ fn a_process_is_found_by_its_name() {
         process.kill().unwrap();
         process.wait().unwrap();
         assert!(found.contains(&Rival::Process), "{found:?}");
+    });
+}
+
+#[test]
+fn proxies_of_other_makers_are_found() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = alone(directory.path());
+        for (link, rival) in [
+            ("cilium_host", Rival::Cilium),
+            ("kube-dummy-if", Rival::KubeRouter),
+            ("bpfin.cali", Rival::CalicoBpf),
+        ] {
+            run(&format!("ip link add {link} type bridge"));
+            assert_eq!(rivals(&mut node), [rival]);
+            run(&format!("ip link del {link}"));
+        }
+        // Real processes: a shell under their names, with their arguments.
+        let found = |name: &str, arguments: &str| {
+            let program = directory.path().join(name);
+            fs::copy("/bin/sh", &program).unwrap();
+            let mut command = Command::new(&program);
+            let mut process = command
+                .args(["-c", "read line"])
+                .args(arguments.split(' '))
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            while fs::read_to_string(format!("/proc/{}/comm", process.id())).unwrap().trim_end() != name {
+                std::thread::yield_now();
+            }
+            let found = rivals(&mut Node::open(Root::at(directory.path())).unwrap());
+            drop(process.stdin.take());
+            process.wait().unwrap();
+            found
+        };
+        assert!(found("cilium-agent", "--config-dir=/tmp/cilium/config-map").contains(&Rival::Cilium));
+        assert!(found("kube-router", "--run-router=true").contains(&Rival::KubeRouter));
+        assert!(!found("kube-router", "--run-service-proxy=false").contains(&Rival::KubeRouter));
+    });
+}
+
+#[test]
+fn a_server_of_k3s_has_a_proxy_and_a_load_balancer_inside() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut node = alone(directory.path());
+        let process = |pid: u32, name: &str, command: &str| {
+            let path = directory.path().join(format!("proc/{pid}"));
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("comm"), format!("{name}\n")).unwrap();
+            fs::write(path.join("cmdline"), command).unwrap();
+        };
+        let mut found = || {
+            let facts = node.facts().unwrap();
+            (facts.rival_proxies, facts.rival_balancers)
+        };
+        process(10, "k3s-agent", "/usr/local/bin/k3s agent");
+        process(11, "k3s", "k3s\0kubectl\0get\0pods");
+        process(12, "k3s-server-too", "k3s server");
+        assert_eq!(found(), (vec![], vec![]), "agents do as their servers say");
+        // As it looks once it runs: its arguments are hidden.
+        process(20, "k3s-server", "/usr/local/bin/k3s server\0\0\0");
+        let k3s = Rival::BuiltIn { program: "k3s".into() };
+        assert_eq!(found(), (vec![k3s.clone()], vec![Balancer::ServiceLb]));
+        let file = directory.path().join("root/etc/rancher/k3s/config.yaml");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "disable-kube-proxy: true\ndisable: [servicelb]\n").unwrap();
+        assert_eq!(found(), (vec![], vec![]));
+        process(21, "rke2", "/usr/local/bin/rke2 server");
+        assert_eq!(found(), (vec![Rival::BuiltIn { program: "rke2".into() }], vec![]));
+        // A real one that starts, with its arguments still there: a script of that name, which waits.
+        let program = directory.path().join("k3s-server");
+        fs::copy("/bin/sh", &program).unwrap();
+        fs::write(directory.path().join("server"), "read line").unwrap();
+        let mut command = Command::new(&program);
+        command.current_dir(directory.path()).args(["server", "--disable=servicelb"]).stdin(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        while fs::read(format!("/proc/{}/comm", process.id())).unwrap() != b"k3s-server\n" {
+            std::thread::yield_now();
+        }
+        let facts = Node::open(Root::at(directory.path().join("other"))).unwrap().facts().unwrap();
+        drop(process.stdin.take());
+        process.wait().unwrap();
+        assert!(facts.rival_proxies.contains(&k3s), "{:?}", facts.rival_proxies);
+        assert!(!facts.rival_balancers.contains(&Balancer::ServiceLb), "{:?}", facts.rival_balancers);
     });
 }
 
