@@ -12,6 +12,8 @@ struct Daemon {
     what: &'static str,
     program: &'static str,
     arguments: &'static str,
+    /// A file for it alone, in systemd's words; empty: none.
+    credential: &'static str,
     capabilities: &'static str,
     /// Its capabilities count for nothing outside.
     private: bool,
@@ -24,7 +26,9 @@ const ZEBRA: Daemon = Daemon {
     what: "FRR's zebra, which tells bgpd of interfaces and changes nothing",
     program: "/usr/lib/frr/zebra",
     // What the kernel refuses it says as errors, and that is as it shall be.
-    arguments: "-P 0 --log stdout --log-level emerg",
+    arguments: "-P 0 -f ${CREDENTIALS_DIRECTORY}/zebra.conf --log stdout --log-level emerg",
+    // A router may be behind the default route, as those of `ebgpMultiHop` are at home. Else bgpd waits for a next hop.
+    credential: r"zebra.conf:ip nht resolve-via-default\nipv6 nht resolve-via-default\n",
     capabilities: "CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN",
     private: true,
 };
@@ -34,6 +38,7 @@ const BFDD: Daemon = Daemon {
     what: "FRR's bfdd, which watches the routers of BGP sessions",
     program: "/usr/lib/frr/bfdd",
     arguments: "-P 0 --log stdout --log-level notice",
+    credential: "",
     capabilities: "CAP_NET_BIND_SERVICE CAP_NET_RAW CAP_SYS_ADMIN",
     private: false,
 };
@@ -44,6 +49,7 @@ const BGPD: Daemon = Daemon {
     program: "/usr/lib/frr/bgpd",
     // It connects and does not listen; no route of a router goes to the kernel.
     arguments: "-P 0 -p 0 -n --log stdout --log-level informational",
+    credential: "",
     capabilities: "CAP_NET_BIND_SERVICE CAP_NET_RAW CAP_NET_ADMIN CAP_SYS_ADMIN",
     private: false,
 };
@@ -99,6 +105,7 @@ fn unit_file(daemon: &Daemon, after: &[&'static str]) -> (String, String) {
                 what => daemon.what,
                 program => daemon.program,
                 arguments => daemon.arguments,
+                credential => daemon.credential,
                 capabilities => daemon.capabilities,
                 private => daemon.private,
                 after => after.to_vec(),

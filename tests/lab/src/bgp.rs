@@ -125,6 +125,12 @@ impl Lab {
         bgp_read::sessions(program, &self.sh("router", bgp_read::sessions_script(program))?.ok()?.stdout)
     }
 
+    /// The neighbours that are away and whose routes the router keeps, because they said that they would start again
+    /// (RFC 4724). GoBGP is not set up to do so.
+    pub fn bgp_kept(&self, program: BgpProgram) -> Result<BTreeSet<IpAddr>> {
+        bgp_read::kept(program, &self.sh("router", bgp_read::kept_script(program))?.ok()?.stdout)
+    }
+
     /// The routes that the router has heard.
     pub fn bgp_paths(&self, program: BgpProgram) -> Result<BgpPaths> {
         bgp_read::paths(program, &self.sh("router", bgp_read::paths_script(program))?.ok()?.stdout)

@@ -3,6 +3,7 @@
 use crate::bgp::{BgpPath, BgpPaths, BgpProgram, BgpSessions};
 use crate::{Error, Result};
 use serde_json::{Value, value::Index};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Has a program tell its sessions.
@@ -30,6 +31,41 @@ done"#
         }
         BgpProgram::Bird => "birdc show route all",
         BgpProgram::Gobgp => "gobgp -j global rib -a ipv4; gobgp -j global rib -a ipv6",
+    }
+}
+
+/// Has a program tell whose routes it keeps.
+pub(crate) fn kept_script(program: BgpProgram) -> &'static str {
+    match program {
+        BgpProgram::Frr => "vtysh -c 'show bgp ipv4 unicast json' -c 'show bgp ipv6 unicast json'",
+        BgpProgram::Bird => "birdc show protocols all",
+        BgpProgram::Gobgp => "true",
+    }
+}
+
+/// Reads what [`kept_script`] says.
+pub(crate) fn kept(program: BgpProgram, text: &str) -> Result<BTreeSet<IpAddr>> {
+    match program {
+        BgpProgram::Frr => {
+            let all = values(text)?;
+            let routes =
+                all.iter().filter_map(|v| v["routes"].as_object()).flat_map(|routes| routes.values());
+            let paths = routes.filter_map(Value::as_array).flatten().filter(|path| path["stale"] == true);
+            paths.map(|path| ip(path["peerId"].as_str().unwrap_or_default())).collect()
+        }
+        BgpProgram::Bird => {
+            let mut kept = BTreeSet::new();
+            let mut neighbor = None;
+            for line in text.lines().map(str::trim) {
+                if let Some(address) = line.strip_prefix("Neighbor address:") {
+                    neighbor = Some(ip(address.trim())?);
+                } else if line == "Neighbor graceful restart active" {
+                    kept.extend(neighbor);
+                }
+            }
+            Ok(kept)
+        }
+        BgpProgram::Gobgp => Ok(BTreeSet::new()),
     }
 }
 
@@ -130,7 +166,7 @@ fn bird_paths(text: &str) -> Result<BgpPaths> {
                 next_hop: std::net::Ipv4Addr::UNSPECIFIED.into(),
                 as_path: Vec::new(),
                 local_pref: None,
-                communities: std::collections::BTreeSet::new(),
+                communities: BTreeSet::new(),
             };
             paths.entry(prefix.to_owned()).or_default().push(path);
             continue;

@@ -1,7 +1,10 @@
 //! What happens to nodes, and what a client beyond the router notices of it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use homelab_lab::BgpProgram;
 use homelab_tests::{Cluster, measured};
 use serde_json::json;
 
@@ -113,6 +116,61 @@ pub(crate) fn bgpd(cluster: &mut Cluster, stage: &mut Stage) {
     stage.flows();
 }
 
+/// RFC 4724: while a node's FRR is away its routes stay, as stale, and the kernel forwards. Then they are told anew.
+pub(crate) fn graceful(cluster: &mut Cluster, stage: &mut Stage) {
+    stage.begin(cluster);
+    let first = cluster.file.clone();
+    for peer in [0, 1] {
+        cluster.file.set(&format!("loadBalancer.bgp.peers.{peer}.enableGracefulRestart"), json!(true));
+    }
+    stage.quiet(cluster);
+    cluster.apply();
+    let of_node2: BTreeSet<IpAddr> = cluster.on_lan("node2").into_iter().collect();
+    let others = ["node1", "node3"];
+    // Both help whoever asks for it, unless they are told not to.
+    for program in [BgpProgram::Frr, BgpProgram::Bird] {
+        stage.route(cluster, router(cluster, program));
+        let before = stage.all_well(cluster);
+        let kept = |cluster: &Cluster| cluster.lab.bgp_kept(program).expect("the router answers");
+        assert!(kept(cluster).is_empty(), "{program:?}: nobody is away");
+        for daemons in ["homelab-bgp", "homelab-bgp homelab-bgp-zebra"] {
+            stage.gaps.since();
+            // It does not come back before somebody has looked.
+            let kill = "systemctl kill --signal=KILL $daemons; systemctl stop $daemons";
+            cluster.sh("node2", &format!("daemons={daemons:?}; {kill}"));
+            until("its routes are kept", || kept(cluster), |all| *all == of_node2);
+            stage.web_told(cluster, &NODES);
+            stage.spread(cluster, &NODES);
+            cluster.sh("node2", &format!("systemctl start {daemons}"));
+            let start = Instant::now();
+            let after = stage.all_up(cluster);
+            until("they are told anew", || kept(cluster), BTreeSet::is_empty);
+            measured(format_args!("{program:?}, {daemons} killed: told anew after {:?}", start.elapsed()));
+            stage.web_told(cluster, &NODES);
+            stage.spread(cluster, &NODES);
+            stage.nobody_noticed();
+            assert_eq!(of(cluster, &after, &others), of(cluster, &before, &others), "{program:?}: {daemons}");
+        }
+        // A node that is drained has no routes to be kept.
+        cluster.homelab_ok(&["cordon", "node2"]);
+        stage.web_told(cluster, &others);
+        cluster.homelab_ok(&["uncordon", "node2"]);
+        stage.web_told(cluster, &NODES);
+    }
+    // One that cannot help loses the routes, and gets them again.
+    stage.route(cluster, router(cluster, BgpProgram::Gobgp));
+    stage.all_up(cluster);
+    cluster.sh("node2", "systemctl kill --signal=KILL homelab-bgp; systemctl stop homelab-bgp");
+    stage.web_told(cluster, &others);
+    cluster.sh("node2", "systemctl start homelab-bgp");
+    stage.web_told(cluster, &NODES);
+    stage.quiet(cluster);
+    cluster.file = first;
+    cluster.apply();
+    stage.as_at_first(cluster);
+    stage.own_untouched(cluster);
+}
+
 /// A node that goes in order says so to the router, and comes back by itself.
 pub(crate) fn reboot(cluster: &mut Cluster, stage: &mut Stage) {
     let before = stage.begin(cluster);
@@ -142,7 +200,7 @@ pub(crate) fn bfd(cluster: &mut Cluster, stage: &mut Stage) {
         cluster.file.set(&format!("loadBalancer.bgp.peers.{peer}.bfdProfile"), json!("fast"));
     }
     cluster.apply();
-    for program in [homelab_lab::BgpProgram::Bird, homelab_lab::BgpProgram::Frr] {
+    for program in [BgpProgram::Bird, BgpProgram::Frr] {
         let mut watched = router(cluster, program);
         watched.neighbors.iter_mut().for_each(|neighbor| neighbor.bfd = true);
         stage.route(cluster, watched);

@@ -134,6 +134,54 @@ pub(crate) fn passwords(cluster: &mut Cluster, stage: &mut Stage) {
     cluster.everywhere("! ls /var/lib/homelab/bgp-passwords 2>/dev/null");
 }
 
+/// A router by an address that is not on the nodes' network has no session before it is said that it is further away.
+pub(crate) fn multihop(cluster: &mut Cluster, stage: &mut Stage) {
+    let before = stage.begin(cluster);
+    let first = cluster.file.clone();
+    let far = ["192.0.2.1", "2001:db8:2::1"];
+    for (peer, address) in far.iter().enumerate() {
+        cluster.file.set(&format!("loadBalancer.bgp.peers.{peer}.peerAddress"), json!(address));
+    }
+    cluster.apply();
+    let sessions_of = |up: bool| {
+        move |bgp: &Option<homelab_model::LbBgp>| {
+            let established = |s: &homelab_model::LbSession| (s.state == "Established") == up;
+            bgp.as_ref().is_some_and(|bgp| bgp.sessions.len() == 2 && bgp.sessions.iter().all(established))
+        }
+    };
+    let down = |all: &BgpSessions| all.values().all(Option::is_none);
+    until("the near sessions are gone", || stage.sessions(cluster), down);
+    // They would be there within a second.
+    for _ in 0..20 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(down(&stage.sessions(cluster)));
+    }
+    for node in NODES {
+        until(node, || report(cluster, node), sessions_of(false));
+    }
+    for peer in 0..far.len() {
+        cluster.file.set(&format!("loadBalancer.bgp.peers.{peer}.ebgpMultiHop"), json!(true));
+    }
+    cluster.apply();
+    for program in [BgpProgram::Frr, BgpProgram::Bird] {
+        stage.route(cluster, router(cluster, program));
+        stage.all_well(cluster);
+        stage.spread(cluster, &NODES);
+        for node in NODES {
+            let bgp = until(node, || report(cluster, node), sessions_of(true)).expect("it was there");
+            let routers: BTreeSet<String> = bgp.sessions.into_iter().map(|s| s.router).collect();
+            assert_eq!(
+                routers,
+                far.map(|address| format!("{address} AS{}", crate::stage::ROUTER_ASN)).into()
+            );
+        }
+    }
+    stage.quiet(cluster);
+    cluster.file = first;
+    cluster.apply();
+    assert_eq!(stage.as_at_first(cluster).len(), before.len());
+}
+
 /// What advertisements say, as the router hears it.
 pub(crate) fn attributes(cluster: &mut Cluster, stage: &mut Stage) {
     let before = stage.begin(cluster);

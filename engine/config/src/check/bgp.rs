@@ -216,6 +216,17 @@ fn peer(
             );
         }
     }
+    if let Some(graceful) = raw.enable_graceful_restart.as_ref().filter(|graceful| graceful.value)
+        && let Some(profile) = &raw.bfd_profile
+    {
+        let message = "a router that helps nodes to start again may keep the routes of a dead one, too";
+        faults.push(
+            Fault::new("graceful-restart", graceful.span, message)
+                .also(profile.span, "although BFD finds it dead at once")
+                .help("FRR keeps them for two minutes; leave one of the two out, unless you know that your router does not")
+                .warning(),
+        );
+    }
     let before = faults.len();
     let node_selectors = labels::selectors(raw.node_selectors.as_ref(), "nodeSelectors", "all nodes", faults);
     let nodes = chosen(&node_selectors, nodes, faults, before);
