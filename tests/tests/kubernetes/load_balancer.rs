@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use homelab_tests::{Cluster, Place, SERVICES, To, until};
 use serde_json::{Value, json};
 
-use crate::stage::{Is, Stage, load_balancer, with};
+use crate::policies::{affinity, assert_affinity, cycles};
+use crate::stage::{Is, NODES, Stage, load_balancer, ports, with};
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
@@ -111,4 +112,66 @@ pub(crate) fn pools_of_metallb_are_read(cluster: &mut Cluster, stage: &mut Stage
     assert!(["192.168.50.230", "192.168.50.231"].contains(&&*address.to_string()), "{address}");
     stage.assert_answers(cluster, &Place::host("client"), &To::new(address, 80, &["c2"]));
     stage.delete("of-metallb");
+}
+
+/// "[sig-network] LoadBalancers should have session affinity work for LoadBalancer service with Cluster traffic policy", "[...]
+/// with Local traffic policy", "[...] should be able to switch session affinity for LoadBalancer service with [...]" (2)
+pub(crate) fn should_be_able_to_switch_session_affinity(cluster: &mut Cluster, stage: &mut Stage) {
+    let numbers = stage.numbers();
+    let all: [(&str, &[&str]); 2] = [("Cluster", &["c1", "c2", "c3"]), ("Local", &["c1", "c1b"])];
+    for (policy, names) in all {
+        let of = |word: &str| {
+            let policy = json!({ "externalTrafficPolicy": policy });
+            with(with(load_balancer(numbers), policy), affinity(word))
+        };
+        stage.service("sticky-lb", &of("ClientIP"));
+        stage.endpoints("sticky-lb", &names.iter().copied().map(Is::Ready).collect::<Vec<_>>());
+        let (address, _) = stage.announced(cluster, "sticky-lb");
+        if policy == "Local" {
+            cluster.lb_until(&NODES, "their node", |owners| {
+                owners.get(&address).is_some_and(|owner| owner == "node1")
+            });
+            stage.carried_out(cluster);
+        }
+        let to = To::new(address, 80, names).by(&["tcp"]);
+        for word in ["ClientIP", "None", "ClientIP"] {
+            stage.service("sticky-lb", &of(word));
+            stage.carried_out(cluster);
+            assert_affinity(cluster, stage, &Place::host("client"), &to, word == "ClientIP");
+        }
+    }
+    stage.delete("sticky-lb");
+}
+
+/// "[sig-network] LoadBalancers should be able to create LoadBalancer Service without NodePort and change it"
+pub(crate) fn should_be_able_to_create_without_node_port_and_change_it(
+    cluster: &mut Cluster,
+    stage: &mut Stage,
+) {
+    let numbers = stage.numbers();
+    let without = json!({ "allocateLoadBalancerNodePorts": false, "ports": ports(None) });
+    stage.service("no-port", &with(load_balancer(numbers), without));
+    stage.endpoints("no-port", &[Is::Ready("c2")]);
+    let (address, _) = stage.announced(cluster, "no-port");
+    let (client, names) = (Place::host("client"), ["c2"]);
+    let at_node = To::new(cluster.on_lan("node1")[0], numbers.node_port, &names);
+    stage.assert_answers(cluster, &client, &To::new(address, 80, &names));
+    cluster.assert_fails(&client, &at_node.by(&["tcp"]), "refused");
+    stage.service("no-port", &load_balancer(numbers));
+    stage.carried_out(cluster);
+    assert_eq!(stage.ingress("no-port"), Some(address));
+    for to in [To::new(address, 80, &names), at_node] {
+        stage.assert_answers(cluster, &client, &to);
+    }
+    stage.delete("no-port");
+}
+
+/// "[sig-network] LoadBalancers should be able to preserve UDP traffic when server pod cycles for a LoadBalancer service on
+/// different nodes", "[...] on the same nodes": the address is at one of the nodes that the server comes to.
+pub(crate) fn should_preserve_udp_for_a_load_balancer_service(cluster: &mut Cluster, stage: &mut Stage) {
+    let spec = load_balancer(stage.numbers());
+    stage.service("udp-lb", &spec);
+    stage.endpoints("udp-lb", &[]);
+    let (address, _) = stage.announced(cluster, "udp-lb");
+    cycles(cluster, stage, "udp-lb", &Place::host("client"), (address, 80));
 }

@@ -46,7 +46,9 @@ fn main() {
             should_be_updated_after_adding_or_deleting_ports, should_be_able_to_change_the_type_and_ports,
             should_implement_service_proxy_name, should_leave_headless_and_other_classes_alone;
         load_balancer: should_handle_cleanup_finalizer, addresses_are_of_the_pool_and_each_given_once,
-            should_only_allow_access_from_source_ranges, pools_of_metallb_are_read;
+            should_only_allow_access_from_source_ranges, pools_of_metallb_are_read,
+            should_be_able_to_switch_session_affinity, should_be_able_to_create_without_node_port_and_change_it,
+            should_preserve_udp_for_a_load_balancer_service;
         faults: api_server_killed_and_back, agent_restarted_with_the_api_down, api_server_partitioned_from_one_node,
             api_server_restored_from_an_older_state, token_revoked, controller_hands_over_in_order,
             controller_fails_over;

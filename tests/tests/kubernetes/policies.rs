@@ -31,34 +31,36 @@ pub(crate) fn should_be_able_to_switch_session_affinity(cluster: &mut Cluster, s
     let numbers = stage.numbers();
     let all = ["c1", "c2", "c3"];
     stage.endpoints("sticky", &all.map(Is::Ready));
-    let of = |affinity: &str| {
-        let config =
-            if affinity == "None" { Value::Null } else { json!({ "clientIP": { "timeoutSeconds": 600 } }) };
-        with(node_port(numbers), json!({ "sessionAffinity": affinity, "sessionAffinityConfig": config }))
-    };
+    let of = |word: &str| with(node_port(numbers), affinity(word));
     let vip = To::new(numbers.cluster_ip, 80, &all).by(&["tcp"]);
     let at_node = To::new(cluster.on_lan("node3")[0], numbers.node_port, &all).by(&["tcp"]);
-    for affinity in ["ClientIP", "None", "ClientIP"] {
-        stage.service("sticky", &of(affinity));
+    for word in ["ClientIP", "None", "ClientIP"] {
+        stage.service("sticky", &of(word));
         stage.carried_out(cluster);
         for (from, to) in [(stage.place("c1b"), vip), (Place::host("client"), at_node)] {
-            if affinity == "None" {
-                stage.assert_answers(cluster, &from, &to);
-                continue;
-            }
-            // Connections that begin at the same moment may each find nothing remembered.
-            let first = cluster.ask_once(&from, "tcp", &to);
-            for answer in cluster.ask(&from, "tcp", &to) {
-                assert_eq!(
-                    (answer.name.as_str(), answer.error.as_str()),
-                    (first.as_str(), ""),
-                    "{}",
-                    from.name
-                );
-            }
+            assert_affinity(cluster, stage, &from, &to, word == "ClientIP");
         }
     }
     stage.delete("sticky");
+}
+
+/// The keys of a Service's affinity.
+pub(crate) fn affinity(word: &str) -> Value {
+    let config = if word == "None" { Value::Null } else { json!({ "clientIP": { "timeoutSeconds": 600 } }) };
+    json!({ "sessionAffinity": word, "sessionAffinityConfig": config })
+}
+
+/// All connections from one client meet one of the endpoints, or all of these.
+#[track_caller]
+pub(crate) fn assert_affinity(cluster: &Cluster, stage: &Stage, from: &Place, to: &To<'_>, one: bool) {
+    if !one {
+        return stage.assert_answers(cluster, from, to);
+    }
+    // Connections that begin at the same moment may each find nothing remembered.
+    let first = cluster.ask_once(from, "tcp", to);
+    for answer in cluster.ask(from, "tcp", to) {
+        assert_eq!((answer.name.as_str(), answer.error.as_str()), (first.as_str(), ""), "{}", from.name);
+    }
 }
 
 /// "[sig-network] Services should fallback to terminating endpoints when there are no ready endpoints with
@@ -169,7 +171,7 @@ fn assert_health(cluster: &Cluster, port: u16, expected: [u16; 3]) {
 
 /// A server that is replaced by another while a client sends to the service all the time, from one port.
 #[track_caller]
-fn cycles(cluster: &mut Cluster, stage: &mut Stage, name: &str, from: &Place, to: (IpAddr, u16)) {
+pub(crate) fn cycles(cluster: &mut Cluster, stage: &mut Stage, name: &str, from: &Place, to: (IpAddr, u16)) {
     stage.carried_out(cluster);
     let check = To::new(to.0, to.1, &[]).check("udp").from_port(12345);
     let mut clients = cluster.clients(from, &[check]);

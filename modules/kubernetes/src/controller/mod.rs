@@ -435,4 +435,6 @@ impl<'a> Round<'a> {
 #[cfg(test)]
 mod laws;
 #[cfg(test)]
+mod metallb_tests;
+#[cfg(test)]
 mod tests;

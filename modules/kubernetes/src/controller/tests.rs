@@ -55,18 +55,18 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// A controller and what it sees; all writes go through.
-struct Scene {
+pub(super) struct Scene {
     controller: Controller,
-    services: BTreeMap<String, Watched>,
+    pub(super) services: BTreeMap<String, Watched>,
     ledger: Ledger,
     gone: BTreeSet<String>,
-    pools: Vec<Pool>,
+    pub(super) pools: Vec<Pool>,
     taken: BTreeMap<IpAddr, String>,
     now: Duration,
 }
 
 impl Scene {
-    fn new(services: impl IntoIterator<Item = Watched>) -> Scene {
+    pub(super) fn new(services: impl IntoIterator<Item = Watched>) -> Scene {
         Scene {
             controller: Controller::default(),
             services: services.into_iter().map(|one| (one.full_name(), one)).collect(),
@@ -85,7 +85,7 @@ impl Scene {
     }
 
     /// Decides and carries out; what was written, in short.
-    fn step(&mut self) -> Vec<String> {
+    pub(super) fn step(&mut self) -> Vec<String> {
         let decision = self.decide();
         decision.writes.iter().map(|write| self.write(write)).collect()
     }
