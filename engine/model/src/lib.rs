@@ -76,6 +76,13 @@ pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previo
 
 /// SHA-256 as lower-case hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
+    sha256_hex_of([bytes])
+}
+
+/// The same of pieces one after the other.
+pub fn sha256_hex_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
     use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut digest = Sha256::new();
+    pieces.into_iter().for_each(|piece| digest.update(piece));
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -271,7 +271,7 @@ fn containers_become_endpoints() {
         node: Some("node1".into()),
         zone: Some("attic".into()),
         for_zones: vec!["attic".into()],
-        ports: BTreeMap::from([("p80".to_owned(), 8080)]),
+        ports: [("p80", 8080)].into_iter().collect(),
         ..endpoint("0.0.0.0")
     };
     let container = |name: &str| ContainerEndpoint {

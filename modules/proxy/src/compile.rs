@@ -119,7 +119,7 @@ pub(crate) fn one(
     for port in &service.ports {
         // The same for every frontend of a family.
         let of_family = |v4: bool| {
-            let fits = |e: &&Endpoint| e.address.is_ipv4() == v4 && e.ports.contains_key(&port.name);
+            let fits = |e: &&Endpoint| e.address.is_ipv4() == v4 && e.ports.get(&port.name).is_some();
             choose(&service.endpoints.iter().filter(fits).collect::<Vec<_>>(), place)
         };
         let (chosen4, chosen6) = (of_family(true), of_family(false));
@@ -230,7 +230,7 @@ fn pool(
     // Sorted and without doubles: the order in which a source lists endpoints is no reason to change anything.
     let targets: BTreeSet<SocketAddr> = endpoints
         .iter()
-        .filter_map(|endpoint| Some(SocketAddr::new(endpoint.address, *endpoint.ports.get(port)?)))
+        .filter_map(|endpoint| Some(SocketAddr::new(endpoint.address, endpoint.ports.get(port)?)))
         .collect();
     if targets.is_empty() {
         return;

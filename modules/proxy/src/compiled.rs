@@ -30,6 +30,8 @@ pub struct Compiled {
     view: NodeView,
     services: BTreeMap<String, Sourced>,
     elements: Elements,
+    /// How many these are.
+    count: usize,
     holders: HashMap<Frontend, Claim>,
     /// Who goes without.
     others: BTreeMap<Frontend, BTreeSet<Claim>>,
@@ -54,6 +56,11 @@ impl Compiled {
     /// All elements.
     pub fn elements(&self) -> &Elements {
         &self.elements
+    }
+
+    /// How many elements there are.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Takes over services by full name; None: there is none any more. Gives the elements of every service whose
@@ -85,8 +92,9 @@ impl Compiled {
                 Some(elements) => self.elements.insert(name.clone(), elements.clone()),
                 None => self.elements.remove(&name),
             };
-            let elements = elements.unwrap_or_default();
-            if before.unwrap_or_default() != elements {
+            let (before, elements) = (before.unwrap_or_default(), elements.unwrap_or_default());
+            self.count = self.count + elements.len() - before.len();
+            if before != elements {
                 changed.insert(name, elements);
             }
         }

@@ -144,6 +144,11 @@ impl Services {
         self.compiled.elements()
     }
 
+    /// How many these are.
+    pub(super) fn element_count(&self) -> usize {
+        self.compiled.count()
+    }
+
     pub(super) fn count(&self) -> usize {
         self.compiled.services().len()
     }
@@ -194,7 +199,7 @@ impl Services {
     /// How it stands with the Kubernetes API.
     pub(super) fn fact(&self) -> Option<KubernetesFact> {
         let mut fact = self.kubernetes.fact()?;
-        fact.hidden = self.live.keys().filter(|name| self.file.contains_key(*name)).cloned().collect();
+        fact.hidden = self.file.keys().filter(|name| self.live.contains_key(*name)).cloned().collect();
         Some(fact)
     }
 
