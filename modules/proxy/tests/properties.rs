@@ -214,6 +214,8 @@ proptest! {
             prop_assert_eq!(compiled.elements().get(name), expected.get(&service.full_name()), "{}", name);
         }
         prop_assert_eq!(compiled.elements().len(), expected.len());
+        prop_assert_eq!(compiled.count(), expected.values().map(Vec::len).sum::<usize>());
+        prop_assert_eq!(compiled.endpoints(), all.iter().map(|service| service.endpoints.len()).sum::<usize>());
         let full = |all: &Elements| {
             let some = all.iter().filter(|(_, elements)| !elements.is_empty());
             some.map(|(name, elements)| (name.clone(), elements.clone())).collect::<Elements>()

@@ -24,6 +24,8 @@ pub(super) struct Services {
     kubernetes: Handle,
     file: BTreeMap<String, Arc<Service>>,
     live: BTreeMap<String, Live>,
+    /// Names of the load balancers among these: nobody else is told of the others.
+    balancers: BTreeSet<String>,
     nodes: BTreeMap<String, KubeNode>,
     /// The API itself has said so.
     listed: bool,
@@ -50,6 +52,7 @@ impl Services {
             kubernetes: Handle::new(metrics, sayings),
             file: BTreeMap::new(),
             live: BTreeMap::new(),
+            balancers: BTreeSet::new(),
             nodes: BTreeMap::new(),
             listed: false,
             known: false,
@@ -62,6 +65,7 @@ impl Services {
         self.kubernetes.configure(spec.kubernetes.as_ref())?;
         if !self.kubernetes.is_on() {
             self.live.clear();
+            self.balancers.clear();
             self.nodes.clear();
             self.listed = false;
             self.known = false;
@@ -111,6 +115,10 @@ impl Services {
                 continue;
             }
             change.outside |= told(self.live.get(&name)) || told(live.as_ref());
+            match told(live.as_ref()) {
+                true => self.balancers.insert(name.clone()),
+                false => self.balancers.remove(&name),
+            };
             match live {
                 Some(live) => self.live.insert(name.clone(), live),
                 None => self.live.remove(&name),
@@ -155,7 +163,7 @@ impl Services {
 
     /// Endpoints of all services.
     pub(super) fn endpoints(&self) -> usize {
-        self.compiled.services().values().map(|(_, service)| service.endpoints.len()).sum()
+        self.compiled.endpoints()
     }
 
     /// What several services want.
@@ -165,14 +173,18 @@ impl Services {
 
     /// What load balancers are answered.
     pub(super) fn checks(&self) -> (BTreeMap<SocketAddr, HealthCheck>, Vec<Conflict>) {
-        let checked = self.all().filter(|service| service.health_check_node_port.is_some());
-        health_checks(&checked.cloned().collect::<Vec<Service>>(), self.compiled.view())
+        let names = self.file.keys().chain(&self.balancers).collect::<BTreeSet<_>>().into_iter();
+        let services = names.filter_map(|name| self.compiled.services().get(name));
+        let checked = services.filter(|(_, service)| service.health_check_node_port.is_some());
+        let checked: Vec<Service> = checked.map(|(_, service)| Service::clone(service)).collect();
+        health_checks(&checked, self.compiled.view())
     }
 
     /// Services whose load-balancer addresses are announced.
     pub(super) fn announced(&self) -> Vec<Service> {
-        let live = self.live.iter().filter(|(name, live)| live.announced && !self.file.contains_key(*name));
-        let all = self.file.values().chain(live.map(|(_, live)| &live.service));
+        let live = self.balancers.iter().filter(|name| !self.file.contains_key(*name));
+        let live = live.filter_map(|name| self.live.get(name)).filter(|live| live.announced);
+        let all = self.file.values().chain(live.map(|live| &live.service));
         all.filter(|service| service.r#type == Type::LoadBalancer).map(|one| Service::clone(one)).collect()
     }
 
@@ -201,10 +213,6 @@ impl Services {
         let mut fact = self.kubernetes.fact()?;
         fact.hidden = self.file.keys().filter(|name| self.live.contains_key(*name)).cloned().collect();
         Some(fact)
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Service> {
-        self.compiled.services().values().map(|(_, service)| &**service)
     }
 
     fn sourced(&self, name: &str) -> Option<Sourced> {
