@@ -117,7 +117,7 @@ fn reports(
         let Some(frontend) = element.frontend() else { continue };
         let found = all.entry(frontend).or_default();
         match element {
-            Element::Served(_) => found.served = true,
+            Element::Served(_) | Element::Plain(_) => found.served = true,
             Element::Unserved(_) => found.refused = true,
             Element::Dropped(_) => found.dropped = true,
             Element::ExternalLocal(_) => found.local = true,
@@ -354,7 +354,7 @@ mod tests {
         let matching: Vec<&String> = full.steps.iter().filter(|s| s.matched).map(|s| &s.rule).collect();
         assert_eq!(matching, short.steps.iter().map(|s| &s.rule).collect::<Vec<_>>());
         // Any address of the node's own is the node, also one that takes no node ports.
-        assert_eq!(trace(packet("10.244.1.1", "10.96.0.1", 80), &[]).steps[0].chain, "proxy-output-sources");
+        assert_eq!(trace(packet("10.244.1.1", "10.96.0.1", 80), &[]).steps[0].chain, "proxy-output");
         let client = Remembered {
             frontend: frontend("10.96.0.1", 80),
             client: "10.244.1.9".parse().expect("an address"),
