@@ -215,6 +215,11 @@ pub struct Endpoint {
 pub struct Numbers(Arc<[(Box<str>, u16)]>);
 
 impl Numbers {
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| &**name)
+    }
+
     /// The number of a name.
     pub fn get(&self, name: &str) -> Option<u16> {
         self.0.iter().find(|(known, _)| **known == *name).map(|(_, number)| *number)

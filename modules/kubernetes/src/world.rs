@@ -282,6 +282,11 @@ impl World {
         std::mem::take(&mut self.nodes_changed)
     }
 
+    /// All Services, also those that the proxy does not serve.
+    pub fn services(&self) -> impl Iterator<Item = &Name> {
+        self.services.keys()
+    }
+
     /// A service as the proxy and the speaker want it: with its endpoints. None if it is of neither.
     fn joined(&self, name: &Name) -> Option<KubeService> {
         // What stands there is what was written from values of these very types.

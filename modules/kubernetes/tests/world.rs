@@ -371,7 +371,7 @@ fn file(world: &mut World) -> String {
 #[test]
 fn what_is_added_to_a_snapshot_is_what_changed() {
     let web = service("web", json!({}));
-    let mut world = seen(&[web.clone()], &[slice("s", "web", json!({}))]);
+    let mut world = seen(std::slice::from_ref(&web), &[slice("s", "web", json!({}))]);
     let added =
         |world: &mut World| world.take_unkept().map(|batch| batch.pieces().skip(1).collect::<String>());
     let first = file(&mut world);
