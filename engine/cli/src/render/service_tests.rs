@@ -50,7 +50,7 @@ fn frontend(
 }
 
 fn service(name: &str, told: Option<ToldService>, frontends: Vec<FrontendReport>) -> ServiceReport {
-    ServiceReport { name: name.into(), told, frontends, missing: Vec::new(), extra: Vec::new() }
+    ServiceReport { name: name.into(), told, frontends, absent: Vec::new(), missing: Vec::new(), extra: Vec::new() }
 }
 
 /// A load balancer; `here` says whether the node has an endpoint.

@@ -118,6 +118,7 @@ fn row(name: &str, answers: &[(&str, &Vec<ServiceReport>)]) -> ServiceRow {
         name: name.to_owned(),
         told: None,
         frontends: Vec::new(),
+        absent: Vec::new(),
         missing: Vec::new(),
         extra: Vec::new(),
     };
