@@ -57,7 +57,8 @@ fn last_known(name: &ContainerName, cluster: &Cluster, seen: &BTreeMap<String, &
     let heard = others().filter_map(|observed| observed.facts.containers.get(name));
     let heard = heard.map(|known| known.addresses.clone()).next();
     let told = || {
-        let records = others().filter_map(|observed| observed.spec.as_ref()).flat_map(|spec| &spec.containers);
+        let records =
+            others().filter_map(|observed| observed.spec.as_ref()).flat_map(|spec| &spec.containers);
         records.filter(|record| record.name == *name).map(|record| record.addresses.clone()).next()
     };
     heard.or_else(told).unwrap_or_default()
@@ -101,7 +102,9 @@ pub(crate) fn keep_places(spec: &mut NodeSpec, observed: &Observed, seen: &BTree
     for service in &mut spec.services {
         let name = service.full_name();
         let (new, old) = (of(&spec.containers, &name), of(&before.containers, &name));
-        let Some(service_before) = before.services.iter().find(|one| one.full_name() == name) else { continue };
+        let Some(service_before) = before.services.iter().find(|one| one.full_name() == name) else {
+            continue;
+        };
         let same = new.len() == old.len() && new.iter().zip(&old).all(follows);
         if new.is_empty() || !same || bare(service, &new) != bare(service_before, &old) {
             continue;

@@ -71,8 +71,8 @@ pub use observed::{
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use pod_marks::{ALIAS_MAX, OwnAddresses, PodMarks};
 pub use report::{
-    AbsentContainer, EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService,
-    TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+    AbsentContainer, EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort,
+    ToldService, TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
 pub use slices::{EndpointGroup, GroupPort, join_endpoints};

@@ -293,7 +293,8 @@ fn containers_become_endpoints() {
     assert_eq!(ips, [ip("10.244.1.9"), ip("10.244.1.5"), ip("fd00:10:244::5")]);
     assert_eq!(found[1], Endpoint { address: ip("10.244.1.5"), ..endpoint });
     // All of them stand beside it, wherever they are.
-    let records: Vec<_> = assigned.containers.iter().map(|r| (r.service.as_str(), r.addresses.len())).collect();
+    let records: Vec<_> =
+        assigned.containers.iter().map(|r| (r.service.as_str(), r.addresses.len())).collect();
     assert_eq!(records, [("default/web", 2), ("default/web", 0), ("default/web", 2)]);
     assert_eq!(assigned.containers[1].name.container, "down");
     assert_eq!(assigned.warnings, [""; 0]);

@@ -82,7 +82,8 @@ impl Runtime<'_> {
 fn endpoints(line: impl Fn(&str) -> String) -> Vec<String> {
     let text = line("nft -j list map inet homelab-proxy endpoints4");
     let all: Value = serde_json::from_str(&text).expect("JSON");
-    let map = all["nftables"].as_array().into_iter().flatten().find_map(|part| part["map"]["elem"].as_array());
+    let map =
+        all["nftables"].as_array().into_iter().flatten().find_map(|part| part["map"]["elem"].as_array());
     let to = |element: &Value| Some(element[1]["concat"][0].as_str()?.to_owned());
     let mut found: Vec<String> = map.into_iter().flatten().filter_map(to).collect();
     found.sort();
@@ -100,12 +101,15 @@ fn services_follow_their_containers_on_all_nodes() {
         ns.run("ip link set eth0 up");
         ns.run("ip link set lo up");
         let second = Node { data: tempfile::tempdir().expect("directory") };
-        let (here, there) = (told("node1", ADDRESS, "10.244.1.0/24", "lan"), told("node2", OTHER, "10.244.2.0/24", "eth0"));
+        let (here, there) =
+            (told("node1", ADDRESS, "10.244.1.0/24", "lan"), told("node2", OTHER, "10.244.2.0/24", "eth0"));
         let start_second = || ns.within(|| Agent::start(&second, &there));
         let (one, two) = (Agent::start(first, &here), start_second());
         let ready = |agent: &Agent| agent.report().is_some_and(|report| !report.config.is_empty());
         let try_run = |line: &str| run(&format!("{line} 2>/dev/null || echo '{{}}'"));
-        let try_there = |line: &str| run(&format!("nsenter --net={} {line} 2>/dev/null || echo '{{}}'", ns.path().display()));
+        let try_there = |line: &str| {
+            run(&format!("nsenter --net={} {line} 2>/dev/null || echo '{{}}'", ns.path().display()))
+        };
         eventually("both agents are there", || ready(&one) && ready(&two));
         let both = |what: &str, expected: &[&String]| {
             eventually(what, || endpoints(try_run).iter().eq(expected.iter().copied()));
@@ -124,7 +128,8 @@ fn services_follow_their_containers_on_all_nodes() {
         runtime.end(&a);
         assert_ne!(of_a, of_c);
         both("that of node1 is started anew", &[&of_c, &of_b]);
-        let differs = || one.status().lines().any(|line| line.starts_with("differs") && line.contains("default/web"));
+        let differs =
+            || one.status().lines().any(|line| line.starts_with("differs") && line.contains("default/web"));
         assert!(!differs(), "{}", one.status());
 
         // An agent that starts again goes on with what it knew, whoever is there to tell it.
@@ -137,7 +142,8 @@ fn services_follow_their_containers_on_all_nodes() {
         let two = start_second();
         eventually("both are members", || {
             let report = format!("/proc/{}/root/run/homelab/lb.json", one.pid());
-            let report: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap_or_default()).unwrap_or_default();
+            let report: Value = serde_json::from_str(&std::fs::read_to_string(report).unwrap_or_default())
+                .unwrap_or_default();
             report["members"].as_array().is_some_and(|all| all.iter().any(|m| m["standing"] == "alive"))
         });
         // One that dies is out while there is another, also for an agent that has not seen it.

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::service::{Endpoint, Policy, Service};
 use homelab_model::{
-    AbsentContainer, ContainerName, EndpointReport, FrontendKind, FrontendReport, FrontendState, KnownContainers, NodeSpec, ServiceReport, ToldPort,
-    ToldService, TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+    AbsentContainer, ContainerName, EndpointReport, FrontendKind, FrontendReport, FrontendState,
+    KnownContainers, NodeSpec, ServiceReport, ToldPort, ToldService, TraceEndpoint, TraceOutcome,
+    TracePacket, TraceReport, TraceStep,
 };
 
 use crate::compile::{Elements, NodeView, compile, frontends};

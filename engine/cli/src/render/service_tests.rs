@@ -2,8 +2,8 @@
 
 use homelab_model::service::{Affinity, Policy, Protocol, Type};
 use homelab_model::{
-    AbsentContainer, Absence, EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService,
-    TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+    Absence, AbsentContainer, EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport,
+    ToldPort, ToldService, TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 
 use super::*;
@@ -50,7 +50,14 @@ fn frontend(
 }
 
 fn service(name: &str, told: Option<ToldService>, frontends: Vec<FrontendReport>) -> ServiceReport {
-    ServiceReport { name: name.into(), told, frontends, absent: Vec::new(), missing: Vec::new(), extra: Vec::new() }
+    ServiceReport {
+        name: name.into(),
+        told,
+        frontends,
+        absent: Vec::new(),
+        missing: Vec::new(),
+        extra: Vec::new(),
+    }
 }
 
 /// A load balancer; `here` says whether the node has an endpoint.

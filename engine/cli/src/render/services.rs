@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::service::{Affinity, Policy, Type};
-use homelab_model::{AbsentContainer, Absence, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService};
+use homelab_model::{
+    Absence, AbsentContainer, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort,
+    ToldService,
+};
 use serde_json::{Value, json};
 
 use super::markdown::{cell, code, prose};
@@ -102,7 +105,9 @@ fn absence(absent: &AbsentContainer) -> String {
     let AbsentContainer { node, container, why } = absent;
     match why {
         Absence::NotRunning => format!("{container} of {node} is no endpoint: it does not run"),
-        Absence::NodeDown => format!("{container} of {node} takes nothing new: {node} is dead, or out of reach"),
+        Absence::NodeDown => {
+            format!("{container} of {node} takes nothing new: {node} is dead, or out of reach")
+        }
     }
 }
 

@@ -83,7 +83,13 @@ impl Handle {
         let said = bgp.said();
         let (sayings, heard) = (Arc::clone(sayings), Arc::clone(heard));
         let work = move || {
-            let ears = task::Ears { metrics: &metrics, errors: &shared, bgp: &said, sayings: &sayings, heard: &heard };
+            let ears = task::Ears {
+                metrics: &metrics,
+                errors: &shared,
+                bgp: &said,
+                sayings: &sayings,
+                heard: &heard,
+            };
             task::run(&receiver, &rings, ears);
         };
         let thread =

@@ -392,7 +392,8 @@ impl<'a> Task<'a> {
                 );
             }
             Event::Unsaid(count) => {
-                let message = format!("no room to tell the other nodes of {count} containers that services name");
+                let message =
+                    format!("no room to tell the other nodes of {count} containers that services name");
                 self.trouble("containers", (*count > 0).then_some(message));
             }
             Event::Moved { address, from, to } => {
