@@ -13,9 +13,9 @@ use homelab_model::{ContainerName, ContainerWord, KnownContainer, KnownContainer
 /// Time since some moment before the agent's start.
 pub type Time = Duration;
 
-/// How long a node is out of the membership before its containers count as lost: an agent that is started again is back
-/// before that, and its containers have been there all the time.
-pub const LOST_AFTER: Duration = Duration::from_secs(1);
+/// How long a node is out of the membership before its containers count as lost: an agent that died is started again by systemd
+/// after a second, and its containers have been there all the time.
+pub const LOST_AFTER: Duration = Duration::from_millis(1500);
 
 /// What is heard of another node.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -118,9 +118,9 @@ pub(crate) fn containers_are_followed(cluster: &mut Cluster, stage: &mut Stage) 
         }
     };
     wait("both answer", &["c3", "server"]);
-    let drop_all = "nft 'add table inet test-deaf; add chain inet test-deaf in { type filter hook input priority -300; }; add \
-                    rule inet test-deaf in udp dport 7946 drop'";
-    cluster.sh("node2", drop_all);
+    let deaf_and_dumb = "for hook in input output; do nft \"add table inet test-deaf; add chain inet test-deaf $hook { type filter hook \
+                         $hook priority -300; }; add rule inet test-deaf $hook udp dport 7946 drop\"; done";
+    cluster.sh("node2", deaf_and_dumb);
     wait("node2 is out of reach", &["c3"]);
     cluster.sh("node2", "nft delete table inet test-deaf");
     wait("node2 is back", &["c3", "server"]);

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
+use super::metrics::number;
 use super::{Agent, replace};
 
 /// What the speaker has heard of other nodes, until the agent takes it over.
@@ -210,6 +211,7 @@ impl Agent {
             let services = change.elements.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
             info!(services, "containers are elsewhere, and their services follow them");
         }
+        self.metrics.endpoints.set(number(self.services.endpoints()));
         self.take_over(&change)
     }
 }

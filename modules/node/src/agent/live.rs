@@ -291,7 +291,6 @@ impl Agent {
         if heard.outside {
             self.tell();
         }
-        self.metrics.endpoints.set(number(self.services.endpoints()));
         self.settled &= !heard.all;
         if self.settled && !heard.elements.is_empty() {
             // An apply holds the lock: what it is about may be these very sets.

@@ -27,7 +27,7 @@ use crate::election::{Owned, elect, wanted};
 use crate::frame::FrameError;
 use crate::mac::Mac;
 use crate::membership::{self, MAX_STATE, Membership, Refused, Table};
-use crate::state::{Hold, Interface, MemberState};
+use crate::state::{Hold, Interface, MemberState, decode, encode};
 use others::Others;
 
 /// How long a node that starts waits for others that it does not hear. Longer than a handshake with each of them takes, and
@@ -384,7 +384,7 @@ impl Speaker {
                 }
                 membership::Event::State(name, bytes) => {
                     // A state that this build cannot read is that of a node which says nothing of itself.
-                    let (state, words) = read(&bytes);
+                    let (state, words) = decode(&bytes);
                     let returned = self.others.says(&name, state, now);
                     self.again(&returned, now);
                     self.out.push_back(Output::Containers { node: name, words });
@@ -482,7 +482,7 @@ impl Speaker {
         let all = state.holds.len();
         let mut words = self.containers.as_slice();
         let bytes = loop {
-            match write(&state, words) {
+            match encode(&state, words) {
                 Some(bytes) if bytes.len() <= MAX_STATE => break bytes,
                 // What is left out are hints.
                 _ if !state.holds.is_empty() => {
@@ -531,23 +531,5 @@ impl Speaker {
 
     fn unix(&self, time: Time) -> u64 {
         self.unix_ms + u64::try_from(time.as_millis()).unwrap_or_default()
-    }
-}
-
-/// What a node says, as it goes to the others: of itself, then of its containers, if there are any. Builds that know nothing of
-/// containers read the first part alone.
-fn write(state: &MemberState, words: &[ContainerWord]) -> Option<Vec<u8>> {
-    let mut bytes = postcard::to_allocvec(state).ok()?;
-    if !words.is_empty() {
-        bytes.extend(postcard::to_allocvec(words).ok()?);
-    }
-    Some(bytes)
-}
-
-/// The same, read. What cannot be read is not said.
-fn read(bytes: &[u8]) -> (Option<MemberState>, Vec<ContainerWord>) {
-    match postcard::take_from_bytes::<MemberState>(bytes) {
-        Ok((state, rest)) => (Some(state), postcard::from_bytes(rest).unwrap_or_default()),
-        Err(_) => (None, Vec::new()),
     }
 }
