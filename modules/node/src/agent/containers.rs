@@ -58,9 +58,8 @@ pub(crate) fn kept() -> Option<KnownContainers> {
 
 /// All attachments of this node whose links are there: others ended without a DEL.
 fn attachments() -> Vec<AttachmentFact> {
-    let mut all = crate::cni::attachments(Path::new(ours::IPAM));
-    all.retain(|attachment| nix::net::if_::if_nametoindex(attachment.link.as_str()).is_ok());
-    all
+    let is_there = |link: &str| nix::net::if_::if_nametoindex(link).is_ok();
+    crate::cni::attachments_with_links(Path::new(ours::IPAM), is_there)
 }
 
 /// The containers of all nodes.
