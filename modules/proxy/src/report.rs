@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::service::{Endpoint, Policy, Service};
 use homelab_model::{
-    EndpointReport, FrontendKind, FrontendReport, FrontendState, NodeSpec, ServiceReport, ToldPort,
-    ToldService, TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+    AbsentContainer, ContainerName, EndpointReport, FrontendKind, FrontendReport, FrontendState,
+    KnownContainers, NodeSpec, ServiceReport, ToldPort, ToldService, TraceEndpoint, TraceOutcome,
+    TracePacket, TraceReport, TraceStep,
 };
 
 use crate::compile::{Elements, NodeView, compile, frontends};
@@ -50,11 +51,22 @@ pub fn services(spec: Option<&NodeSpec>, held: &HeldState<'_>) -> Vec<ServiceRep
             name: name.clone(),
             told: service.map(summary),
             frontends: reports(service, &view, have, &counts),
+            absent: Vec::new(),
             missing: lacking(have, want),
             extra,
         }
     };
     names.into_iter().map(report).collect()
+}
+
+/// Says of which containers of theirs services do without.
+pub fn absent(reports: &mut [ServiceReport], told: Option<&NodeSpec>, known: &KnownContainers) {
+    for (record, why) in told.iter().flat_map(|spec| known.absent(&spec.containers)) {
+        let ContainerName { node, container, .. } = record.name.clone();
+        if let Some(report) = reports.iter_mut().find(|report| report.name == record.service) {
+            report.absent.push(AbsentContainer { node, container, why });
+        }
+    }
 }
 
 fn of<'a>(elements: &'a Elements, name: &str) -> &'a [Element] {
