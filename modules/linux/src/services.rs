@@ -20,7 +20,7 @@ use crate::nft::elements::{Batch, Element as Raw, ElementError, count, dump, has
 /// How often a state that changes while it is read is read again, and a change that meets another one is tried again.
 const TRIES: usize = 5;
 /// A set of so many elements is asked for each of them before it is read: from here on that is cheaper.
-const LARGE: usize = 32_768;
+const LARGE: usize = 65_536;
 
 /// What the sets of the proxy's table hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

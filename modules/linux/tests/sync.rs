@@ -155,7 +155,7 @@ fn a_large_set_is_looked_through() {
     in_new_netns(|| {
         let directory = tempfile::tempdir().unwrap();
         let address = |n: u32| Element::ClusterAddress(Ipv4Addr::from(0x0a60_0000 + n).into());
-        let target = Elements::from([("default/web".to_owned(), (1..33_000).map(address).collect())]);
+        let target = Elements::from([("default/web".to_owned(), (1..66_000).map(address).collect())]);
         with_ruleset(&directory).sync_services(&target, Connections::OfChange).unwrap();
         let look = || {
             let synced = node(&directory).sync_services(&target, Connections::OfChange).unwrap();
