@@ -168,7 +168,8 @@ fn program(
     let same = |range: &&IpNet| range.addr().is_ipv4() == frontend.address.is_ipv4();
     let mut ranges = merged(service.load_balancer_source_ranges.iter().filter(same)).peekable();
     if kind == FrontendKind::LoadBalancer && ranges.peek().is_some() {
-        elements.insert(Element::Ranged(frontend));
+        // Looked at before it is known whether there are endpoints.
+        elements.extend([Element::Served(frontend), Element::Ranged(frontend)]);
         elements.extend(ranges.map(|range| Element::Allowed(frontend, range)));
     }
     if !chosen.any {
@@ -204,8 +205,12 @@ fn program(
     if reached.is_empty() {
         return;
     }
-    elements.insert(Element::Served(frontend));
-    if service.session_affinity == Affinity::ClientIp {
+    let is_sticky = service.session_affinity == Affinity::ClientIp;
+    elements.insert(match kind {
+        FrontendKind::Cluster if !is_sticky => Element::Plain(frontend),
+        _ => Element::Served(frontend),
+    });
+    if is_sticky {
         elements.insert(Element::Sticky(frontend));
         let timeout = ladder::timeout(service.session_affinity_timeout_seconds);
         elements.insert(Element::StickyFor(frontend, timeout));

@@ -142,7 +142,7 @@ proptest! {
             .values()
             .flatten()
             .filter_map(|element| match element {
-                Element::Served(f) | Element::Unserved(f) | Element::Dropped(f) => Some(*f),
+                Element::Served(f) | Element::Plain(f) | Element::Unserved(f) | Element::Dropped(f) => Some(*f),
                 _ => None,
             })
             .collect();

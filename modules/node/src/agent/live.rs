@@ -142,6 +142,23 @@ impl Services {
         change
     }
 
+    /// Takes over services of the file whose containers are elsewhere.
+    pub(super) fn follow(&mut self, services: Vec<Service>) -> Change {
+        let mut change = Change::default();
+        let mut names = Vec::new();
+        for service in services {
+            let name = service.full_name();
+            if self.file.get(&name).is_none_or(|before| **before != service) {
+                change.outside |= service.r#type == Type::LoadBalancer;
+                self.file.insert(name.clone(), Arc::new(service));
+                names.push(name);
+            }
+        }
+        let changes: Vec<_> = names.into_iter().map(|name| (self.sourced(&name), name)).collect();
+        change.elements = self.compiled.update(changes.into_iter().map(|(sourced, name)| (name, sourced)));
+        change
+    }
+
     /// Whether all services are known that the kernel may hold.
     pub(super) fn known(&self) -> bool {
         self.known || !self.kubernetes.is_on()
@@ -267,6 +284,7 @@ impl Agent {
             }
             self.noted.clone_from(&metallb.notes);
         }
+        self.speaker.containers(self.containers.own());
         self.speaker.configure(spec, self.services.announced(), self.services.nodes(), &metallb);
         self.metrics.services.set(number(self.services.count()));
         self.metrics.endpoints.set(number(self.services.endpoints()));
@@ -278,6 +296,11 @@ impl Agent {
         let Some(spec) = self.spec.clone() else { return Kinds::NONE };
         let heard = self.services.hear(&spec);
         let links = heard.nodes && self.take_peers(&spec);
+        Kinds { links, ..self.take_over(&heard) }
+    }
+
+    /// Has everybody hear of services that changed. Gives what else is to be looked at.
+    pub(super) fn take_over(&mut self, heard: &Change) -> Kinds {
         if heard.outside {
             self.tell();
         }
@@ -291,6 +314,6 @@ impl Agent {
             }
         }
         self.sum_up();
-        Kinds { links, services: !self.settled, ..Kinds::NONE }
+        Kinds { services: !self.settled, ..Kinds::NONE }
     }
 }
