@@ -106,7 +106,9 @@ fn absence(absent: &AbsentContainer) -> String {
     match why {
         Absence::NotRunning => format!("{container} of {node} is no endpoint: it does not run"),
         Absence::NodeDown => {
-            format!("{container} of {node} takes nothing new while others are left: {node} is dead, or out of reach")
+            format!(
+                "{container} of {node} takes nothing new while others are left: {node} is dead, or out of reach"
+            )
         }
     }
 }
