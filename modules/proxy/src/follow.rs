@@ -168,7 +168,7 @@ mod tests {
             terminating: false,
             for_zones: Vec::new(),
             for_nodes: Vec::new(),
-            ports: BTreeMap::from([(String::new(), 80)]),
+            ports: BTreeMap::from([(String::new(), 80)]).into(),
         };
         ServiceContainer {
             service: format!("default/{service}"),
@@ -285,7 +285,7 @@ mod tests {
         let by_hand = Endpoint { address: ip(50), node: None, ..records[0].at(ip(50)) };
         web.endpoints.insert(0, by_hand.clone());
         let own: Vec<&ServiceContainer> = records.iter().collect();
-        assert_eq!(without_containers(&web, &own).endpoints, [by_hand.clone()]);
+        assert_eq!(without_containers(&web, &own).endpoints, std::slice::from_ref(&by_hand));
         let mut follow = Follow::default();
         follow.configure(&records);
         // A container that gets an address that is there already makes it no second endpoint.

@@ -399,14 +399,12 @@ fn bases(families: &[bool], view: &NodeView) -> Vec<Chain> {
             rule(Match::Established, "what was asked of its connection's first packet holds"),
         ]
     };
-    let sticky = |v4: bool| {
-        vec![Rule {
-            v4,
-            matches: vec![Match::Translated, Match::Family],
-            action: Action::Jump(of("affinity", v4)),
-            why: "translated to an endpoint that is this node itself",
-        }]
+    let translated = |v4: bool, to: &str, why| {
+        let matches = vec![Match::Translated, Match::Family];
+        vec![Rule { v4, matches, action: Action::Jump(of(to, v4)), why }]
     };
+    let sticky = |v4: bool| translated(v4, "affinity", "translated to an endpoint that is this node itself");
+    let masquerade = |v4: bool| translated(v4, "masquerade", "translated to an endpoint");
     let unserved = |v4: bool| {
         vec![Rule {
             v4,
@@ -426,14 +424,6 @@ fn bases(families: &[bool], view: &NodeView) -> Vec<Chain> {
         of_family(&view.pod_cidrs, v4).map(rule).collect::<Vec<_>>()
     };
     let arriving = |v4: bool| [invalid(v4), unserved(v4)].concat();
-    let masquerade = |v4: bool| {
-        vec![Rule {
-            v4,
-            matches: vec![Match::Translated, Match::Family],
-            action: Action::Jump(of("masquerade", v4)),
-            why: "translated to an endpoint",
-        }]
-    };
     let filter = |rules: &dyn Fn(bool) -> Vec<Rule>| [settled(), each(rules)].concat();
     // Chains of type nat see first packets alone, and cost the others nothing.
     vec![
