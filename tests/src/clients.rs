@@ -80,10 +80,22 @@ impl Clients {
     /// Waits until `met` holds for every client. That it takes 30 s is a failure.
     #[track_caller]
     pub fn until(&mut self, what: &str, met: impl Fn(&Asked) -> bool) {
+        self.until_all(what, |all| all.iter().all(&met));
+    }
+
+    /// Waits until `count` has grown for every client, by more than a question that was under way.
+    #[track_caller]
+    pub fn until_more(&mut self, what: &str, count: impl Fn(&Asked) -> u64) {
+        let before: Vec<u64> = self.so_far().iter().map(&count).collect();
+        self.until_all(what, |all| all.iter().zip(&before).all(|(one, before)| count(one) > before + 3));
+    }
+
+    #[track_caller]
+    fn until_all(&mut self, what: &str, met: impl Fn(&[Asked]) -> bool) {
         let start = Instant::now();
         loop {
             let all = self.so_far();
-            if all.iter().all(&met) {
+            if met(&all) {
                 return;
             }
             assert!(start.elapsed() < Duration::from_secs(30), "{}: {what}: {all:#?}", self.0.name);
@@ -94,8 +106,7 @@ impl Clients {
     /// Waits until every client has asked some times more.
     #[track_caller]
     pub fn go_on(&mut self) {
-        let before: u64 = self.so_far().iter().map(|one| one.asked).max().unwrap_or_default();
-        self.until("they go on", |one| one.asked > before + 5);
+        self.until_more("they go on", |one| one.asked);
     }
 
     /// Ends them.

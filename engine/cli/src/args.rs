@@ -181,7 +181,8 @@ pub(crate) enum Command {
     Trace {
         /// Who sends it: an address, a node's name, or NODE/CONTAINER
         source: String,
-        /// Where to: an address or a service (NAME or NAMESPACE/NAME), with :PORT unless there is only one
+        /// Where to: an address or a service (NAME or NAMESPACE/NAME), with :PORT unless there is only one, or a node;
+        /// :PORT/PROTOCOL, as `status` writes it, is understood
         #[arg(value_name = "DESTINATION[:PORT]")]
         destination: String,
         /// Protocol [default: that of the service's port, or tcp]

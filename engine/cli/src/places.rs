@@ -117,13 +117,14 @@ impl<'a> Places<'a> {
         Ok(source(found, Some(name)))
     }
 
-    /// Where it goes: an address or a service, with a port unless there is only one.
+    /// Where it goes: an address, a service or a node, with a port unless there is only one: `web:53`, `web:53/udp`.
     pub(crate) fn destination(
         &self,
         text: &str,
         protocol: Option<Protocol>,
         source: &Source,
     ) -> Result<Destination, CliError> {
+        let (text, protocol) = with_protocol(text, protocol)?;
         if let Ok(to) = text.parse::<SocketAddr>() {
             let number = to.port().to_string();
             let here = self.at(to.ip());
@@ -154,7 +155,18 @@ impl<'a> Places<'a> {
             Some((name, port)) => (name, Some(port)),
             None => (text, None),
         };
-        let service = self.service(name)?;
+        let service = match (self.service(name), self.node_address(name, source)) {
+            (Err(_), Some(address)) => {
+                let port = port.and_then(|port| port.parse().ok());
+                let port = port.ok_or_else(|| {
+                    CliError::new(format!("{name} is a node: to which port?"))
+                        .hint(format!("e.g. {name}:30080"))
+                })?;
+                let protocol = protocol.unwrap_or_else(|| self.node_port_protocol(port));
+                return Ok(Destination { address, protocol, port });
+            }
+            (service, _) => service?,
+        };
         let (port, protocol) = port_of(service, port, protocol)?;
         let fits = |address: &&IpAddr| source.like(**address).is_ok();
         match service.cluster_ips.iter().find(fits) {
@@ -165,6 +177,21 @@ impl<'a> Places<'a> {
                 source.said
             ))),
         }
+    }
+
+    /// The address of the node of that name that the source has a family for.
+    fn node_address(&self, name: &str, source: &Source) -> Option<IpAddr> {
+        let (node, _) = self.nodes.iter().find(|(node, _)| node.name == name)?;
+        [Some(node.address), node.address6]
+            .into_iter()
+            .flatten()
+            .find(|address| source.like(*address).is_ok())
+    }
+
+    /// That of the service with this node port, else TCP.
+    fn node_port_protocol(&self, number: u16) -> Protocol {
+        let mut ports = self.services.values().flat_map(|service| &service.ports);
+        ports.find(|port| port.node_port == Some(number)).map_or(Protocol::default(), |port| port.protocol)
     }
 
     /// Nodes whose rules the packet meets; empty: all.
@@ -208,6 +235,21 @@ impl<'a> Places<'a> {
                     .hint(format!("say which: {}", names.join(", "))))
             }
         }
+    }
+}
+
+/// `web:53/udp`, as `plan` and `status` write ports, is `web:53` by UDP; `kube-system/udp` is a service.
+fn with_protocol(text: &str, asked: Option<Protocol>) -> Result<(&str, Option<Protocol>), CliError> {
+    let Some((rest, end)) = text.rsplit_once('/').filter(|(rest, _)| rest.contains(':')) else {
+        return Ok((text, asked));
+    };
+    let named = Protocol::ALL.into_iter().find(|protocol| protocol.as_str().eq_ignore_ascii_case(end));
+    match (named, asked) {
+        (Some(named), Some(asked)) if named != asked => {
+            Err(CliError::new(format!("{text} and --protocol {} are two protocols", asked.as_str())))
+        }
+        (Some(named), _) => Ok((rest, Some(named))),
+        (None, _) => Err(CliError::new(format!("{end:?} is no protocol")).hint("tcp, udp or sctp")),
     }
 }
 

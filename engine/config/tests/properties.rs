@@ -186,7 +186,7 @@ fn service(n: u8, dual: bool, zones: bool, bits: u32) -> Declared {
             ready,
             serving: !bit(10),
             terminating: !ready,
-            ports: targets.clone(),
+            ports: targets.clone().into(),
         }
     };
     let container = |c: &str| ContainerEndpoint {

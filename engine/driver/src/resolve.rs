@@ -15,8 +15,8 @@ use crate::offload::offload_fault;
 use crate::plan::our_links;
 use crate::recall::{Departed, recall};
 use crate::rivals::{balancers_warning, rivals_warning};
-use crate::services::{node_port_addresses, services};
-use crate::speaker::{lossy, speaker, unannounced};
+use crate::services::{keep_places, node_port_addresses, services};
+use crate::speaker::{gives, lossy, speaker, unannounced};
 
 /// MTU of Ethernet: assumed where no node could be asked.
 const ETHERNET: u32 = 1500;
@@ -45,7 +45,7 @@ pub fn resolve(
     let ranges = allocate(cluster, &memory)?;
     let mut result = Resolution { departed, ..Resolution::default() };
     let mtu = tunnel_mtu(cluster, seen, &mut result.warnings);
-    let services = services(cluster, &ranges, seen, &mut result.warnings);
+    let (services, containers) = services(cluster, &ranges, seen, &mut result.warnings);
     let speaker = speaker(cluster);
     if let Some(speaker) = &speaker {
         unannounced(speaker, &services, &mut result.warnings);
@@ -64,7 +64,10 @@ pub fn resolve(
         result.warnings.extend(notes);
         if let Some(speaker) = &speaker {
             lossy(speaker, &node.name, lan_link(node, facts), facts, &mut result.warnings);
-            result.warnings.extend(balancers_warning(node, facts));
+            // Without addresses to give, speakers are there to tell each other of containers alone.
+            if gives(cluster) {
+                result.warnings.extend(balancers_warning(node, facts));
+            }
         }
         if !services.is_empty() {
             result.warnings.extend(rivals_warning(cluster, node, facts));
@@ -90,6 +93,8 @@ pub fn resolve(
         spec.proxy.node_port_addresses = node_port_addresses(cluster, node, facts);
         spec.speaker.clone_from(&speaker);
         spec.services.clone_from(&services);
+        spec.containers.clone_from(&containers);
+        keep_places(&mut spec, observed, seen);
         frr(&mut spec, facts, &mut problems, &mut result.warnings);
         result.specs.insert(node.name.clone(), spec);
         if !problems.is_empty() {
@@ -202,6 +207,7 @@ fn node_spec(
         binary_sha256: digest.to_owned(),
         peers,
         services: Vec::new(),
+        containers: Vec::new(),
     }
 }
 

@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use homelab_model::service::{Endpoint, Service};
-use homelab_model::{Cluster, ContainerEndpoint, Facts, Node, Observed, Ranges, assign, ours};
+use homelab_model::{
+    Assigned, Cluster, ContainerEndpoint, ContainerName, Facts, Node, NodeSpec, Observed, Ranges,
+    ServiceContainer, assign, found, ours, without_containers,
+};
 use ipnet::IpNet;
 
-/// The services, as every node is told them. What cannot be had, or is amiss, is said in `warnings`.
+/// The services with their containers, as every node is told them. What cannot be had, or is amiss, is said in `warnings`.
 pub(crate) fn services(
     cluster: &Cluster,
     pods: &BTreeMap<String, Vec<IpNet>>,
     seen: &BTreeMap<String, &Observed>,
     warnings: &mut Vec<String>,
-) -> Vec<Service> {
+) -> (Vec<Service>, Vec<ServiceContainer>) {
     let mut memory: BTreeMap<String, Service> = BTreeMap::new();
     let records = cluster.nodes.iter().filter_map(|node| seen.get(&node.name)?.spec.as_ref());
     for service in records.flat_map(|spec| &spec.services) {
@@ -26,23 +29,90 @@ pub(crate) fn services(
         taken: cluster.load_balancer.taken.clone(),
     };
     let addresses = |wanted: &ContainerEndpoint| -> Vec<IpAddr> {
-        let Some(observed) = seen.get(&wanted.node) else { return Vec::new() };
-        let attachments = observed.facts.attachments.iter();
-        let found = attachments.filter(|a| a.interface == wanted.interface && a.is_of(&wanted.container));
-        found.flat_map(|attachment| attachment.addresses.iter().copied()).collect()
+        let ContainerEndpoint { node, container, interface, .. } = wanted.clone();
+        let name = ContainerName { node, container, interface };
+        match seen.get(&name.node) {
+            Some(observed) => name.addresses(&observed.facts.attachments),
+            None => last_known(&name, cluster, seen),
+        }
     };
     let mut assigned = assign(&cluster.services, &memory, &ranges, &addresses);
-    for refusal in assigned.refused {
+    for refusal in std::mem::take(&mut assigned.refused) {
         warnings.push(format!("service {} is left out: {}", refusal.service, refusal.reason));
     }
-    warnings.extend(assigned.warnings);
+    warnings.extend(std::mem::take(&mut assigned.warnings));
+    absent(&assigned, seen, warnings);
     for service in &mut assigned.services {
         let distribution = service.traffic_distribution.clone();
         for endpoint in service.endpoints.iter_mut().filter(|endpoint| endpoint.node.is_none()) {
             place(endpoint, cluster, pods, distribution.as_deref());
         }
     }
-    assigned.services
+    (assigned.services, assigned.containers)
+}
+
+/// Where a container was whose node cannot be asked, by what others know.
+fn last_known(name: &ContainerName, cluster: &Cluster, seen: &BTreeMap<String, &Observed>) -> Vec<IpAddr> {
+    let others = || cluster.nodes.iter().filter_map(|node| seen.get(&node.name));
+    let heard = others().filter_map(|observed| observed.facts.containers.get(name));
+    let heard = heard.map(|known| known.addresses.clone()).next();
+    let told = || {
+        let records =
+            others().filter_map(|observed| observed.spec.as_ref()).flat_map(|spec| &spec.containers);
+        records.filter(|record| record.name == *name).map(|record| record.addresses.clone()).next()
+    };
+    heard.or_else(told).unwrap_or_default()
+}
+
+/// Says which containers are no endpoints now.
+fn absent(assigned: &Assigned, seen: &BTreeMap<String, &Observed>, warnings: &mut Vec<String>) {
+    for record in assigned.containers.iter().filter(|record| record.addresses.is_empty()) {
+        let ServiceContainer { service, name: ContainerName { node, container, .. }, .. } = record;
+        warnings.push(match seen.contains_key(node) {
+            true => format!(
+                "service {service}: node {node} has no running container `{container}`; it is an endpoint from when it starts"
+            ),
+            false => format!(
+                "service {service}: it is not known where the container `{container}` is, because {node} cannot be asked; it is \
+                 an endpoint once its node says so"
+            ),
+        });
+    }
+}
+
+/// Leaves in a node's configuration where containers were when it was made, if its agent knows by itself where they are now:
+/// what agents follow is no change, and no apply puts back where a container was.
+pub(crate) fn keep_places(spec: &mut NodeSpec, observed: &Observed, seen: &BTreeMap<String, &Observed>) {
+    let Some(before) = &observed.spec else { return };
+    let of = |records: &[ServiceContainer], name: &str| -> Vec<ServiceContainer> {
+        records.iter().filter(|record| record.service == name).cloned().collect()
+    };
+    let bare = |service: &Service, records: &[ServiceContainer]| {
+        without_containers(service, &records.iter().collect::<Vec<_>>())
+    };
+    let told = found(&before.containers);
+    let follows = |(new, old): (&ServiceContainer, &ServiceContainer)| {
+        let known = observed.facts.containers.get(&old.name);
+        let known = known.filter(|known| told.get(&old.name) == Some(&known.told));
+        // What is known of a container whose node cannot be asked is as good as it gets.
+        let right = |addresses| addresses == &new.addresses || !seen.contains_key(&old.name.node);
+        (&new.name, &new.endpoint) == (&old.name, &old.endpoint)
+            && known.is_some_and(|known| right(&known.addresses))
+    };
+    for service in &mut spec.services {
+        let name = service.full_name();
+        let (new, old) = (of(&spec.containers, &name), of(&before.containers, &name));
+        let Some(service_before) = before.services.iter().find(|one| one.full_name() == name) else {
+            continue;
+        };
+        let same = new.len() == old.len() && new.iter().zip(&old).all(follows);
+        if new.is_empty() || !same || bare(service, &new) != bare(service_before, &old) {
+            continue;
+        }
+        service.clone_from(service_before);
+        let records = spec.containers.iter_mut().filter(|record| record.service == name);
+        records.zip(old).for_each(|(record, old)| *record = old);
+    }
 }
 
 /// Says on which node an endpoint is, where its address tells, and what follows from that.

@@ -8,10 +8,21 @@ use homelab_model::{Cluster, Facts, LABEL_EXCLUDE, LbUnfit, LinkFact, SpeakerNod
 
 use crate::bgp::told;
 
-/// What every node's speaker is told; None without pools, unless Kubernetes may have some (MetalLB's resources). The order of the file is no difference.
+/// Whether there are load-balancer addresses to give: Kubernetes may have pools, too (MetalLB's resources).
+pub(crate) fn gives(cluster: &Cluster) -> bool {
+    !cluster.load_balancer.pools.is_empty() || cluster.kubernetes.is_some()
+}
+
+/// Whether nodes are to tell each other where containers are.
+fn follows(cluster: &Cluster) -> bool {
+    cluster.nodes.len() > 1 && cluster.services.iter().any(|declared| !declared.containers.is_empty())
+}
+
+/// What every node's speaker is told; None if they have neither addresses to announce nor containers to tell of. The order of
+/// the file is no difference.
 pub(crate) fn speaker(cluster: &Cluster) -> Option<SpeakerSpec> {
     let balancer = &cluster.load_balancer;
-    if balancer.pools.is_empty() && cluster.kubernetes.is_none() {
+    if !gives(cluster) && !follows(cluster) {
         return None;
     }
     let node = |node: &homelab_model::Node| SpeakerNode {

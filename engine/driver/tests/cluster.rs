@@ -334,6 +334,7 @@ fn services_and_traces_are_asked_of_nodes_and_a_bad_answer_is_that_nodes_alone()
         name: "default/web".into(),
         told: None,
         frontends: Vec::new(),
+        absent: Vec::new(),
         missing: vec!["x".into()],
         extra: Vec::new(),
     };

@@ -18,6 +18,9 @@ use serde_json::json;
 
 const TWO: [(&str, &str); 2] = [("node1", "192.168.50.11"), ("node2", "192.168.50.12")];
 
+#[path = "resolve/containers.rs"]
+mod containers;
+
 /// `node1` as it is before anything of ours.
 fn observed() -> Observed {
     let eth0 = LinkFact { name: "eth0".into(), mtu: 1500, up: true, ..LinkFact::default() };

@@ -83,7 +83,7 @@ fn an_agent_sees_what_is_written() {
     assert_eq!(client.troubles(), Vec::<String>::new());
     assert_eq!(client.lists(), lists, "watches go on where they ended");
     eventually("the last endpoint", || {
-        let seen = client.seen.lock().unwrap();
-        seen.world.snapshot().contains("10.244.2.5")
+        let mut seen = client.seen.lock().unwrap();
+        seen.world.all().pieces().any(|piece| piece.contains("10.244.2.5"))
     });
 }

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::service::{Policy, Port, Service, Type};
-use crate::{ContainerEndpoint, Declared, Family, Pool};
+use crate::{ContainerEndpoint, ContainerName, Declared, Family, Pool, ServiceContainer};
 use claims::Claims;
 use space::{Addresses, NodePorts};
 
@@ -40,6 +40,8 @@ pub struct Ranges {
 pub struct Assigned {
     /// Sorted by full name.
     pub services: Vec<Service>,
+    /// Which of their endpoints are containers, by service in the order of the source.
+    pub containers: Vec<ServiceContainer>,
     /// Services that cannot be had, sorted by full name.
     pub refused: Vec<Refusal>,
     /// What is amiss with services that can be had.
@@ -111,14 +113,16 @@ pub fn assign(
         let mut service = draft.service;
         for container in &draft.declared.containers {
             let addresses = containers(container);
-            if addresses.is_empty() {
-                assigned.warnings.push(format!(
-                    "service {}: node {} has no running container `{}`; start it and apply again",
-                    service.full_name(),
-                    container.node,
-                    container.container
-                ));
-            }
+            assigned.containers.push(ServiceContainer {
+                service: service.full_name(),
+                name: ContainerName {
+                    node: container.node.clone(),
+                    container: container.container.clone(),
+                    interface: container.interface.clone(),
+                },
+                endpoint: container.endpoint.clone(),
+                addresses: addresses.clone(),
+            });
             for address in addresses {
                 if service.endpoints.iter().all(|e| e.address != address) {
                     let mut endpoint = container.endpoint.clone();

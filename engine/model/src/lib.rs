@@ -10,6 +10,7 @@ pub mod api_object;
 mod assign;
 mod bgp;
 mod cluster;
+mod containers;
 mod declared;
 mod keys;
 pub mod kubernetes;
@@ -43,6 +44,10 @@ pub use cluster::{
     AgentSettings, BgpSettings, Cluster, LoadBalancer, Mtu, Network, Node, Pool, PoolRange,
     ServiceAllocation, SshSettings, Vxlan,
 };
+pub use containers::{
+    Absence, ContainerName, ContainerWord, KnownContainer, KnownContainers, ServiceContainer, found,
+    without_containers,
+};
 pub use declared::{ContainerEndpoint, Declared, Family, Request};
 pub use keys::{KeyError, KeyRing, generation_of};
 pub use kubernetes::{KubernetesAccess, KubernetesSettings, KubernetesSpec, NodesFrom, Token, TokenError};
@@ -66,8 +71,8 @@ pub use observed::{
 pub use plan::{Action, NodePlan, PlannedChange, Summary, plan_node};
 pub use pod_marks::{ALIAS_MAX, OwnAddresses, PodMarks};
 pub use report::{
-    EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService,
-    TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+    AbsentContainer, EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort,
+    ToldService, TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 pub use secrets::{PasswordFile, PasswordFileError, Passwords, secret_summary};
 pub use slices::{EndpointGroup, GroupPort, join_endpoints};
@@ -76,6 +81,13 @@ pub use transaction::{Confirmed, History, Holder, OpenTransaction, Phase, Previo
 
 /// SHA-256 as lower-case hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
+    sha256_hex_of([bytes])
+}
+
+/// The same of pieces one after the other.
+pub fn sha256_hex_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
     use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut digest = Sha256::new();
+    pieces.into_iter().for_each(|piece| digest.update(piece));
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

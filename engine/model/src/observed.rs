@@ -75,6 +75,9 @@ pub struct Facts {
     /// Interfaces that CNI ADD made, with what is known of their containers.
     #[serde(default)]
     pub attachments: Vec<AttachmentFact>,
+    /// What the agent knows of the containers that services name, on all nodes.
+    #[serde(default)]
+    pub containers: crate::KnownContainers,
     /// Addresses of running containers in the stores of the IPAM plugin host-local.
     #[serde(default)]
     pub held_addresses: Vec<crate::HeldAddress>,

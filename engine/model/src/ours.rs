@@ -35,6 +35,8 @@ pub const KUBERNETES_SNAPSHOT: &str = "/var/lib/homelab/kubernetes/snapshot";
 /// The peers whose entries in the tunnel the agent answers for, by the Nodes of the Kubernetes API ([`crate::LivePeers`]);
 /// mode 0600.
 pub const KUBERNETES_PEERS: &str = "/var/lib/homelab/kubernetes/peers";
+/// What the agent knows of the containers that services name ([`crate::KnownContainers`]).
+pub const CONTAINERS: &str = "/var/lib/homelab/containers";
 /// Namespace of what is ours in the Kubernetes API.
 pub const KUBERNETES_NAMESPACE: &str = "homelab-system";
 /// Field manager of what homelab writes to the Kubernetes API.

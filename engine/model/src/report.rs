@@ -16,6 +16,9 @@ pub struct ServiceReport {
     pub told: Option<ToldService>,
     /// Where its packets go, as the kernel has it, sorted.
     pub frontends: Vec<FrontendReport>,
+    /// Its containers that are no endpoints now.
+    #[serde(default)]
+    pub absent: Vec<AbsentContainer>,
     /// Elements that the kernel should hold and does not.
     pub missing: Vec<String>,
     /// Elements that the kernel holds and should not.
@@ -27,6 +30,18 @@ impl ServiceReport {
     pub fn agrees(&self) -> bool {
         self.missing.is_empty() && self.extra.is_empty()
     }
+}
+
+/// A container that is no endpoint of its service now.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AbsentContainer {
+    /// Node that it is to run on.
+    pub node: String,
+    /// Container, as the service names it.
+    pub container: String,
+    /// Why.
+    pub why: crate::Absence,
 }
 
 /// What a node was told of a service.

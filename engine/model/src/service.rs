@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -204,7 +205,44 @@ pub struct Endpoint {
     #[serde(default, skip_serializing_if = "is_default")]
     pub for_nodes: Vec<String>,
     /// Port numbers by the service's port names.
-    pub ports: BTreeMap<String, u16>,
+    pub ports: Numbers,
+}
+
+/// Port numbers by name. There are as many of them as endpoints, and nearly all hold one or two: a map of its own for
+/// each would take ten times as much memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<String, u16>", into = "BTreeMap<String, u16>")]
+pub struct Numbers(Arc<[(Box<str>, u16)]>);
+
+impl Numbers {
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| &**name)
+    }
+
+    /// The number of a name.
+    pub fn get(&self, name: &str) -> Option<u16> {
+        self.0.iter().find(|(known, _)| **known == *name).map(|(_, number)| *number)
+    }
+}
+
+impl<T: Into<Box<str>>> FromIterator<(T, u16)> for Numbers {
+    /// In this order; of one name the first counts.
+    fn from_iter<I: IntoIterator<Item = (T, u16)>>(numbers: I) -> Numbers {
+        Numbers(numbers.into_iter().map(|(name, number)| (name.into(), number)).collect())
+    }
+}
+
+impl From<BTreeMap<String, u16>> for Numbers {
+    fn from(numbers: BTreeMap<String, u16>) -> Numbers {
+        numbers.into_iter().collect()
+    }
+}
+
+impl From<Numbers> for BTreeMap<String, u16> {
+    fn from(numbers: Numbers) -> BTreeMap<String, u16> {
+        numbers.0.iter().map(|(name, number)| (name.to_string(), *number)).collect()
+    }
 }
 
 impl Endpoint {

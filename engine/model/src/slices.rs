@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::service::{Endpoint, Port, Protocol};
+use crate::service::{Endpoint, Numbers, Port, Protocol};
 
 /// Addresses that answer on the same ports: an EndpointSlice, or a subset of Endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -53,14 +53,19 @@ pub fn join_endpoints<'a>(
         let (_, ports) = alike.entry(key(endpoint)).or_insert_with(|| (endpoint, BTreeMap::new()));
         ports.entry(name).or_default().push(number);
     }
-    let mut endpoints = Vec::new();
+    let mut endpoints: Vec<Endpoint> = Vec::new();
     for (endpoint, ports) in alike.into_values() {
         let most = ports.values().map(Vec::len).max().unwrap_or(0);
-        endpoints.extend((0..most).map(|n| {
-            let nth = ports.iter().filter_map(|(name, numbers)| Some(((*name).to_owned(), *numbers.get(n)?)));
-            Endpoint { ports: nth.collect(), ..endpoint.clone() }
-        }));
+        for n in 0..most {
+            let nth = ports.iter().filter_map(|(name, numbers)| Some((*name, *numbers.get(n)?)));
+            let nth: Numbers = nth.collect();
+            // Most have the same as the one before.
+            let same = endpoints.last().map(|last| &last.ports).filter(|last| **last == nth);
+            let ports = same.cloned().unwrap_or(nth);
+            endpoints.push(Endpoint { ports, ..endpoint.clone() });
+        }
     }
+    endpoints.shrink_to_fit();
     endpoints
 }
 

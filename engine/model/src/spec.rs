@@ -67,6 +67,9 @@ pub struct NodeSpec {
     /// The services of the cluster with their endpoints, by namespace and name. The same on every node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Service>,
+    /// Which of their endpoints are containers. The agents follow these by themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<crate::ServiceContainer>,
 }
 
 impl NodeSpec {

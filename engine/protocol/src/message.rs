@@ -343,6 +343,11 @@ mod tests {
             name: "default/web".into(),
             told: None,
             frontends: vec![frontend],
+            absent: vec![homelab_model::AbsentContainer {
+                node: "a".into(),
+                container: "a".into(),
+                why: homelab_model::Absence::NotRunning,
+            }],
             missing: vec!["a".into()],
             extra: vec![],
         }

@@ -98,6 +98,9 @@ fn unit_file(spec: &NodeSpec) -> String {
     let mut writable = vec![ours::VAR.to_owned(), ours::RUN.to_owned(), "/etc/sysctl.d".to_owned()];
     writable.extend(spec.cni_bin_dirs.iter().cloned());
     writable.extend(spec.cni_conf_dirs.iter().cloned());
+    // Without pools speakers only tell each other of containers.
+    let pools = spec.speaker.as_ref().is_some_and(|speaker| !speaker.pools.is_empty());
+    let announces = spec.speaker.is_some() && (pools || spec.kubernetes.is_some());
     let text = Environment::new().render_str(
         include_str!("../templates/homelab-node.service"),
         context! {
@@ -106,6 +109,7 @@ fn unit_file(spec: &NodeSpec) -> String {
             binary => ours::BINARY,
             writable => writable,
             speaker => spec.speaker.is_some(),
+            announces => announces,
         },
     );
     tidy(text)

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use fixtures::{nets, peer};
 use homelab_model::{
-    BgpPeer, BgpSpec, Content, File, NodeSpec, SpeakerNode, SpeakerSpec, Spec, ours, plan_node,
+    BgpPeer, BgpSpec, Content, File, NodeSpec, Pool, PoolRange, SpeakerNode, SpeakerSpec, Spec, ours,
+    plan_node,
 };
 
 fn spec(dual: bool) -> NodeSpec {
@@ -68,18 +69,38 @@ fn only_an_agent_that_announces_addresses_may_send_frames() {
         });
         text.expect("a unit file")
     };
-    let (without, with) = (unit(None), unit(Some(SpeakerSpec::default())));
-    let more: Vec<&str> = with.lines().filter(|line| !without.lines().any(|l| l == *line)).collect();
+    let more = |speaker: SpeakerSpec| -> Vec<String> {
+        let (without, with) = (unit(None), unit(Some(speaker)));
+        with.lines().filter(|line| !without.lines().any(|l| l == *line)).map(str::to_owned).collect()
+    };
+    let timely = [
+        "# A node that answers its peers late is taken for dead. Nice is for kernels without the cgroup's weight.",
+        "Nice=-10",
+        "CPUWeight=1000",
+    ];
+    // Members tell each other of containers by UDP.
+    assert_eq!(more(SpeakerSpec::default()), timely);
     assert_eq!(
-        more,
+        more(SpeakerSpec { pools: vec![pool()], ..SpeakerSpec::default() }),
         [
-            "# A node that answers its peers late is taken for dead. Nice is for kernels without the cgroup's weight.",
-            "Nice=-10",
-            "CPUWeight=1000",
+            timely[0],
+            timely[1],
+            timely[2],
             "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE",
             "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6 AF_PACKET",
         ]
     );
+}
+
+fn pool() -> Pool {
+    let address = |text: &str| text.parse().expect("address");
+    Pool {
+        name: "lan".into(),
+        addresses: vec![PoolRange { first: address("192.168.50.200"), last: address("192.168.50.220") }],
+        auto_assign: true,
+        avoid_buggy_ips: false,
+        service_allocation: None,
+    }
 }
 
 /// A speaker with one router for all nodes.
@@ -95,6 +116,7 @@ fn bgp(bfd: bool) -> SpeakerSpec {
     }];
     SpeakerSpec {
         nodes,
+        pools: vec![pool()],
         bgp: Some(BgpSpec { my_asn: 64512, peers: vec![peer], ..BgpSpec::default() }),
         ..SpeakerSpec::default()
     }

@@ -7,6 +7,7 @@
 pub mod conditions;
 pub mod controller;
 pub mod events;
+mod kept;
 pub mod lease;
 pub mod metallb;
 mod node;
@@ -15,10 +16,11 @@ mod service;
 mod slice;
 mod world;
 
+pub use kept::{Batch, HEADER, SnapshotError};
 pub use node::{Flannel, FlannelVtep, KubeNode, node};
 pub use service::{KubeService, service};
 pub use slice::{KubeSlice, SLICES, slice};
-pub use world::{Kind, Name, SnapshotError, World};
+pub use world::{Kind, Name, World};
 
 use std::net::{IpAddr, Ipv4Addr};
 

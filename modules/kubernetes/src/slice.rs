@@ -1,8 +1,6 @@
 //! `discovery.k8s.io/v1 EndpointSlice`.
 
-use std::collections::BTreeMap;
-
-use homelab_model::service::Endpoint;
+use homelab_model::service::{Endpoint, Numbers};
 use homelab_model::{EndpointGroup, GroupPort};
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde::{Deserialize, Serialize};
@@ -64,6 +62,6 @@ fn endpoint(item: &discovery::Endpoint, v4: bool) -> Option<Endpoint> {
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         for_zones: zones.map(|zone| zone.name.clone()).collect(),
         for_nodes: nodes.map(|node| node.name.clone()).collect(),
-        ports: BTreeMap::new(),
+        ports: Numbers::default(),
     })
 }

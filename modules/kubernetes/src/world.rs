@@ -2,20 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use homelab_model::service::Service;
-use homelab_model::{KubernetesSpec, join_endpoints, sha256_hex};
+use homelab_model::{EndpointGroup, KubernetesSpec, join_endpoints};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde::{Deserialize, Serialize};
 
+use crate::kept::{Batch, Record, SnapshotError, batches};
 use crate::{KubeNode, KubeService, KubeSlice};
 
-/// First word of a snapshot, with the version of its format.
-const HEADER: &str = "homelab-kubernetes-snapshot 1";
-
 /// What is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     /// Services.
     Services,
@@ -39,67 +39,74 @@ impl Kind {
     }
 }
 
-/// Namespace and name of an object. The namespace is empty for what is in none.
+/// Namespace and name of an object, `namespace/name`. The namespace is empty for what is in none.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Name {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-}
+#[serde(from = "String", into = "String")]
+pub struct Name(Arc<str>);
 
 impl Name {
     /// A name in a namespace.
     pub fn new(namespace: &str, name: &str) -> Name {
-        Name { namespace: namespace.to_owned(), name: name.to_owned() }
+        Name(format!("{namespace}/{name}").into())
+    }
+
+    fn split(&self) -> (&str, &str) {
+        self.0.split_once('/').unwrap_or_default()
+    }
+
+    /// Namespace.
+    pub fn namespace(&self) -> &str {
+        self.split().0
+    }
+
+    /// Name.
+    pub fn name(&self) -> &str {
+        self.split().1
     }
 }
 
-/// `namespace/name`.
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        f.write_str(&self.0)
     }
 }
 
-/// The text is no snapshot that this build reads.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a snapshot of this version: {0}")]
-pub struct SnapshotError(String);
+impl From<String> for Name {
+    fn from(text: String) -> Name {
+        Name(text.into())
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> String {
+        name.to_string()
+    }
+}
 
 /// All that is known of the API. An object leaves it when the API says so, by an event or by a complete list without
 /// it; never because nothing was heard.
+///
+/// Services and EndpointSlices are kept as they stand on disk: that is a fraction of what they take as values, and they
+/// are read when their service changes and at no other time.
 #[derive(Debug, Clone)]
 pub struct World {
     settings: KubernetesSpec,
-    services: BTreeMap<Name, KubeService>,
-    slices: HashMap<Name, KubeSlice>,
-    /// Names of slices by their service.
-    by_service: HashMap<Name, BTreeSet<Name>>,
+    services: BTreeMap<Name, Arc<str>>,
+    /// With the service of each.
+    slices: HashMap<Name, (Name, Arc<str>)>,
+    /// Services with their slices.
+    by_service: BTreeSet<(Name, Name)>,
     nodes: BTreeMap<String, KubeNode>,
     /// Services that may be others than they were last told.
     changed: BTreeSet<Name>,
     nodes_changed: bool,
+    /// What may be another than it was last kept.
+    unkept: BTreeSet<(Kind, Name)>,
     /// Lists that are coming in: what they have held so far.
     coming: BTreeMap<Kind, HashSet<Name>>,
     complete: BTreeSet<Kind>,
     /// It began with what an earlier one knew.
     restored: bool,
-}
-
-#[derive(Deserialize)]
-struct Snapshot {
-    services: Vec<KubeService>,
-    slices: Vec<(Name, KubeSlice)>,
-    nodes: BTreeMap<String, KubeNode>,
-}
-
-/// The same to be written: it is written often, and a copy of all would cost more than the text.
-#[derive(Serialize)]
-struct SnapshotOf<'a> {
-    services: Vec<&'a KubeService>,
-    slices: Vec<(&'a Name, &'a KubeSlice)>,
-    nodes: &'a BTreeMap<String, KubeNode>,
 }
 
 impl World {
@@ -109,49 +116,68 @@ impl World {
             settings,
             services: BTreeMap::new(),
             slices: HashMap::new(),
-            by_service: HashMap::new(),
+            by_service: BTreeSet::new(),
             nodes: BTreeMap::new(),
             changed: BTreeSet::new(),
             nodes_changed: false,
+            unkept: BTreeSet::new(),
             coming: BTreeMap::new(),
             complete: BTreeSet::new(),
             restored: false,
         }
     }
 
-    /// What was known when [`World::snapshot`] was taken. All of it counts as changed, and nothing as complete.
+    /// What was known when the last of [`World::all`] and [`World::take_unkept`] that is whole in the text was taken. All
+    /// of it counts as changed, and nothing as complete.
     ///
     /// # Errors
-    /// The text is cut off, or of another version.
-    pub fn restore(settings: KubernetesSpec, text: &str) -> Result<World, SnapshotError> {
-        let error = |why: &str| SnapshotError(why.to_owned());
-        let (head, body) = text.split_once('\n').ok_or_else(|| error("it has no first line"))?;
-        let digest = head.strip_prefix(HEADER).ok_or_else(|| error("its first line says otherwise"))?;
-        if digest.trim() != sha256_hex(body.as_bytes()) {
-            return Err(error("its digest is another"));
-        }
-        let snapshot: Snapshot = serde_json::from_str(body).map_err(|e| SnapshotError(e.to_string()))?;
+    /// The text has not all of the first one, or is of another version.
+    pub fn restore(settings: KubernetesSpec, text: &[u8]) -> Result<World, SnapshotError> {
         let mut world = World::new(settings);
-        for service in snapshot.services {
-            let name = Name::new(&service.service.namespace, &service.service.name);
-            world.keep_service(name, service);
+        for line in batches(text)?.into_iter().flatten() {
+            match Record::parse(line)? {
+                Record::Service(service) => {
+                    let name = Name::new(&service.service.namespace, &service.service.name);
+                    world.keep_service(name, line.into());
+                }
+                Record::Slice(name, slice) => {
+                    let service = Name::new(name.namespace(), &slice.service);
+                    world.keep_slice(name, service, line.into());
+                }
+                Record::Node(name, node) => world.keep_node(name, node),
+                Record::Gone(kind, name) => world.drop(kind, &name),
+            }
         }
-        for (name, slice) in snapshot.slices {
-            world.keep_slice(name, slice);
-        }
-        world.nodes_changed = !snapshot.nodes.is_empty();
-        world.nodes = snapshot.nodes;
         world.restored = true;
         Ok(world)
     }
 
-    /// All of it as text, with a digest of its own.
-    pub fn snapshot(&self) -> String {
-        let mut slices: Vec<(&Name, &KubeSlice)> = self.slices.iter().collect();
-        slices.sort_by_key(|(name, _)| *name);
-        let snapshot = SnapshotOf { services: self.services.values().collect(), slices, nodes: &self.nodes };
-        let body = serde_json::to_string(&snapshot).unwrap_or_default();
-        format!("{HEADER} {}\n{body}", sha256_hex(body.as_bytes()))
+    /// All of it, to be kept.
+    pub fn all(&mut self) -> Batch {
+        self.unkept.clear();
+        let mut slices: Vec<_> = self.slices.iter().collect();
+        slices.sort_unstable_by_key(|(name, _)| *name);
+        let slices = slices.into_iter().map(|(_, (_, text))| Arc::clone(text));
+        let nodes = self.nodes.iter().map(|(name, node)| Record::Node(name.clone(), node.clone()).text());
+        Batch::new(self.services.values().cloned().chain(slices).chain(nodes).collect())
+    }
+
+    /// What changed since this or [`World::all`] was last asked for, to be added to it; None: nothing.
+    pub fn take_unkept(&mut self) -> Option<Batch> {
+        let unkept = std::mem::take(&mut self.unkept);
+        let record = |(kind, name): (Kind, Name)| {
+            let text = match kind {
+                Kind::Services => self.services.get(&name).cloned(),
+                Kind::Slices => self.slices.get(&name).map(|(_, text)| Arc::clone(text)),
+                Kind::Nodes => {
+                    let node = self.nodes.get(name.name()).cloned();
+                    node.map(|node| Record::Node(name.name().to_owned(), node).text())
+                }
+            };
+            text.unwrap_or_else(|| Record::Gone(kind, name).text())
+        };
+        let records: Vec<_> = unkept.into_iter().map(record).collect();
+        (!records.is_empty()).then(|| Batch::new(records))
     }
 
     /// A list of this kind begins: what it does not hold when it is complete is gone. One that was coming in is void.
@@ -198,7 +224,7 @@ impl World {
         let Some(service) = crate::service(object, &self.settings) else { return };
         let name = Name::new(&service.service.namespace, &service.service.name);
         self.seen(Kind::Services, &name);
-        self.keep_service(name, service);
+        self.keep_service(name, Record::Service(service).text());
     }
 
     /// An EndpointSlice is there, or is another.
@@ -208,7 +234,11 @@ impl World {
         let name = Name::new(namespace, name);
         self.seen(Kind::Slices, &name);
         match crate::slice(object) {
-            Some(slice) => self.keep_slice(name, slice),
+            Some(slice) => {
+                let service = Name::new(namespace, &slice.service);
+                let text = Record::Slice(name.clone(), slice).text();
+                self.keep_slice(name, service, text);
+            }
             // It may have been a service's before.
             None => self.drop(Kind::Slices, &name),
         }
@@ -218,11 +248,7 @@ impl World {
     pub fn node(&mut self, object: &core::Node) {
         let Some(name) = object.metadata.name.clone() else { return };
         self.seen(Kind::Nodes, &Name::new("", &name));
-        let node = crate::node(object);
-        if self.nodes.get(&name) != Some(&node) {
-            self.nodes.insert(name, node);
-            self.nodes_changed = true;
-        }
+        self.keep_node(name, crate::node(object));
     }
 
     /// An object is deleted.
@@ -233,33 +259,17 @@ impl World {
         self.drop(kind, name);
     }
 
-    /// The services that changed since they were last taken, each as the proxy and the speaker want it, see
-    /// [`World::proxies`] and [`World::announces`]; None: there is none any more that is of either.
-    pub fn take_changed(&mut self) -> BTreeMap<String, Option<Service>> {
+    /// The services that changed since they were last taken, each as the proxy and the speaker want it: with its
+    /// endpoints; None: there is none any more that is of either.
+    pub fn take_changed(&mut self) -> BTreeMap<String, Option<KubeService>> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|name| (name.to_string(), self.joined(&name))).collect()
     }
 
     /// All services of the proxy, as it wants them.
     pub fn all_joined(&self) -> impl Iterator<Item = Service> + '_ {
-        let proxied = self.services.iter().filter(|(_, service)| service.proxied);
-        proxied.filter_map(|(name, _)| self.joined(name))
-    }
-
-    /// Whether the proxy serves a service (`namespace/name`): not another proxy's, for one.
-    pub fn proxies(&self, full_name: &str) -> bool {
-        self.of_full_name(full_name).is_some_and(|service| service.proxied)
-    }
-
-    /// Whether the load-balancer addresses of a service (`namespace/name`) are announced: not another controller's, and
-    /// not of one that is about to go.
-    pub fn announces(&self, full_name: &str) -> bool {
-        self.of_full_name(full_name).is_some_and(|service| service.announced)
-    }
-
-    fn of_full_name(&self, full_name: &str) -> Option<&KubeService> {
-        let (namespace, name) = full_name.split_once('/')?;
-        self.services.get(&Name::new(namespace, name))
+        let all = self.services.keys().filter_map(|name| self.joined(name));
+        all.filter(|service| service.proxied).map(|service| service.service)
     }
 
     /// Whether [`World::take_changed`] would give something.
@@ -273,17 +283,32 @@ impl World {
     }
 
     /// All Services, also those that the proxy does not serve.
-    pub fn services(&self) -> impl Iterator<Item = &KubeService> {
-        self.services.values()
+    pub fn services(&self) -> impl Iterator<Item = &Name> {
+        self.services.keys()
     }
 
     /// A service as the proxy and the speaker want it: with its endpoints. None if it is of neither.
-    pub fn joined(&self, name: &Name) -> Option<Service> {
-        let service = self.services.get(name).filter(|service| service.proxied || service.announced)?;
-        let slices = self.by_service.get(name).into_iter().flatten();
-        let groups = slices.filter_map(|slice| Some(&self.slices.get(slice)?.group));
-        let service = &service.service;
-        Some(Service { endpoints: join_endpoints(&service.ports, groups), ..service.clone() })
+    fn joined(&self, name: &Name) -> Option<KubeService> {
+        // What stands there is what was written from values of these very types.
+        let Ok(Record::Service(mut joined)) = Record::parse(self.services.get(name)?) else { return None };
+        if !joined.proxied && !joined.announced {
+            return None;
+        }
+        let group = |slice: &Name| match Record::parse(&self.slices.get(slice)?.1) {
+            Ok(Record::Slice(_, KubeSlice { group, .. })) => Some(group),
+            _ => None,
+        };
+        let groups: Vec<EndpointGroup> = self.slices_of(name).filter_map(group).collect();
+        joined.service.endpoints = join_endpoints(&joined.service.ports, &groups);
+        // It is held as long as it lasts, and what is read has room for more.
+        joined.service.ports.shrink_to_fit();
+        joined.service.cluster_ips.shrink_to_fit();
+        Some(joined)
+    }
+
+    fn slices_of<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = &'a Name> {
+        let from = (service.clone(), Name(Arc::default()));
+        self.by_service.range(from..).take_while(move |(of, _)| of == service).map(|(_, slice)| slice)
     }
 
     /// The Nodes by name.
@@ -306,43 +331,57 @@ impl World {
         }
     }
 
-    fn keep_service(&mut self, name: Name, service: KubeService) {
-        if self.services.get(&name) != Some(&service) {
+    fn keep_service(&mut self, name: Name, text: Arc<str>) {
+        if self.services.get(&name) != Some(&text) {
             self.changed.insert(name.clone());
-            self.services.insert(name, service);
+            self.unkept.insert((Kind::Services, name.clone()));
+            self.services.insert(name, text);
         }
     }
 
-    fn keep_slice(&mut self, name: Name, slice: KubeSlice) {
-        if self.slices.get(&name) == Some(&slice) {
+    fn keep_slice(&mut self, name: Name, service: Name, text: Arc<str>) {
+        if self.slices.get(&name).is_some_and(|(_, known)| *known == text) {
             return;
         }
         self.drop(Kind::Slices, &name);
-        let service = Name::new(&name.namespace, &slice.service);
-        self.by_service.entry(service.clone()).or_default().insert(name.clone());
-        self.slices.insert(name, slice);
-        self.changed.insert(service);
+        self.by_service.insert((service.clone(), name.clone()));
+        self.changed.insert(service.clone());
+        self.unkept.insert((Kind::Slices, name.clone()));
+        self.slices.insert(name, (service, text));
+    }
+
+    fn keep_node(&mut self, name: String, node: KubeNode) {
+        if self.nodes.get(&name) != Some(&node) {
+            self.unkept.insert((Kind::Nodes, Name::new("", &name)));
+            self.nodes.insert(name, node);
+            self.nodes_changed = true;
+        }
     }
 
     fn drop(&mut self, kind: Kind, name: &Name) {
-        match kind {
+        let had = match kind {
             Kind::Services => {
-                if self.services.remove(name).is_some() {
+                let had = self.services.remove(name).is_some();
+                if had {
                     self.changed.insert(name.clone());
                 }
+                had
             }
-            Kind::Slices => {
-                let Some(slice) = self.slices.remove(name) else { return };
-                let service = Name::new(&name.namespace, &slice.service);
-                if let Some(slices) = self.by_service.get_mut(&service) {
-                    slices.remove(name);
-                    if slices.is_empty() {
-                        self.by_service.remove(&service);
-                    }
+            Kind::Slices => match self.slices.remove(name) {
+                None => false,
+                Some((service, _)) => {
+                    self.changed.insert(service.clone());
+                    self.by_service.remove(&(service, name.clone()))
                 }
-                self.changed.insert(service);
+            },
+            Kind::Nodes => {
+                let had = self.nodes.remove(name.name()).is_some();
+                self.nodes_changed |= had;
+                had
             }
-            Kind::Nodes => self.nodes_changed |= self.nodes.remove(&name.name).is_some(),
+        };
+        if had {
+            self.unkept.insert((kind, name.clone()));
         }
     }
 }

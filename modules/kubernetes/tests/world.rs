@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use homelab_kubernetes::{Kind, Name, World};
+use homelab_kubernetes::{HEADER, Kind, KubeService, Name, World};
 use homelab_model::KubernetesSpec;
 use homelab_model::service::{IpMode, Policy, Protocol, Service, Type};
 use proptest::prelude::*;
@@ -74,7 +74,7 @@ fn seen(services: &[Value], slices: &[Value]) -> World {
 fn only(services: &[Value], slices: &[Value]) -> Option<Service> {
     let changed = seen(services, slices).take_changed();
     assert_eq!(changed.keys().collect::<Vec<_>>(), ["default/web"]);
-    changed.into_values().next().unwrap()
+    changed.into_values().next().unwrap().map(|service| service.service)
 }
 
 fn web(change: Value) -> Option<Service> {
@@ -166,14 +166,12 @@ fn addresses_of_other_classes_and_of_what_is_deleted_are_not_announced() {
         merge(&mut web, change);
         let mut world = World::new(settings());
         apply(&mut world, Kind::Services, &web);
-        assert!(
-            world.take_changed()["default/web"].is_some(),
-            "the proxy serves it, or the speaker announces it"
-        );
+        let read = world.take_changed().remove("default/web").unwrap();
+        let read = read.expect("the proxy serves it, or the speaker announces it");
         let others = web["metadata"]["labels"].get("service.kubernetes.io/service-proxy-name").is_some();
-        assert_eq!(world.proxies("default/web"), !others);
+        assert_eq!(read.proxied, !others);
         assert_eq!(world.all_joined().count(), usize::from(!others));
-        world.announces("default/web")
+        read.announced
     };
     assert!(announced(json!({})));
     assert!(announced(json!({ "spec": { "loadBalancerClass": "homelab" } })));
@@ -260,7 +258,7 @@ fn named_ports_and_hints_are_the_slices() {
         }),
     );
     let endpoint = only(&[web], &[slice]).unwrap().endpoints.remove(0);
-    assert_eq!(endpoint.ports, BTreeMap::from([("http".into(), 8080), ("dns".into(), 5353)]));
+    assert_eq!(endpoint.ports, BTreeMap::from([("http".into(), 8080), ("dns".into(), 5353)]).into());
     assert_eq!((endpoint.zone.as_deref(), endpoint.node.as_deref()), (Some("east"), Some("node2")));
     assert_eq!((endpoint.for_zones, endpoint.for_nodes), (vec!["east".to_owned()], vec!["node2".to_owned()]));
 }
@@ -318,7 +316,10 @@ fn an_endpoint_touches_its_service_alone() {
     apply(&mut world, Kind::Slices, &slice("s7-x", "s7", moved));
     let changed = world.take_changed();
     assert_eq!(changed.keys().collect::<Vec<_>>(), ["default/s7"]);
-    assert_eq!(changed["default/s7"].as_ref().unwrap().endpoints[0].address.to_string(), "10.244.2.7");
+    assert_eq!(
+        changed["default/s7"].as_ref().unwrap().service.endpoints[0].address.to_string(),
+        "10.244.2.7"
+    );
     // What a controller writes beside the spec, and a list with nothing new, are no changes.
     let mut touched = services[3].clone();
     merge(&mut touched, json!({ "metadata": { "resourceVersion": "9", "finalizers": ["x"] } }));
@@ -349,15 +350,42 @@ fn a_snapshot_is_all_or_nothing() {
         "status": { "loadBalancer": { "ingress": [{ "ip": "192.168.50.201" }] } },
     });
     let mut world = seen(&[service("web", balanced)], &[slice("s", "web", json!({}))]);
-    let text = world.snapshot();
-    let mut again = World::restore(settings(), &text).unwrap();
+    let text = file(&mut world);
+    let mut again = World::restore(settings(), text.as_bytes()).unwrap();
     assert!(!again.is_complete());
     assert_eq!(again.take_changed(), world.take_changed());
-    assert_eq!(again.snapshot(), text);
-    for broken in ["", "x", &text[..text.len() - 1], &text.replace("web", "wex"), &text.replace(" 1 ", " 2 ")]
+    assert_eq!(file(&mut again), text);
+    assert!(world.take_unkept().is_none() && again.take_unkept().is_none());
+    for broken in
+        ["", "x", HEADER, &text[..text.len() - 1], &text.replace("web", "wex"), &text.replace("t 2", "t 3")]
     {
-        assert!(World::restore(settings(), broken).is_err(), "{broken:.60}");
+        assert!(World::restore(settings(), broken.as_bytes()).is_err(), "{broken:.60}");
     }
+}
+
+/// A file with everything and nothing after it.
+fn file(world: &mut World) -> String {
+    [HEADER.to_owned()].into_iter().chain(world.all().pieces()).collect()
+}
+
+#[test]
+fn what_is_added_to_a_snapshot_is_what_changed() {
+    let web = service("web", json!({}));
+    let mut world = seen(std::slice::from_ref(&web), &[slice("s", "web", json!({}))]);
+    let added =
+        |world: &mut World| world.take_unkept().map(|batch| batch.pieces().skip(1).collect::<String>());
+    let first = file(&mut world);
+    apply(&mut world, Kind::Services, &web);
+    apply(&mut world, Kind::Slices, &slice("s", "web", json!({ "metadata": { "resourceVersion": "9" } })));
+    assert_eq!(added(&mut world), None, "nothing that matters");
+    world.gone(Kind::Services, &Name::new("default", "web"));
+    world.gone(Kind::Services, &Name::new("default", "unknown"));
+    apply(&mut world, Kind::Nodes, &json!({ "metadata": { "name": "node1" } }));
+    assert_eq!(
+        added(&mut world).unwrap(),
+        "{\"gone\":[\"services\",\"default/web\"]}\n{\"node\":[\"node1\",{\"addresses\":[]}]}\n",
+    );
+    assert!(first.contains("default/s"));
 }
 
 /// Something that the API says.
@@ -371,6 +399,8 @@ enum Step {
     /// A list begins, and the connection is lost again after some objects.
     Broken(Kind, u8),
     Take,
+    /// It is written to disk: everything, or what changed.
+    Keep(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -381,6 +411,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (kind(), prop::collection::vec((0..4_u8, 0..6_u8), 0..4)).prop_map(|(kind, all)| Step::Relist(kind, all)),
         1 => (kind(), 0..3_u8).prop_map(|(kind, some)| Step::Broken(kind, some)),
         2 => Just(Step::Take),
+        3 => prop::bool::weighted(0.2).prop_map(Step::Keep),
     ]
 }
 
@@ -410,14 +441,24 @@ fn object(kind: Kind, one: u8, version: u8) -> Value {
     }
 }
 
+/// Everything that a world knows.
+fn all(world: &World) -> String {
+    world.clone().all().pieces().collect()
+}
+
 proptest! {
     /// In whatever order it comes: what was taken piece by piece is what one list of all objects gives.
     #[test]
-    fn a_history_comes_to_what_its_end_says(steps in prop::collection::vec(step(), 1..60)) {
+    /// However its file is cut off, it holds what was known when some of it was written; all that was written by then.
+    #[test]
+    fn a_history_comes_to_what_its_end_says(steps in prop::collection::vec(step(), 1..60), cuts in prop::collection::vec(any::<prop::sample::Index>(), 8)) {
         let mut world = World::new(settings());
         let mut truth: BTreeMap<(Kind, u8), u8> = BTreeMap::new();
-        let mut told: BTreeMap<String, Service> = BTreeMap::new();
-        let take = |world: &mut World, told: &mut BTreeMap<String, Service>| {
+        let mut told: BTreeMap<String, KubeService> = BTreeMap::new();
+        // With its lengths at which something was whole, and what that was.
+        let mut file = file(&mut world);
+        let mut states = vec![(file.len(), all(&world))];
+        let take = |world: &mut World, told: &mut BTreeMap<String, KubeService>| {
             for (name, service) in world.take_changed() {
                 match service {
                     Some(service) => told.insert(name, service),
@@ -451,18 +492,33 @@ proptest! {
                     }
                 }
                 Step::Take => take(&mut world, &mut told),
+                Step::Keep(true) => {
+                    file = self::file(&mut world);
+                    states = vec![(file.len(), all(&world))];
+                }
+                Step::Keep(false) => {
+                    file.extend(world.take_unkept().iter().flat_map(|batch| batch.pieces().collect::<Vec<_>>()));
+                    states.push((file.len(), all(&world)));
+                }
             }
         }
         take(&mut world, &mut told);
         let of = |kind| truth.iter().filter(move |((of, _), _)| *of == kind)
             .map(|((kind, one), version)| object(*kind, *one, *version)).collect::<Vec<_>>();
         let mut scratch = seen(&of(Kind::Services), &of(Kind::Slices));
-        let expected: BTreeMap<String, Service> =
+        let expected: BTreeMap<String, KubeService> =
             scratch.take_changed().into_iter().filter_map(|(name, service)| Some((name, service?))).collect();
         prop_assert_eq!(&told, &expected);
-        // Also through a snapshot.
-        let mut again = World::restore(settings(), &world.snapshot()).unwrap();
-        let restored: BTreeMap<String, Service> =
+        // Also through its file, wherever that ends.
+        for cut in cuts.iter().map(|cut| cut.index(file.len() + 1)).chain(states.iter().map(|(length, _)| *length)) {
+            let restored = World::restore(settings(), &file.as_bytes()[..cut]).ok();
+            let kept = states.iter().rev().find(|(length, _)| *length <= cut);
+            prop_assert_eq!(restored.map(|world| all(&world)), kept.map(|(_, state)| state.clone()));
+        }
+        file.extend(world.take_unkept().iter().flat_map(|batch| batch.pieces().collect::<Vec<_>>()));
+        let mut again = World::restore(settings(), file.as_bytes()).unwrap();
+        prop_assert_eq!(all(&again), all(&world));
+        let restored: BTreeMap<String, KubeService> =
             again.take_changed().into_iter().filter_map(|(name, service)| Some((name, service?))).collect();
         prop_assert_eq!(restored, expected);
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
-use homelab_model::{AddressFact, Facts, LinkFact, RouteFact, ours};
+use homelab_model::{AddressFact, Facts, KnownContainers, LinkFact, RouteFact, ours};
 
 use crate::kernel::Snapshot;
 use crate::netlink::Foreign;
@@ -36,6 +36,7 @@ pub(crate) fn facts(root: &Root, snapshot: &Snapshot, foreign: Foreign) -> Facts
     Facts {
         // The store of addresses is the plugin's.
         attachments: Vec::new(),
+        containers: KnownContainers::default(),
         hostname,
         arch,
         kernel,

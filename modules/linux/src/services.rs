@@ -1,6 +1,6 @@
 //! Services in the kernel: the elements of the proxy's sets, and the connections that they made.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use homelab_model::service::Protocol;
@@ -15,10 +15,12 @@ use nix::errno::Errno;
 use crate::conntrack::{self, Family, Flow};
 use crate::error::{Error, netlink};
 use crate::netlink::{Socket, nft_generation, nft_table};
-use crate::nft::elements::{Batch, Element as Raw, ElementError, dump};
+use crate::nft::elements::{Batch, Element as Raw, ElementError, count, dump, has_all};
 
 /// How often a state that changes while it is read is read again, and a change that meets another one is tried again.
 const TRIES: usize = 5;
+/// A set of so many elements is asked for each of them before it is read: from here on that is cheaper.
+const LARGE: usize = 65_536;
 
 /// What the sets of the proxy's table hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -79,11 +81,37 @@ fn table() -> &'static str {
     nft_table(ours::PROXY_TABLE).1
 }
 
-/// Reads all elements. A set that is not there holds none.
-fn read(socket: &mut Socket) -> Result<Held, Error> {
+/// Whether a set holds just these elements, for all that the kernel says without a reading of all of them.
+fn is_just<'a>(
+    socket: &mut Socket,
+    set: &str,
+    elements: impl Iterator<Item = (&'a String, &'a Element)> + Clone,
+) -> Result<bool, ElementError> {
+    Ok(count(socket, table(), set)? == Some(elements.clone().count())
+        && has_all(socket, table(), set, elements.map(|(service, element)| raw(service, element)))?)
+}
+
+/// Reads all elements. A set that is not there holds none. Of a large set that holds what is `expected` it is enough to
+/// see that it does.
+fn read(socket: &mut Socket, expected: &Elements) -> Result<Held, Error> {
     let mut held = Held::default();
+    let mut sizes: HashMap<(Set, bool), usize> = HashMap::new();
+    for element in expected.values().flatten() {
+        *sizes.entry((element.set(), element.is_ipv4())).or_default() += 1;
+    }
     for (set, v4) in filled() {
         let name = set.name(v4);
+        let is_of = move |element: &&Element| element.set() == set && element.is_ipv4() == v4;
+        let wanted = expected.iter().flat_map(|(service, elements)| {
+            elements.iter().filter(is_of).map(move |element| (service, element))
+        });
+        let is_large = sizes.get(&(set, v4)).is_some_and(|size| *size >= LARGE);
+        if is_large && is_just(socket, &name, wanted.clone()).map_err(failed)? {
+            for (service, element) in wanted {
+                held.elements.entry(service.clone()).or_default().push(*element);
+            }
+            continue;
+        }
         let found = match dump(socket, table(), &name) {
             Err(ElementError::NoSuchSet { .. }) => continue,
             found => found.map_err(failed)?,
@@ -107,13 +135,18 @@ fn read(socket: &mut Socket) -> Result<Held, Error> {
 impl Proxy {
     /// What the sets hold. Reads them only if any ruleset has changed since they were last known.
     pub(crate) fn held(&mut self, socket: &mut Socket) -> Result<&Held, Error> {
+        self.held_as(socket, &Elements::new())
+    }
+
+    /// The same, at less cost where it is what is `expected`.
+    fn held_as(&mut self, socket: &mut Socket, expected: &Elements) -> Result<&Held, Error> {
         for left in (0..TRIES).rev() {
             let now = generation(socket)?;
             if self.known.as_ref().is_some_and(|(known, _)| *known == now) {
                 break;
             }
             self.known = None;
-            let held = read(socket)?;
+            let held = read(socket, expected)?;
             // What changes all the time is better read as it was a moment ago than not at all.
             if left == 0 || generation(socket)? == now {
                 self.known = Some((now, held));
@@ -150,7 +183,7 @@ impl Proxy {
     ) -> Result<Synced, Error> {
         let mut done = Done::default();
         for left in (0..TRIES).rev() {
-            let held = self.held(socket)?;
+            let held = self.held_as(socket, target)?;
             let (before, after) = differing(&held.elements, target);
             if before.is_empty() && after.is_empty() && held.strays.is_empty() {
                 break;
@@ -172,7 +205,7 @@ impl Proxy {
     pub(crate) fn sync_changed(&mut self, socket: &mut Socket, changed: &Elements) -> Result<Synced, Error> {
         for left in (0..TRIES).rev() {
             if self.known.is_none() {
-                self.held(socket)?;
+                self.held_as(socket, changed)?;
             }
             let held = self.known.as_ref().map(|(_, held)| &held.elements);
             let known = |name: &String| Some((name.clone(), held?.get(name)?.clone()));

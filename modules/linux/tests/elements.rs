@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::{in_new_netns, load, run};
 use homelab_linux::conntrack::{self, Family, Tuple};
 use homelab_linux::netlink::Socket;
-use homelab_linux::nft::elements::{Batch, Element, ElementError, dump};
+use homelab_linux::nft::elements::{Batch, Element, ElementError, count, dump, has_all};
 use nix::errno::Errno;
 
 const TABLE: &str = "homelab";
@@ -328,4 +328,31 @@ fn flows_are_read_and_deleted() {
             assert!(!conntrack::delete(socket, &flow.original, flow.zone, None).unwrap());
         });
     }
+}
+
+#[test]
+fn a_set_is_asked_for_single_elements() {
+    with_table(|socket| {
+        let end = |n: u32| {
+            let [_, _, high, low] = n.to_be_bytes();
+            endpoint("10.96.0.10", 80, n, &format!("10.244.{high}.{low}"), 8080, "default/web")
+        };
+        let all: Vec<Element> = (0..1000).map(end).collect();
+        add(socket, "endpoints4", &all).unwrap();
+        let mut has = |elements: &[Element]| has_all(socket, TABLE, "endpoints4", elements.to_vec()).unwrap();
+        assert!(has(&all) && has(&all[..1]) && has(&[]));
+        let with = |change: &dyn Fn(&mut Element)| {
+            let mut others = all.clone();
+            change(&mut others[500]);
+            others
+        };
+        assert!(!has(&with(&|element| element.comment = "default/dns".into())), "another service's");
+        assert!(!has(&with(&|element| element.data = end(1).data)), "to another endpoint");
+        assert!(!has(&with(&|element| element.key = end(1000).key)), "not there");
+        assert!(!has_all(socket, TABLE, "nothing", all[..1].to_vec()).unwrap());
+        // Kernels before 6.16 do not say.
+        let counted = count(socket, TABLE, "endpoints4").unwrap();
+        assert!(counted.is_none_or(|count| count == 1000), "{counted:?}");
+        assert_eq!(count(socket, TABLE, "nothing").unwrap(), None);
+    });
 }

@@ -5,13 +5,15 @@ mod common;
 #[path = "../../proxy/tests/random/mod.rs"]
 mod random;
 
+use std::net::Ipv4Addr;
+
 use common::proxy::{node, view, with_ruleset};
 use common::{in_new_netns, run};
 use homelab_linux::{Connections, Kinds, Synced};
 use homelab_model::service::{Protocol, Service};
 use homelab_model::{Scope, Spec};
 use homelab_proxy::delta::differing;
-use homelab_proxy::element::Frontend;
+use homelab_proxy::element::{Element, Frontend};
 use homelab_proxy::stale::{Connection, Remembered};
 use homelab_proxy::{Elements, compile, ruleset, service_objects};
 use proptest::prelude::*;
@@ -144,5 +146,31 @@ fn a_node_says_which_connections_and_clients_its_kernel_knows() {
         run("nft add element inet homelab-proxy no-endpoints4 '{ 9.9.9.9 . 99 . 9 }'");
         let strays = node.held_services().unwrap().stray_lines();
         assert!(strays[""][0].starts_with("no-endpoints4 #09090909"), "{strays:?}");
+    });
+}
+
+/// So many elements are asked for one by one before they are read.
+#[test]
+fn a_large_set_is_looked_through() {
+    in_new_netns(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let address = |n: u32| Element::ClusterAddress(Ipv4Addr::from(0x0a60_0000 + n).into());
+        let target = Elements::from([("default/web".to_owned(), (1..66_000).map(address).collect())]);
+        with_ruleset(&directory).sync_services(&target, Connections::OfChange).unwrap();
+        let look = || {
+            let synced = node(&directory).sync_services(&target, Connections::OfChange).unwrap();
+            (synced.deleted, synced.added)
+        };
+        assert_eq!(look(), (0, 0));
+        let set = "element inet homelab-proxy cluster-addresses4";
+        run(&format!("nft add {set} '{{ 10.0.0.1 }}'"));
+        assert_eq!(look(), (1, 0), "one too many");
+        run(&format!("nft delete {set} '{{ 10.96.0.9 }}'; nft add {set} '{{ 10.0.0.1 }}'"));
+        assert_eq!(look(), (1, 1), "as many, and others");
+        run(&format!(
+            "nft delete {set} '{{ 10.96.0.9 }}'; nft add {set} '{{ 10.96.0.9 comment \"default/dns\" }}'"
+        ));
+        assert_eq!(look(), (1, 1), "another service's");
+        assert_eq!(look(), (0, 0));
     });
 }

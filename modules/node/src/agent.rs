@@ -6,6 +6,7 @@
 //! the spec again, so it never works for yesterday's.
 
 mod check;
+pub(crate) mod containers;
 mod events;
 mod http;
 pub(crate) mod kubernetes;
@@ -90,6 +91,8 @@ struct Agent {
     foundation: Vec<NodeObject>,
     /// Peers that Kubernetes has beyond the file.
     peers: peers::Live,
+    /// Containers that services name.
+    containers: containers::Containers,
     /// Services of the file and of Kubernetes, and what the proxy's sets are to hold.
     services: live::Services,
     /// What several of them want, as far as it has been said: who goes without, and why.
@@ -131,12 +134,14 @@ async fn run() -> Result<(), String> {
     let mut events = listen(Arc::clone(&watched))?;
     let metrics = Arc::new(Metrics::new().map_err(|e| format!("metrics: {e}"))?);
     let sayings = Arc::new(sayings::Sayings::default());
+    let heard = Arc::new(containers::Heard::default());
     let mut agent = Agent {
         node: Node::open(Root::system()).map_err(|e| e.to_string())?,
         spec: None,
         file: None,
         foundation: Vec::new(),
         peers: peers::Live::load(),
+        containers: containers::Containers::load(Arc::clone(&heard)),
         services: live::Services::new(Arc::clone(&metrics), Arc::clone(&sayings)),
         conflicts: BTreeSet::new(),
         settled: false,
@@ -157,7 +162,7 @@ async fn run() -> Result<(), String> {
         blind: None,
         trouble: None,
         http: Http::new(Arc::clone(&metrics), Limits::new(HEALTHY_FOR)),
-        speaker: speaker::Handle::start(Arc::clone(&metrics), &sayings)?,
+        speaker: speaker::Handle::start(Arc::clone(&metrics), &sayings, &heard)?,
         noted: Vec::new(),
         metrics,
     };
@@ -205,6 +210,13 @@ async fn run() -> Result<(), String> {
                     check_at.get_or_insert_with(Instant::now);
                 }
             }
+            () = agent.containers.wait() => {
+                let kinds = agent.hear_of_containers();
+                if kinds != Kinds::NONE {
+                    due = union(due, kinds);
+                    check_at.get_or_insert_with(Instant::now);
+                }
+            }
             _ = files.tick() => {
                 due = union(due, FILES);
                 check_at.get_or_insert_with(Instant::now);
@@ -215,6 +227,9 @@ async fn run() -> Result<(), String> {
             look = sandboxes.next() => sandboxes.take(&look, &agent.metrics),
             () = sleep_until(wait), if check_at.is_some() => {
                 check_at = None;
+                if due.links {
+                    due = union(due, agent.look_for_containers());
+                }
                 let checked = agent.check(due);
                 agent.http.listen().await;
                 if checked {
@@ -240,6 +255,12 @@ async fn run() -> Result<(), String> {
     info!("agent stops; the kernel keeps its state");
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     Ok(())
+}
+
+/// Replaces a file: whole, or not at all while the machine runs.
+fn replace(path: &str, content: &[u8]) -> std::io::Result<()> {
+    let fresh = format!("{path}.new");
+    std::fs::write(&fresh, content).and_then(|()| std::fs::rename(&fresh, path))
 }
 
 /// The stamp of a file, if it is there.
@@ -288,6 +309,7 @@ impl Agent {
         if spec.format_version != NodeSpec::FORMAT {
             return Err(format!("its format is {}, mine is {}", spec.format_version, NodeSpec::FORMAT));
         }
+        self.containers.configure(&mut spec);
         let services = self.services.configure(&mut spec)?;
         info!(
             node = spec.node,
@@ -348,8 +370,7 @@ impl Agent {
         }
         let path = format!("{}/agent.json", ours::RUN);
         let text = serde_json::to_vec(&self.report).unwrap_or_default();
-        let fresh = format!("{path}.new");
-        match std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path)) {
+        match replace(&path, &text) {
             Ok(()) => self.written = Some(self.report.clone()),
             Err(error) => warn!(%error, path, "cannot write the report"),
         }

@@ -10,7 +10,7 @@ use homelab_linux::transaction::{self as store, Shelf};
 use homelab_linux::{Error, Kinds, Node, Root};
 use homelab_model::service::Service;
 use homelab_model::{
-    Change, Holder, LbNode, NodeObject, Observed, PoolRange, Scanned, Scope, ServiceReport, Spec,
+    Change, Holder, LbNode, NodeObject, NodeSpec, Observed, PoolRange, Scanned, Scope, ServiceReport, Spec,
     TracePacket, TraceReport, ours,
 };
 use homelab_protocol::Secret;
@@ -77,6 +77,7 @@ impl Host for Machine {
         // Others ended without a DEL.
         attachments.retain(|attachment| links.contains(attachment.link.as_str()));
         observed.facts.attachments = attachments;
+        observed.facts.containers = crate::agent::containers::kept().unwrap_or_default();
         leave_out_live(&mut observed);
         Ok(observed)
     }
@@ -262,7 +263,10 @@ impl Host for Machine {
         let connections = self.node.service_connections(&held.elements).map_err(text)?;
         let strays = held.stray_lines();
         let state = HeldState { elements: &held.elements, strays: &strays, connections: &connections };
-        Ok(report::services(self.node.spec().map(known).as_ref(), &state))
+        let told = self.node.spec();
+        let mut reports = report::services(told.clone().map(followed).as_ref(), &state);
+        report::absent(&mut reports, told.as_ref(), &crate::agent::containers::kept().unwrap_or_default());
+        Ok(reports)
     }
 
     fn load_balancers(&mut self) -> Result<LbNode, String> {
@@ -288,7 +292,7 @@ impl Host for Machine {
     }
 
     fn trace(&mut self, packet: &TracePacket) -> Result<TraceReport, String> {
-        let spec = self.node.spec().map(known).ok_or_else(crate::serve::untold)?;
+        let spec = self.node.spec().map(followed).ok_or_else(crate::serve::untold)?;
         let own = self.node.addresses().map_err(text)?;
         let held = self.node.held_services().map_err(text)?;
         let remembered = self.node.remembered_clients().map_err(text)?;
@@ -319,9 +323,19 @@ impl Host for Machine {
     }
 }
 
-/// Leaves out what is the agent's business alone: services of Kubernetes, and peers that are its Nodes. The laptop neither
-/// plans nor deletes them.
+/// The spec with what its agent knows beyond it: of containers, and of Kubernetes.
+fn followed(mut spec: NodeSpec) -> NodeSpec {
+    let containers = crate::agent::containers::kept().unwrap_or_default();
+    spec.services = containers.follow(&spec.services, &spec.containers);
+    known(spec)
+}
+
+/// Leaves out what is the agent's business alone: services of Kubernetes, peers that are its Nodes, and where containers are
+/// that services name. The laptop neither plans nor deletes them.
 pub(crate) fn leave_out_live(observed: &mut Observed) {
+    if let (Some(spec), Some(known)) = (&observed.spec, crate::agent::containers::kept()) {
+        homelab_proxy::as_told(&mut observed.objects, spec, &known);
+    }
     if let Some(peers) = crate::agent::peers::kept() {
         homelab_desired::without_peers(&mut observed.objects, observed.spec.as_ref(), &peers);
     }

@@ -77,6 +77,7 @@ impl Bytes {
             let frontend = rest.frontend()?;
             match set {
                 Set::Frontends => Element::Served(frontend),
+                Set::PlainFrontends => Element::Plain(frontend),
                 Set::Endpoints => {
                     let slot = rest.slot()?;
                     let mut data = Fields { bytes: self.data.as_ref()?, v4 };

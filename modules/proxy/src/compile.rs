@@ -119,7 +119,7 @@ pub(crate) fn one(
     for port in &service.ports {
         // The same for every frontend of a family.
         let of_family = |v4: bool| {
-            let fits = |e: &&Endpoint| e.address.is_ipv4() == v4 && e.ports.contains_key(&port.name);
+            let fits = |e: &&Endpoint| e.address.is_ipv4() == v4 && e.ports.get(&port.name).is_some();
             choose(&service.endpoints.iter().filter(fits).collect::<Vec<_>>(), place)
         };
         let (chosen4, chosen6) = (of_family(true), of_family(false));
@@ -168,7 +168,8 @@ fn program(
     let same = |range: &&IpNet| range.addr().is_ipv4() == frontend.address.is_ipv4();
     let mut ranges = merged(service.load_balancer_source_ranges.iter().filter(same)).peekable();
     if kind == FrontendKind::LoadBalancer && ranges.peek().is_some() {
-        elements.insert(Element::Ranged(frontend));
+        // Looked at before it is known whether there are endpoints.
+        elements.extend([Element::Served(frontend), Element::Ranged(frontend)]);
         elements.extend(ranges.map(|range| Element::Allowed(frontend, range)));
     }
     if !chosen.any {
@@ -204,8 +205,12 @@ fn program(
     if reached.is_empty() {
         return;
     }
-    elements.insert(Element::Served(frontend));
-    if service.session_affinity == Affinity::ClientIp {
+    let is_sticky = service.session_affinity == Affinity::ClientIp;
+    elements.insert(match kind {
+        FrontendKind::Cluster if !is_sticky => Element::Plain(frontend),
+        _ => Element::Served(frontend),
+    });
+    if is_sticky {
         elements.insert(Element::Sticky(frontend));
         let timeout = ladder::timeout(service.session_affinity_timeout_seconds);
         elements.insert(Element::StickyFor(frontend, timeout));
@@ -230,7 +235,7 @@ fn pool(
     // Sorted and without doubles: the order in which a source lists endpoints is no reason to change anything.
     let targets: BTreeSet<SocketAddr> = endpoints
         .iter()
-        .filter_map(|endpoint| Some(SocketAddr::new(endpoint.address, *endpoint.ports.get(port)?)))
+        .filter_map(|endpoint| Some(SocketAddr::new(endpoint.address, endpoint.ports.get(port)?)))
         .collect();
     if targets.is_empty() {
         return;

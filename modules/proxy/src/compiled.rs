@@ -30,6 +30,9 @@ pub struct Compiled {
     view: NodeView,
     services: BTreeMap<String, Sourced>,
     elements: Elements,
+    /// How many these are, and the endpoints of the services.
+    count: usize,
+    endpoints: usize,
     holders: HashMap<Frontend, Claim>,
     /// Who goes without.
     others: BTreeMap<Frontend, BTreeSet<Claim>>,
@@ -56,6 +59,16 @@ impl Compiled {
         &self.elements
     }
 
+    /// How many elements there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// How many endpoints the services have.
+    pub fn endpoints(&self) -> usize {
+        self.endpoints
+    }
+
     /// Takes over services by full name; None: there is none any more. Gives the elements of every service whose
     /// elements are others now: also of one that another had kept an address from.
     pub fn update(&mut self, changes: impl IntoIterator<Item = (String, Option<Sourced>)>) -> Elements {
@@ -69,6 +82,10 @@ impl Compiled {
             if before == after {
                 continue;
             }
+            let endpoints = |sourced: &Option<Sourced>| {
+                sourced.as_ref().map_or(0, |(_, service)| service.endpoints.len())
+            };
+            self.endpoints = self.endpoints + endpoints(&after) - endpoints(&before);
             let (old, new) = (wants(before.as_ref(), &self.view), wants(after.as_ref(), &self.view));
             let shared: Arc<str> = name.as_str().into();
             for (frontend, source) in old.difference(&new) {
@@ -85,8 +102,9 @@ impl Compiled {
                 Some(elements) => self.elements.insert(name.clone(), elements.clone()),
                 None => self.elements.remove(&name),
             };
-            let elements = elements.unwrap_or_default();
-            if before.unwrap_or_default() != elements {
+            let (before, elements) = (before.unwrap_or_default(), elements.unwrap_or_default());
+            self.count = self.count + elements.len() - before.len();
+            if before != elements {
                 changed.insert(name, elements);
             }
         }

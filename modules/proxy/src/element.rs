@@ -48,8 +48,11 @@ pub fn slots(pool: Pool, rung: u32) -> u32 {
 /// One element of one set or map. Its family is that of its addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Element {
-    /// A frontend with endpoints: `frontends`.
+    /// A frontend with endpoints that is not plain, or one that only some sources may reach: `frontends`.
     Served(Frontend),
+    /// A frontend with endpoints that needs nothing but one of them, by chance: `plain-frontends`. It is one of a cluster
+    /// address, without session affinity.
+    Plain(Frontend),
     /// One slot of a pool: `endpoints`.
     Endpoint {
         /// Frontend.
@@ -93,6 +96,8 @@ pub enum Element {
 pub enum Set {
     /// Of [`Element::Served`].
     Frontends,
+    /// Of [`Element::Plain`].
+    PlainFrontends,
     /// Map of [`Element::Endpoint`].
     Endpoints,
     /// Of [`Element::Large`].
@@ -123,8 +128,9 @@ pub enum Set {
 
 impl Set {
     /// Those that are there once, with their names.
-    const NAMES: [(Set, &str); 13] = [
+    const NAMES: [(Set, &str); 14] = [
         (Set::Frontends, "frontends"),
+        (Set::PlainFrontends, "plain-frontends"),
         (Set::Endpoints, "endpoints"),
         (Set::LargePools, "large-pools"),
         (Set::NoEndpoints, "no-endpoints"),
@@ -177,6 +183,7 @@ impl Element {
     pub fn set(&self) -> Set {
         match self {
             Element::Served(_) => Set::Frontends,
+            Element::Plain(_) => Set::PlainFrontends,
             Element::Endpoint { .. } => Set::Endpoints,
             Element::Large { .. } => Set::LargePools,
             Element::Unserved(_) => Set::NoEndpoints,
@@ -197,6 +204,7 @@ impl Element {
         match self {
             Element::ClusterAddress(_) => None,
             Element::Served(frontend)
+            | Element::Plain(frontend)
             | Element::Endpoint { frontend, .. }
             | Element::Large { frontend, .. }
             | Element::Unserved(frontend)
@@ -259,6 +267,7 @@ impl Element {
                     Frontend { address: address.parse().ok()?, protocol, port: port.parse().ok()? };
                 match (set, more) {
                     (Set::Frontends, []) => Element::Served(frontend),
+                    (Set::PlainFrontends, []) => Element::Plain(frontend),
                     (Set::Endpoints, [slot]) => {
                         Element::Endpoint { frontend, slot: slot.parse().ok()?, to: to? }
                     }

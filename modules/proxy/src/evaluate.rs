@@ -103,6 +103,7 @@ struct Flight {
 /// What a chain came to.
 enum Verdict {
     Continue,
+    Accept,
     Drop,
     Reject,
     Masquerade,
@@ -172,7 +173,7 @@ impl Machine {
         let at = |chain: &&Chain| chain.hook.is_some_and(|(_, h, priority)| h == hook && priority > after);
         for chain in self.bases.iter().filter(at) {
             match self.chain(chain, &flight, notes) {
-                Verdict::Continue => {}
+                Verdict::Continue | Verdict::Accept => {}
                 Verdict::Drop => return Outcome::Dropped,
                 Verdict::Reject => return Outcome::Rejected,
                 Verdict::Masquerade => {
@@ -240,6 +241,7 @@ impl Machine {
                     }
                     return verdict;
                 }
+                Action::Accept => Verdict::Accept,
                 Action::Drop => Verdict::Drop,
                 Action::Reset | Action::Unreachable => Verdict::Reject,
                 Action::Masquerade => Verdict::Masquerade,
@@ -278,7 +280,7 @@ impl Machine {
         let family = flight.now.address.is_ipv4() == rule.v4;
         match condition {
             Match::New => true,
-            Match::Invalid => false,
+            Match::Established | Match::Invalid => false,
             Match::Translated => flight.translated,
             Match::Protocol(protocol) => flight.now.protocol == *protocol,
             Match::In(key, set, yes) => family && self.contains(*key, *set, flight) == *yes,
@@ -309,6 +311,7 @@ impl Machine {
         };
         match set {
             Set::Frontends => has(Element::Served(frontend)),
+            Set::PlainFrontends => has(Element::Plain(frontend)),
             Set::NoEndpoints => has(Element::Unserved(frontend)),
             Set::NoLocalEndpoints => has(Element::Dropped(frontend)),
             Set::ExternalCluster => has(Element::ExternalCluster(frontend)),

@@ -66,7 +66,7 @@ fn local_ready(service: &Service, view: &NodeView, v4: bool) -> usize {
         endpoint.ready
             && endpoint.node.as_deref() == Some(view.name.as_str())
             && endpoint.address.is_ipv4() == v4
-            && service.ports.iter().any(|port| endpoint.ports.contains_key(&port.name))
+            && service.ports.iter().any(|port| endpoint.ports.get(&port.name).is_some())
     });
     ready.map(|endpoint| endpoint.address).collect::<BTreeSet<IpAddr>>().len()
 }

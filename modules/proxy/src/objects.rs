@@ -1,6 +1,10 @@
 //! Everything of the proxy that a node holds.
 
-use homelab_model::{Hook, Module, NftChain, NftTable, NodeObject, NodeSpec, ServiceElements, Spec, ours};
+use std::collections::BTreeMap;
+
+use homelab_model::{
+    Hook, Key, KnownContainers, Module, NftChain, NftTable, NodeObject, NodeSpec, ServiceElements, Spec, ours,
+};
 
 use crate::compile::{Elements, NodeView, compile};
 use crate::element::Element;
@@ -28,6 +32,27 @@ pub fn foundation(spec: &NodeSpec) -> Vec<NodeObject> {
 /// An object for each service of `spec`.
 pub fn services(spec: &NodeSpec) -> Vec<NodeObject> {
     service_objects(&compile(&spec.services, &view(spec)).0).map(object).collect()
+}
+
+/// What a node holds, with what the laptop told it of services in place of where the agent has followed their containers.
+pub fn as_told(objects: &mut [NodeObject], spec: &NodeSpec, known: &KnownContainers) {
+    if spec.containers.is_empty() {
+        return;
+    }
+    let by_key = |spec: &NodeSpec| -> BTreeMap<Key, NodeObject> {
+        services(spec).into_iter().map(|object| (object.spec.key(), object)).collect()
+    };
+    let followed = known.follow(&spec.services, &spec.containers);
+    let followed = by_key(&NodeSpec { services: followed, ..spec.clone() });
+    let told = by_key(spec);
+    for object in objects.iter_mut().filter(|object| matches!(object.spec, Spec::Service(_))) {
+        let key = object.spec.key();
+        if let (Some(one), Some(told)) = (followed.get(&key), told.get(&key))
+            && one.spec == object.spec
+        {
+            object.clone_from(told);
+        }
+    }
 }
 
 fn object(spec: Spec) -> NodeObject {

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::service::{Endpoint, Policy, Service};
 use homelab_model::{
-    EndpointReport, FrontendKind, FrontendReport, FrontendState, NodeSpec, ServiceReport, ToldPort,
-    ToldService, TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+    AbsentContainer, ContainerName, EndpointReport, FrontendKind, FrontendReport, FrontendState,
+    KnownContainers, NodeSpec, ServiceReport, ToldPort, ToldService, TraceEndpoint, TraceOutcome,
+    TracePacket, TraceReport, TraceStep,
 };
 
 use crate::compile::{Elements, NodeView, compile, frontends};
@@ -50,11 +51,22 @@ pub fn services(spec: Option<&NodeSpec>, held: &HeldState<'_>) -> Vec<ServiceRep
             name: name.clone(),
             told: service.map(summary),
             frontends: reports(service, &view, have, &counts),
+            absent: Vec::new(),
             missing: lacking(have, want),
             extra,
         }
     };
     names.into_iter().map(report).collect()
+}
+
+/// Says of which containers of theirs services do without.
+pub fn absent(reports: &mut [ServiceReport], told: Option<&NodeSpec>, known: &KnownContainers) {
+    for (record, why) in told.iter().flat_map(|spec| known.absent(&spec.containers)) {
+        let ContainerName { node, container, .. } = record.name.clone();
+        if let Some(report) = reports.iter_mut().find(|report| report.name == record.service) {
+            report.absent.push(AbsentContainer { node, container, why });
+        }
+    }
 }
 
 fn of<'a>(elements: &'a Elements, name: &str) -> &'a [Element] {
@@ -117,7 +129,7 @@ fn reports(
         let Some(frontend) = element.frontend() else { continue };
         let found = all.entry(frontend).or_default();
         match element {
-            Element::Served(_) => found.served = true,
+            Element::Served(_) | Element::Plain(_) => found.served = true,
             Element::Unserved(_) => found.refused = true,
             Element::Dropped(_) => found.dropped = true,
             Element::ExternalLocal(_) => found.local = true,
@@ -354,7 +366,7 @@ mod tests {
         let matching: Vec<&String> = full.steps.iter().filter(|s| s.matched).map(|s| &s.rule).collect();
         assert_eq!(matching, short.steps.iter().map(|s| &s.rule).collect::<Vec<_>>());
         // Any address of the node's own is the node, also one that takes no node ports.
-        assert_eq!(trace(packet("10.244.1.1", "10.96.0.1", 80), &[]).steps[0].chain, "proxy-output-sources");
+        assert_eq!(trace(packet("10.244.1.1", "10.96.0.1", 80), &[]).steps[0].chain, "proxy-output");
         let client = Remembered {
             frontend: frontend("10.96.0.1", 80),
             client: "10.244.1.9".parse().expect("an address"),

@@ -64,6 +64,8 @@ pub struct Rule {
 pub enum Match {
     /// The first packet of a connection.
     New,
+    /// A packet of a connection of which both sides have been heard.
+    Established,
     /// Of no connection that the kernel knows, as far as it can tell: a TCP segment outside of the window, for one.
     Invalid,
     /// The connection's destination was translated.
@@ -110,6 +112,8 @@ pub enum Action {
     Jump(String),
     /// On with another chain, for good.
     Goto(String),
+    /// No more of this hook's rules of this base chain.
+    Accept,
     /// Drop.
     Drop,
     /// TCP reset.
@@ -161,7 +165,7 @@ pub fn chains(view: &NodeView) -> Vec<Chain> {
         chains.extend(choosing(*v4, view));
         chains.push(unserved(*v4, view));
         chains.push(remember(*v4));
-        chains.push(masquerade(*v4, view));
+        chains.extend(translated(*v4, view));
     }
     chains.extend(bases(&families, view));
     chains
@@ -248,6 +252,14 @@ fn choosing(v4: bool, view: &NodeView) -> Vec<Chain> {
         "from outside: externalTrafficPolicy Local, endpoints of this node only",
     ));
     let service = vec![
+        rule(
+            vec![
+                Match::In(Key::Frontend, Set::SourceRanged, true),
+                Match::In(Key::FrontendSource, Set::SourceAllowed, false),
+            ],
+            Action::Drop,
+            "loadBalancerSourceRanges: this source may not",
+        ),
         rule(vec![], Action::Jump(of("stay", v4)), "sessionAffinity: had this client an endpoint before?"),
         rule(
             vec![Match::In(Key::Frontend, Set::ExternalLocal, true)],
@@ -299,32 +311,59 @@ fn remember(v4: bool) -> Chain {
     Chain { name: of("remember", v4), hook: None, rules: Protocol::ALL.into_iter().flat_map(each).collect() }
 }
 
-fn masquerade(v4: bool, view: &NodeView) -> Chain {
-    let mut rules = Vec::new();
-    let mut rule = |matches, why| rules.push(Rule { v4, matches, action: Action::Masquerade, why });
+/// For the first packet of a connection that was translated, when its endpoint is known. Most services are plain: what
+/// is asked for others alone has its own chains, and of what is the same for all the cheapest comes first.
+fn translated(v4: bool, view: &NodeView) -> Vec<Chain> {
+    let rule = |matches, action, why| Rule { v4, matches, action, why };
+    let original = |protocol, key, set, yes| vec![Match::Protocol(protocol), Match::In(key, set, yes)];
+    let (mut affinity, mut special, mut masquerade) = (Vec::new(), Vec::new(), Vec::new());
+    special.push(rule(vec![], Action::Jump(of("affinity", v4)), "whether the client is to be remembered"));
     for protocol in Protocol::ALL {
-        let original = |key, set| vec![Match::Protocol(protocol), Match::In(key, set, true)];
-        rule(
-            original(Key::OriginalHairpin, Set::Hairpin),
-            "a pod that reaches itself: else it would answer itself past this node",
-        );
-        rule(
-            original(Key::Original, Set::ExternalCluster),
+        affinity.push(rule(
+            original(protocol, Key::Original, Set::AffinityServices, true),
+            Action::Jump(of("remember", v4)),
+            "a service with sessionAffinity",
+        ));
+        special.push(rule(
+            original(protocol, Key::Original, Set::ExternalCluster, true),
+            Action::Masquerade,
             "externalTrafficPolicy Cluster: the endpoint may be elsewhere, answers must come back here",
-        );
-        let mut local = original(Key::Original, Set::ExternalLocal);
+        ));
+        let mut local = original(protocol, Key::Original, Set::ExternalLocal, true);
         local.push(Match::SourceIsLocal);
-        rule(local, "from this node itself: its source may be an address that others do not answer to");
+        special.push(rule(
+            local,
+            Action::Masquerade,
+            "from this node itself: its source may be an address that others do not answer to",
+        ));
+        masquerade.push(rule(
+            original(protocol, Key::Original, Set::PlainFrontends, false),
+            Action::Jump(of("special", v4)),
+            "an address from outside of the cluster, or sessionAffinity",
+        ));
+        masquerade.push(rule(
+            original(protocol, Key::OriginalHairpin, Set::Hairpin, true),
+            Action::Masquerade,
+            "a pod that reaches itself: else it would answer itself past this node",
+        ));
     }
-    let mut cluster = vec![Match::In(Key::OriginalDestination, Set::ClusterAddresses, true)];
-    if view.masquerade_all {
-        rule(cluster, "masqueradeAll");
+    let cluster = Match::In(Key::OriginalDestination, Set::ClusterAddresses, true);
+    masquerade.push(if view.masquerade_all {
+        rule(vec![cluster], Action::Masquerade, "masqueradeAll")
     } else {
         // One range per family is what a cluster has; with none, nobody is a pod.
-        cluster.extend(of_family(&view.pod_cidrs, v4).map(|pods| Match::Source(pods, false)));
-        rule(cluster, "from outside of the cluster to a cluster address: answers must come back here");
-    }
-    Chain { name: of("masquerade", v4), hook: None, rules }
+        let pods = of_family(&view.pod_cidrs, v4).map(|pods| Match::Source(pods, false));
+        rule(
+            pods.chain([cluster]).collect(),
+            Action::Masquerade,
+            "from outside of the cluster to a cluster address: answers must come back here",
+        )
+    });
+    vec![
+        Chain { name: of("affinity", v4), hook: None, rules: affinity },
+        Chain { name: of("special", v4), hook: None, rules: special },
+        Chain { name: of("masquerade", v4), hook: None, rules: masquerade },
+    ]
 }
 
 fn bases(families: &[bool], view: &NodeView) -> Vec<Chain> {
@@ -336,40 +375,36 @@ fn bases(families: &[bool], view: &NodeView) -> Vec<Chain> {
     let each = |rules: &dyn Fn(bool) -> Vec<Rule>| -> Vec<Rule> {
         families.iter().flat_map(|v4| rules(*v4)).collect()
     };
-    let ranges = |v4: bool| {
-        vec![Rule {
-            v4,
-            matches: vec![
-                Match::New,
-                Match::In(Key::Frontend, Set::SourceRanged, true),
-                Match::In(Key::FrontendSource, Set::SourceAllowed, false),
-            ],
-            action: Action::Drop,
-            why: "loadBalancerSourceRanges: this source may not",
-        }]
-    };
     let services = |v4: bool| {
-        vec![Rule {
+        let rule = |set, to, why| Rule {
             v4,
-            matches: vec![Match::In(Key::Frontend, Set::Frontends, true)],
-            action: Action::Goto(of("service", v4)),
-            why: "an address and port of a service with endpoints",
-        }]
-    };
-    let sticky = |v4: bool| {
-        let rule = |protocol| Rule {
-            v4,
-            matches: vec![
-                Match::New,
-                Match::Translated,
-                Match::Protocol(protocol),
-                Match::In(Key::Original, Set::AffinityServices, true),
-            ],
-            action: Action::Jump(of("remember", v4)),
-            why: "a service with sessionAffinity",
+            matches: vec![Match::In(Key::Frontend, set, true)],
+            action: Action::Goto(to),
+            why,
         };
-        Protocol::ALL.map(rule).to_vec()
+        vec![
+            rule(
+                Set::PlainFrontends,
+                pick(Pool::Main, v4),
+                "a cluster address and port of a service with endpoints, without sessionAffinity",
+            ),
+            rule(Set::Frontends, of("service", v4), "an address and port of a service"),
+        ]
     };
+    // Every packet that goes through a node meets these.
+    let settled = || {
+        let rule = |matches, why| Rule { v4: true, matches: vec![matches], action: Action::Accept, why };
+        vec![
+            rule(Match::Translated, "translated to an endpoint: nothing more to ask"),
+            rule(Match::Established, "what was asked of its connection's first packet holds"),
+        ]
+    };
+    let translated = |v4: bool, to: &str, why| {
+        let matches = vec![Match::Translated, Match::Family];
+        vec![Rule { v4, matches, action: Action::Jump(of(to, v4)), why }]
+    };
+    let sticky = |v4: bool| translated(v4, "affinity", "translated to an endpoint that is this node itself");
+    let masquerade = |v4: bool| translated(v4, "masquerade", "translated to an endpoint");
     let unserved = |v4: bool| {
         vec![Rule {
             v4,
@@ -389,25 +424,15 @@ fn bases(families: &[bool], view: &NodeView) -> Vec<Chain> {
         of_family(&view.pod_cidrs, v4).map(rule).collect::<Vec<_>>()
     };
     let arriving = |v4: bool| [invalid(v4), unserved(v4)].concat();
-    let masquerade = |v4: bool| {
-        vec![Rule {
-            v4,
-            matches: vec![Match::Translated, Match::Family],
-            action: Action::Jump(of("masquerade", v4)),
-            why: "translated to an endpoint",
-        }]
-    };
-    let mut after_output = each(&sticky);
-    after_output.extend(each(&unserved));
+    let filter = |rules: &dyn Fn(bool) -> Vec<Rule>| [settled(), each(rules)].concat();
+    // Chains of type nat see first packets alone, and cost the others nothing.
     vec![
-        base("prerouting-sources", "filter", Hook::Prerouting, -110, each(&ranges)),
         base("prerouting", "nat", Hook::Prerouting, -100, each(&services)),
-        base("prerouting-affinity", "filter", Hook::Prerouting, -90, each(&sticky)),
-        base("input", "filter", Hook::Input, -110, each(&arriving)),
-        base("forward", "filter", Hook::Forward, -110, each(&arriving)),
-        base("output-sources", "filter", Hook::Output, -110, each(&ranges)),
+        base("input", "filter", Hook::Input, -110, filter(&arriving)),
+        base("input-affinity", "nat", Hook::Input, 95, each(&sticky)),
+        base("forward", "filter", Hook::Forward, -110, filter(&arriving)),
         base("output", "nat", Hook::Output, -100, each(&services)),
-        base("output-translated", "filter", Hook::Output, -90, after_output),
+        base("output-translated", "filter", Hook::Output, -90, filter(&unserved)),
         base("postrouting", "nat", Hook::Postrouting, 95, each(&masquerade)),
     ]
 }

@@ -94,6 +94,7 @@ impl Rule {
         let ip = self.ip();
         match condition {
             Match::New => "ct state 0x8".to_owned(),
+            Match::Established => "ct state 0x2".to_owned(),
             Match::Invalid => "ct state 0x1".to_owned(),
             Match::Translated => "ct status 0x20".to_owned(),
             Match::Protocol(protocol) => format!("{} dport != 0", protocol.as_str()),
@@ -114,6 +115,7 @@ impl Rule {
         match &self.action {
             Action::Jump(chain) => format!("jump {chain}"),
             Action::Goto(chain) => format!("goto {chain}"),
+            Action::Accept => "accept".to_owned(),
             Action::Drop => "drop".to_owned(),
             Action::Reset => "reject with tcp reset".to_owned(),
             Action::Unreachable => "reject".to_owned(),

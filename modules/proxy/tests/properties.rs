@@ -142,7 +142,7 @@ proptest! {
             .values()
             .flatten()
             .filter_map(|element| match element {
-                Element::Served(f) | Element::Unserved(f) | Element::Dropped(f) => Some(*f),
+                Element::Served(f) | Element::Plain(f) | Element::Unserved(f) | Element::Dropped(f) => Some(*f),
                 _ => None,
             })
             .collect();
@@ -214,6 +214,8 @@ proptest! {
             prop_assert_eq!(compiled.elements().get(name), expected.get(&service.full_name()), "{}", name);
         }
         prop_assert_eq!(compiled.elements().len(), expected.len());
+        prop_assert_eq!(compiled.count(), expected.values().map(Vec::len).sum::<usize>());
+        prop_assert_eq!(compiled.endpoints(), all.iter().map(|service| service.endpoints.len()).sum::<usize>());
         let full = |all: &Elements| {
             let some = all.iter().filter(|(_, elements)| !elements.is_empty());
             some.map(|(name, elements)| (name.clone(), elements.clone())).collect::<Elements>()

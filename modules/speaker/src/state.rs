@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use homelab_model::ContainerWord;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -46,3 +47,50 @@ pub struct Hold {
 
 /// Members by node name.
 pub type Members = BTreeMap<String, MemberState>;
+
+/// What a node says, as it goes to the others: of itself, then of its containers, if there are any. Builds that know nothing of
+/// containers read the first part alone. None: there are no words for it.
+pub(crate) fn encode(state: &MemberState, words: &[ContainerWord]) -> Option<Vec<u8>> {
+    let mut bytes = postcard::to_allocvec(state).ok()?;
+    if !words.is_empty() {
+        bytes.extend(postcard::to_allocvec(words).ok()?);
+    }
+    Some(bytes)
+}
+
+/// The same, read. What cannot be read is not said.
+pub(crate) fn decode(bytes: &[u8]) -> (Option<MemberState>, Vec<ContainerWord>) {
+    match postcard::take_from_bytes::<MemberState>(bytes) {
+        Ok((state, rest)) => (Some(state), postcard::from_bytes(rest).unwrap_or_default()),
+        Err(_) => (None, Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_with_and_without_containers_understand_each_other() {
+        let interface =
+            Interface { name: "eth0".to_owned(), mac: Mac([2, 0, 0, 0, 0, 1]), networks: Vec::new() };
+        let state = MemberState { ready: true, interfaces: vec![interface], ..MemberState::default() };
+        let words = vec![ContainerWord {
+            container: "web".to_owned(),
+            interface: "eth0".to_owned(),
+            addresses: vec![IpAddr::from([10, 244, 0, 2])],
+        }];
+        let bytes = encode(&state, &words).expect("bytes");
+        assert_eq!(decode(&bytes), (Some(state.clone()), words));
+        // As an earlier build reads it, and as it writes it.
+        assert_eq!(postcard::from_bytes(&bytes), Ok(state.clone()));
+        let earlier = postcard::to_allocvec(&state).expect("bytes");
+        assert_eq!(encode(&state, &[]), Some(earlier.clone()));
+        assert_eq!(decode(&earlier), (Some(state.clone()), Vec::new()));
+        // Cut anywhere: nothing is half said.
+        for end in 0..bytes.len() {
+            let (cut, words) = decode(&bytes[..end]);
+            assert_eq!((cut.is_some(), words.len()), (end >= earlier.len(), 0), "{end}");
+        }
+    }
+}

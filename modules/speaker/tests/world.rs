@@ -8,7 +8,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use homelab_model::{LbState, LbUnfit};
+use homelab_model::{ContainerWord, LbState, LbUnfit};
 use homelab_speaker::speaker::Event;
 use world::{FOREIGN, World, figures, mac, ms, name, vip};
 
@@ -282,4 +282,43 @@ fn nothing_moves_in_a_minute_of_ten_percent_loss() {
     assert_eq!(world.moves(), 0);
     assert!(world.gaps().values().all(|gap| *gap == 0));
     assert!(world.now > ms(60_000));
+}
+
+#[test]
+fn all_hear_at_once_where_a_nodes_containers_are() {
+    let word = |container: &str| ContainerWord {
+        container: container.to_owned(),
+        interface: "eth0".to_owned(),
+        addresses: vec![std::net::Ipv4Addr::new(10, 244, 0, 2).into()],
+    };
+    // With addresses to announce, and without.
+    for vips in [0, VIPS] {
+        let mut world = World::running(3, vips, 1);
+        for words in [vec![word("web")], vec![word("web"), word("db")], Vec::new()] {
+            let now = world.now;
+            world.with(1, |speaker| speaker.containers(words.clone(), now));
+            world.run(20);
+            for node in [0, 2] {
+                assert_eq!(world.words[&(node, name(1))], words, "{vips} addresses");
+            }
+        }
+        // What does not fit is left out, and said.
+        let many: Vec<ContainerWord> = (0..1000).map(|n| word(&format!("container-{n}"))).collect();
+        let now = world.now;
+        world.with(1, |speaker| speaker.containers(many.clone(), now));
+        world.run(3000);
+        let heard = &world.words[&(0, name(1))];
+        assert!((100..1000).contains(&heard.len()) && many.starts_with(heard), "{}", heard.len());
+        let left = many.len() - heard.len();
+        assert!(world.events.iter().any(|(_, node, event)| *node == 1 && *event == Event::Unsaid(left)));
+        if vips > 0 {
+            world.assert_one_each();
+        }
+        // One that starts is told.
+        world.kill(2);
+        world.words.clear();
+        world.start(2);
+        world.run(5000);
+        assert_eq!(world.words[&(2, name(1))].len(), 1000 - left);
+    }
 }

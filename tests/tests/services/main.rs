@@ -64,7 +64,7 @@ fn main() {
                 should_clean_up_when_udp_target_port_changes, a_stale_udp_connection_ends_k8s_48370,
                 should_not_be_vulnerable_to_the_invalid_state_bug;
             rolling: should_not_have_connectivity_disruption_during_rolling_update;
-            running: should_work_after_restarting_kube_proxy, what_a_hand_does_is_seen_and_undone;
+            running: should_work_after_restarting_kube_proxy, containers_are_followed, what_a_hand_does_is_seen_and_undone;
             sources: manifests_are_services, should_support_named_target_ports_that_differ, status_and_trace;
         },
     )

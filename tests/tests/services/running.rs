@@ -3,7 +3,7 @@
 use homelab_tests::{Check, Cluster, Place, To};
 use serde_json::json;
 
-use crate::stage::{LB_CLUSTER, PORT_CLUSTER, Stage, address, service, standing};
+use crate::stage::{LB_CLUSTER, PORT_CLUSTER, Stage, address, in_container, service, standing};
 
 /// Waits until the agents of all nodes run and have looked at the node.
 #[track_caller]
@@ -42,7 +42,7 @@ pub(crate) fn should_work_after_restarting_kube_proxy(cluster: &mut Cluster, sta
     let held = |cluster: &Cluster| {
         cluster.sh(
             "node1",
-            "nft --handle list set inet homelab-proxy frontends4; nft list map inet homelab-proxy endpoints4",
+            "nft --handle list set inet homelab-proxy plain-frontends4; nft list set inet homelab-proxy frontends4; nft list map inet homelab-proxy endpoints4",
         )
     };
     let before = held(cluster);
@@ -66,6 +66,66 @@ pub(crate) fn should_work_after_restarting_kube_proxy(cluster: &mut Cluster, sta
     }
     cluster.assert_converged();
 }
+
+/// Containers that end and start anew on other nodes, elsewhere than before, are followed by all nodes, without an apply; and
+/// what was followed is no change.
+pub(crate) fn containers_are_followed(cluster: &mut Cluster, stage: &mut Stage) {
+    let server = json!({ "node": "node2", "container": "server" });
+    let endpoints = json!([server, in_container("c3")]);
+    let mut pod = cluster.pod("node2", "server");
+    let alone = json!({ "endpoints": [server] });
+    stage.have(
+        cluster,
+        &[service("alone", &[], alone), service("two", &[], json!({ "endpoints": endpoints }))],
+    );
+    let vips = cluster.cluster_ips("alone");
+    let checks = vips.iter().zip(12345..).flat_map(|(vip, port)| {
+        let to = || To::new(*vip, 80, &[]);
+        // UDP from one port, whose connection is with the endpoint that is gone.
+        [to().check("udp").from_port(port), to().check("tcp")]
+    });
+    // A client on a node that runs none of them.
+    let mut clients = cluster.clients(&stage.place("c1"), &checks.collect::<Vec<_>>());
+    clients.until("the first answers", |one| one.last == "server");
+    for round in 1..=2 {
+        cluster.remove_pod(&pod);
+        clients.until_more("nobody answers", |one| one.failed);
+        let status: serde_json::Value = serde_json::from_str(
+            &cluster.homelab(&["status", "services", "alone", "--format", "json"]).stdout,
+        )
+        .expect("JSON");
+        let absent = json!([{ "node": "node2", "container": "server", "why": "not-running" }]);
+        assert_eq!(status["services"][0]["nodes"][0]["absent"], absent, "{status}");
+        let before = pod.addresses.clone();
+        pod = cluster.pod("node2", "server");
+        assert_ne!(pod.addresses, before, "round {round}");
+        clients.until_more("it answers again", |one| one.asked - one.failed);
+        cluster.assert_converged();
+    }
+    drop(clients.end());
+    // What others know of a node that cannot be heard is not good enough while somebody else is there.
+    let two = || To::new(cluster.cluster_ips("two")[0], 80, &[]);
+    let names = || -> std::collections::BTreeSet<String> {
+        cluster.ask(&stage.place("c1"), "tcp", &two()).into_iter().map(|answer| answer.name).collect()
+    };
+    let start = std::time::Instant::now();
+    let wait = |what: &str, expected: &[&str]| {
+        while !names().iter().eq(expected) {
+            assert!(start.elapsed().as_secs() < 120, "{what}: {:?}", names());
+        }
+    };
+    wait("both answer", &["c3", "server"]);
+    let deaf_and_dumb = "for hook in input output; do nft \"add table inet test-deaf; add chain inet test-deaf $hook { type filter hook \
+                         $hook priority -300; }; add rule inet test-deaf $hook udp dport 7946 drop\"; done";
+    cluster.sh("node2", deaf_and_dumb);
+    wait("node2 is out of reach", &["c3"]);
+    cluster.sh("node2", "nft delete table inet test-deaf");
+    wait("node2 is back", &["c3", "server"]);
+    cluster.assert_converged();
+    cluster.remove_pod(&pod);
+    stage.have(cluster, &[]);
+}
+
 /// Elements and rules that somebody takes away come back, what somebody adds goes.
 pub(crate) fn what_a_hand_does_is_seen_and_undone(cluster: &mut Cluster, stage: &mut Stage) {
     let pods = stage.pods.clone();
@@ -74,7 +134,7 @@ pub(crate) fn what_a_hand_does_is_seen_and_undone(cluster: &mut Cluster, stage: 
     let vip = cluster.cluster_ips("web")[0];
     for hand in [
         "nft flush map inet homelab-proxy endpoints4",
-        "nft flush set inet homelab-proxy frontends4",
+        "nft flush set inet homelab-proxy plain-frontends4",
         "nft flush chain inet homelab-proxy proxy-pick4-8",
         "nft delete table inet homelab-proxy",
         "nft add element inet homelab-proxy no-endpoints4 '{ 9.9.9.9 . tcp . 9 }'",

@@ -127,7 +127,7 @@ pub(crate) fn status_and_trace(cluster: &mut Cluster, stage: &mut Stage) {
     assert_eq!((&kept["remembered"], &kept["endpoints"][0]["address"]), (&json!(endpoint), &json!(endpoint)));
 
     // What is traced is what the kernel holds, and who differs is named, while nobody mends it.
-    cluster.sh("node1", "systemctl stop homelab-node && nft flush set inet homelab-proxy frontends4");
+    cluster.sh("node1", "systemctl stop homelab-node && nft flush set inet homelab-proxy plain-frontends4");
     let output = cluster.homelab(&["status", "services", "--format", "json"]);
     let status = json_of(&output);
     assert_eq!((output.code, &status["agrees"]), (1, &false.into()), "{status}");

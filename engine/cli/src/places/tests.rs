@@ -43,7 +43,7 @@ impl Home {
             service("other", "web", "10.96.0.2", json!([{"port": 81}])),
             service("kube-system", "dns", "10.96.0.10", dns),
             service("a", "twice", "10.96.0.3", json!([{"port": 1}])),
-            service("b", "twice", "10.96.0.4", json!([{"port": 2, "protocol": "UDP"}])),
+            service("b", "twice", "10.96.0.4", json!([{"port": 2, "nodePort": 30081, "protocol": "UDP"}])),
             service("a", "six", "fd00:96::1", json!([{"port": 1}])),
         ];
         Home { cluster, observed, services }
@@ -121,6 +121,13 @@ fn a_destination_is_an_address_or_a_service() {
         ("192.168.50.200:1", None, "192.168.50.200 tcp 1"),
         ("192.168.50.200:2", None, "192.168.50.200 udp 2"),
         ("192.168.50.200:3", None, "192.168.50.200 tcp 3"),
+        // As `plan` and `status` write it.
+        ("1.1.1.1:443/udp", None, "1.1.1.1 udp 443"),
+        ("[fd00::1]:443/UDP", None, "fd00::1 udp 443"),
+        ("kube-system/dns:53/udp", udp, "10.96.0.10 udp 53"),
+        ("node1:30053/udp", None, "192.168.50.11 udp 30053"),
+        ("node1:30081", None, "192.168.50.11 udp 30081"),
+        ("node1:22", None, "192.168.50.11 tcp 22"),
     ] {
         assert_eq!(to(text, protocol).as_deref(), Ok(result), "{text}");
     }
@@ -133,10 +140,13 @@ fn a_destination_is_an_address_or_a_service() {
         ("nobody", "the services are a/six"),
         ("twice", "a/twice, b/twice"),
         ("six", "no cluster address of a family"),
+        ("1.1.1.1:443/http", "\"http\" is no protocol; tcp, udp or sctp"),
+        ("node1", "a node: to which port?; e.g. node1:30080"),
     ] {
         let error = to(text, None).unwrap_err();
         assert!(error.contains(words), "{text}: {error}");
     }
+    assert!(to("dns:53/tcp", udp).unwrap_err().contains("two protocols"));
     assert!(said(pod.like("fd00::1".parse().unwrap()).unwrap_err()).contains("no IPv6 address"));
 }
 

@@ -188,6 +188,11 @@ fn services(said: &str) -> Vec<ServicesOfNode> {
         name: said.into(),
         told: None,
         frontends: Vec::new(),
+        absent: vec![homelab_model::AbsentContainer {
+            node: said.into(),
+            container: said.into(),
+            why: homelab_model::Absence::NodeDown,
+        }],
         missing: vec![said.into()],
         extra: vec![extra.into()],
     };

@@ -2,8 +2,8 @@
 
 use homelab_model::service::{Affinity, Policy, Protocol, Type};
 use homelab_model::{
-    EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService,
-    TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
+    Absence, AbsentContainer, EndpointReport, FrontendKind, FrontendReport, FrontendState, ServiceReport,
+    ToldPort, ToldService, TraceEndpoint, TraceOutcome, TracePacket, TraceReport, TraceStep,
 };
 
 use super::*;
@@ -50,7 +50,14 @@ fn frontend(
 }
 
 fn service(name: &str, told: Option<ToldService>, frontends: Vec<FrontendReport>) -> ServiceReport {
-    ServiceReport { name: name.into(), told, frontends, missing: Vec::new(), extra: Vec::new() }
+    ServiceReport {
+        name: name.into(),
+        told,
+        frontends,
+        absent: Vec::new(),
+        missing: Vec::new(),
+        extra: Vec::new(),
+    }
 }
 
 /// A load balancer; `here` says whether the node has an endpoint.
@@ -80,6 +87,9 @@ fn nodes() -> Vec<ServicesOfNode> {
     third.extra = vec!["hairpin4 #00".into()];
     let mut outdated = web(2, true, 40);
     outdated.told.as_mut().unwrap().ready = 1;
+    let gone = |why| AbsentContainer { node: "node2".into(), container: "db".into(), why };
+    third.absent = vec![gone(Absence::NodeDown)];
+    outdated.absent = vec![gone(Absence::NotRunning)];
     let answer = |name: &str, answer| ServicesOfNode { name: name.into(), answer };
     let error =
         ErrorText { message: "cannot connect to 192.168.50.14:22".into(), hints: vec!["is it on?".into()] };
@@ -105,6 +115,8 @@ fn services_of_all_nodes_are_one_table() {
     assert_eq!(web["nodes"][1]["differs"], "was told something else of it");
     assert_eq!(web["nodes"][2]["missing"].as_array().unwrap().len(), 5);
     assert_eq!(web["nodes"][2]["frontends"][1]["kind"], "node-port");
+    let absent = serde_json::json!([{ "node": "node2", "container": "db", "why": "node-down" }]);
+    assert_eq!(web["nodes"][2]["absent"], absent);
     assert!(json["nodes"][3]["error"]["message"].as_str().unwrap().contains("cannot connect"));
 }
 

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use homelab_model::service::{Affinity, Policy, Type};
-use homelab_model::{FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort, ToldService};
+use homelab_model::{
+    Absence, AbsentContainer, FrontendKind, FrontendReport, FrontendState, ServiceReport, ToldPort,
+    ToldService,
+};
 use serde_json::{Value, json};
 
 use super::markdown::{cell, code, prose};
@@ -61,6 +64,17 @@ impl ServiceRow {
         is_called(&self.name, name)
     }
 
+    /// Containers that are no endpoints, and the nodes that say so.
+    fn absent(&self) -> BTreeMap<&AbsentContainer, Vec<&str>> {
+        let mut all: BTreeMap<&AbsentContainer, Vec<&str>> = BTreeMap::new();
+        for node in &self.nodes {
+            for absent in &node.report.absent {
+                all.entry(absent).or_default().push(&node.name);
+            }
+        }
+        all
+    }
+
     /// Addresses whose packets do not reach an endpoint on some nodes: how, where, and which nodes these are.
     fn unserved(&self) -> BTreeMap<(FrontendState, String), Vec<&str>> {
         let mut all: BTreeMap<(FrontendState, String), Vec<&str>> = BTreeMap::new();
@@ -83,6 +97,19 @@ impl ServiceRow {
             }
         }
         all
+    }
+}
+
+/// Why a container is no endpoint.
+fn absence(absent: &AbsentContainer) -> String {
+    let AbsentContainer { node, container, why } = absent;
+    match why {
+        Absence::NotRunning => format!("{container} of {node} is no endpoint: it does not run"),
+        Absence::NodeDown => {
+            format!(
+                "{container} of {node} takes nothing new while others are left: {node} is dead, or out of reach"
+            )
+        }
     }
 }
 
@@ -118,6 +145,7 @@ fn row(name: &str, answers: &[(&str, &Vec<ServiceReport>)]) -> ServiceRow {
         name: name.to_owned(),
         told: None,
         frontends: Vec::new(),
+        absent: Vec::new(),
         missing: Vec::new(),
         extra: Vec::new(),
     };
@@ -226,10 +254,20 @@ fn cells(row: &ServiceRow) -> Vec<[String; 8]> {
 
 /// What is to be said of a service beside the table; the flag says whether it is good.
 fn notes(row: &ServiceRow, verbose: bool) -> Vec<(bool, String)> {
-    let mut notes = Vec::new();
-    for ((state, place), nodes) in row.unserved() {
+    let on = |nodes: &[&str]| {
         let everywhere = nodes.len() == row.nodes.len();
-        let nodes = if everywhere { "every node".to_owned() } else { nodes.join(", ") };
+        if everywhere { "every node".to_owned() } else { nodes.join(", ") }
+    };
+    let mut notes = Vec::new();
+    for (absent, nodes) in row.absent() {
+        let says = match nodes.len() == row.nodes.len() {
+            true => String::new(),
+            false => format!(" (so says {})", nodes.join(", ")),
+        };
+        notes.push((true, format!("{}{says}", absence(absent))));
+    }
+    for ((state, place), nodes) in row.unserved() {
+        let nodes = on(&nodes);
         notes.push((
             true,
             match state {
@@ -363,7 +401,7 @@ fn row_json(row: &ServiceRow) -> Value {
         let report = &node.report;
         let frontends: Vec<Value> = report.frontends.iter().map(frontend_json).collect();
         json!({
-            "name": node.name, "told": report.told.is_some(), "differs": node.differs,
+            "name": node.name, "told": report.told.is_some(), "differs": node.differs, "absent": report.absent,
             "missing": report.missing, "extra": report.extra, "frontends": frontends,
         })
     };

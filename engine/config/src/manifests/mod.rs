@@ -363,7 +363,7 @@ impl Reading<'_> {
             let some = groups.iter().any(|g| !g.endpoints.is_empty());
             declared.service.endpoints = join_endpoints(&declared.service.ports, &groups);
             let served: HashSet<&str> =
-                declared.service.endpoints.iter().flat_map(|e| e.ports.keys().map(String::as_str)).collect();
+                declared.service.endpoints.iter().flat_map(|e| e.ports.names()).collect();
             for (port, span) in declared.service.ports.iter().zip(&read.ports) {
                 if some && !served.contains(port.name.as_str()) {
                     let message = format!("port {} of {title} has no endpoints", port.port);

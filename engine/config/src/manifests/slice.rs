@@ -1,9 +1,9 @@
 //! `discovery.k8s.io/v1 EndpointSlice`, checked as Kubernetes' ValidateEndpointSlice does, and the older `v1 Endpoints`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 
-use homelab_model::service::{Endpoint, Protocol};
+use homelab_model::service::{Endpoint, Numbers, Protocol};
 use homelab_model::{EndpointGroup as Group, GroupPort as SlicePort};
 
 use crate::problem::Span;
@@ -93,7 +93,7 @@ fn endpoint(item: &Node, v4: Option<bool>, defaults: &ManifestDefaults, r: &mut 
     let zone = zone.or_else(|| defaults.zones.get(node.as_ref()?).cloned());
     // The addresses of one endpoint are one another's equals; kube-proxy takes the first.
     let address = addresses.first()?.value;
-    let ports = BTreeMap::new();
+    let ports = Numbers::default();
     Some(Endpoint { address, node, zone, ready, serving, terminating, for_zones, for_nodes, ports })
 }
 
@@ -211,6 +211,6 @@ fn address(item: &Node, ready: bool, defaults: &ManifestDefaults, r: &mut Reader
         terminating: false,
         for_zones: Vec::new(),
         for_nodes: Vec::new(),
-        ports: BTreeMap::new(),
+        ports: Numbers::default(),
     })
 }

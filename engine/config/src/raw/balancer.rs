@@ -18,7 +18,7 @@ pub(crate) struct LoadBalancer {
     /// Where addresses are announced on the LAN (ARP, NDP). Default without `bgp`: those of all pools, by all nodes.
     #[schemars(with = "Option<Vec<L2Advertisement>>", length(max = 100))]
     pub(crate) l2_advertisements: Option<Vec<Spanned<L2Advertisement>>>,
-    /// UDP port on which the nodes agree on who announces what.
+    /// UDP port on which the nodes agree on who announces what, and tell each other where containers are.
     #[schemars(range(min = 1, max = 65535), extend("default" = 7946))]
     pub(crate) port: Option<Spanned<u16>>,
     /// Routers that are told of the addresses by BGP, which FRR speaks on the nodes.

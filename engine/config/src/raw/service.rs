@@ -166,7 +166,7 @@ pub(crate) struct EndpointBlock {
     /// Node that it runs on. Default: the node with that address or with that address in its `podCIDR`.
     #[schemars(with = "Option<Label>", extend("examples" = ["node1"]))]
     pub(crate) node: Option<Spanned<String>>,
-    /// Instead of an address: container on the node, by its id or its `K8S_POD_NAME`.
+    /// Instead of an address: container on the node, by its id or its `K8S_POD_NAME`. The nodes follow it.
     #[schemars(with = "Option<Container>")]
     pub(crate) container: Option<Spanned<String>>,
     /// Interface inside the container.

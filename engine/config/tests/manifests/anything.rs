@@ -35,10 +35,10 @@ pub(crate) fn sound(text: &str) -> Manifests {
         for (ip, family) in service.cluster_ips.iter().zip(&declared.families) {
             assert_eq!(ip.is_ipv4(), *family == homelab_model::Family::IPv4, "{service:?}");
         }
-        let ports: HashSet<&String> = service.ports.iter().map(|p| &p.name).collect();
+        let ports: HashSet<&str> = service.ports.iter().map(|p| p.name.as_str()).collect();
         for endpoint in &service.endpoints {
             assert!(
-                !endpoint.ports.is_empty() && endpoint.ports.keys().all(|p| ports.contains(p)),
+                endpoint.ports.names().next().is_some() && endpoint.ports.names().all(|p| ports.contains(p)),
                 "{service:?}"
             );
         }

@@ -111,7 +111,7 @@ fn write_service(declared: &Declared) -> Value {
     };
     let target = |port: &Port| {
         let endpoint = service.endpoints.first().or(declared.containers.first().map(|c| &c.endpoint));
-        endpoint.map(|e| e.ports[&port.name])
+        endpoint.and_then(|e| e.ports.get(&port.name))
     };
     let port = |p: &Port| {
         json!({

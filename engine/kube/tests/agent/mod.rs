@@ -71,9 +71,9 @@ impl Client {
     /// Names of the services of the namespace `default` that are known, but for the API's own.
     pub(crate) fn services(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
-        let services = seen.world.services().map(|service| &service.service);
-        let ours = services.filter(|s| s.namespace == "default" && s.name != "kubernetes");
-        ours.map(|service| service.name.clone()).collect()
+        let services = seen.world.services();
+        let ours = services.filter(|s| s.namespace() == "default" && s.name() != "kubernetes");
+        ours.map(|service| service.name().to_owned()).collect()
     }
 
     pub(crate) fn count(&self, kind: Kind) -> usize {

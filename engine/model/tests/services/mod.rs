@@ -65,7 +65,7 @@ pub(crate) fn endpoint(address: &str) -> Endpoint {
         terminating: false,
         for_zones: vec![],
         for_nodes: vec![],
-        ports: BTreeMap::new(),
+        ports: Default::default(),
     }
 }
 

@@ -22,11 +22,14 @@ const KUBE_MANY: u32 = 10_000;
 const ROUNDS: usize = 101;
 /// Connections of one way in one round.
 const BLOCK: u32 = 500;
-const SERVERS: [IpAddr; 3] = [
-    IpAddr::V4(Ipv4Addr::new(10, 131, 0, 2)),
-    IpAddr::V4(Ipv4Addr::new(10, 131, 0, 3)),
-    IpAddr::V4(Ipv4Addr::new(10, 131, 0, 4)),
-];
+/// Endpoints of a service, and of one that has many.
+const ENDPOINTS: u8 = 3;
+const MANY_ENDPOINTS: u8 = 64;
+
+/// One of the server's addresses.
+fn server(number: u8) -> IpAddr {
+    Ipv4Addr::new(10, 131, 0, 2 + number).into()
+}
 
 /// A network namespace: a thread in it that does what it is told, and is never ended.
 struct Netns {
@@ -85,13 +88,13 @@ impl Lane {
             to("c", &client, 130),
             to("s", &server, 131)
         ));
-        let end = |net: u8, hosts: &[u8]| {
-            let add = |host: &u8| format!("ip addr add 10.{net}.0.{host}/24 dev eth0; ");
-            let adds: String = hosts.iter().map(add).collect();
+        let end = |net: u8, hosts: u8| {
+            let add = |host: u8| format!("ip addr add 10.{net}.0.{host}/24 dev eth0; ");
+            let adds: String = (2..2 + hosts).map(add).collect();
             format!("ip link set lo up; {adds}ip link set eth0 up; ip route add default via 10.{net}.0.1")
         };
-        client.shell(end(130, &[2]));
-        server.shell(end(131, &[2, 3, 4]));
+        client.shell(end(130, 1));
+        server.shell(end(131, MANY_ENDPOINTS));
         server.run(|| {
             let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
             spawn(move || {
@@ -116,25 +119,25 @@ fn pin(cpu: usize) {
     let _ = sched_setaffinity(Pid::from_raw(0), &set);
 }
 
-fn services(count: u32) -> Vec<Service> {
-    (0..count).map(|number| ours::service_at(number, SERVERS.into_iter())).collect()
+fn services(count: u32, endpoints: u8) -> Vec<Service> {
+    (0..count).map(|number| ours::service_at(number, (0..endpoints).map(server))).collect()
 }
 
-fn ours_lane(count: u32) -> Lane {
+fn ours_lane(count: u32, endpoints: u8) -> Lane {
     let lane = Lane::new();
     lane.node.run(move || {
         let mut node = Ours::new();
         node.load_ruleset();
-        node.sync(&ours::compiled(&services(count)));
+        node.sync(&ours::compiled(&services(count, endpoints)));
     });
     lane.forget_soon();
     lane
 }
 
 /// None if it cannot be loaded in time.
-fn peer_lane(count: u32) -> Option<Lane> {
+fn peer_lane(count: u32, endpoints: u8) -> Option<Lane> {
     let lane = Lane::new();
-    let loaded = lane.node.run(move || peer::load(&services(count)));
+    let loaded = lane.node.run(move || peer::load(&services(count, endpoints)));
     lane.forget_soon();
     if let Err(why) = &loaded {
         remark(&format!("connections, {count} services: chain per service: {why}"));
@@ -147,7 +150,7 @@ fn kube_lane(count: u32) -> Option<Lane> {
     let program = kube_proxy::find().map_err(|why| remark(&why)).ok()?;
     let lane = Lane::new();
     lane.node.run(move || {
-        let services = services(count);
+        let services = services(count, ENDPOINTS);
         KubeProxy::start(&program, &services).wait_started(&services);
     });
     lane.forget_soon();
@@ -220,11 +223,14 @@ impl Way {
 }
 
 pub(crate) fn run() {
-    let (one, again, many) = (ours_lane(1), ours_lane(1), ours_lane(MANY));
-    let (bare, peer_one) = (Lane::new(), peer_lane(1).expect("one service"));
-    let peer_many = [10_000, 5_000, 1_000].into_iter().find_map(|count| Some((count, peer_lane(count)?)));
+    let ours = |count| ours_lane(count, ENDPOINTS);
+    let peer = |count| peer_lane(count, ENDPOINTS);
+    let (one, again, many, wide) = (ours(1), ours(1), ours(MANY), ours_lane(1, MANY_ENDPOINTS));
+    let (bare, peer_one) = (Lane::new(), peer(1).expect("one service"));
+    let peer_wide = peer_lane(1, MANY_ENDPOINTS).expect("one service");
+    let peer_many = [10_000, 5_000, 1_000].into_iter().find_map(|count| Some((count, peer(count)?)));
     let vip = || To::One(SocketAddr::new(ours::vip(0), 80));
-    let direct = || To::One(SocketAddr::new(SERVERS[0], 8080));
+    let direct = || To::One(SocketAddr::new(server(0), 8080));
     let mut ways = vec![
         Way::new("homelab", &one, vip()),
         Way::new("homelab, the same again: noise", &again, vip()),
@@ -232,7 +238,9 @@ pub(crate) fn run() {
         Way::new(&format!("homelab, {MANY} services, all of them in turn"), &many, To::Services(MANY)),
         Way::new("direct, 1 service beside", &one, direct()),
         Way::new(&format!("direct, {MANY} services beside"), &many, direct()),
+        Way::new(&format!("homelab, 1 service of {MANY_ENDPOINTS} endpoints"), &wide, vip()),
         Way::new("chain per service", &peer_one, vip()),
+        Way::new(&format!("chain per service, 1 service of {MANY_ENDPOINTS} endpoints"), &peer_wide, vip()),
     ];
     if let Some((count, lane)) = &peer_many {
         ways.push(Way::new(&format!("chain per service, {count} services"), lane, vip()));

@@ -260,6 +260,52 @@ pub fn dump(socket: &mut Socket, table: &str, set: &str) -> Result<Vec<Element>,
     Err(NetlinkError::Interrupted.into())
 }
 
+/// How many elements a set has, without reading them; None where the kernel does not say (`NFTA_SET_COUNT`, Linux 6.16),
+/// or there is no such set.
+pub fn count(socket: &mut Socket, table: &str, set: &str) -> Result<Option<usize>, ElementError> {
+    const GET_SET: u16 = NFT | 10;
+    const COUNT: u16 = 20;
+    let answers = match socket.query(header(GET_SET, 0, table, set)) {
+        Err(NetlinkError::Refused { .. }) => return Ok(None),
+        answers => answers?,
+    };
+    let of = |body: &Vec<u8>| {
+        let (_, value) = Attributes::after(body, 4).find(|(kind, _)| *kind == COUNT)?;
+        usize::try_from(u32::from_be_bytes(value.try_into().ok()?)).ok()
+    };
+    Ok(answers.iter().find_map(of))
+}
+
+/// Whether a set is seen to have each of these elements, just as they are here. Each costs the same, whatever the size of the set;
+/// for each 32 KiB of a [`dump`] the kernel walks through the set from its beginning.
+pub fn has_all(
+    socket: &mut Socket,
+    table: &str,
+    set: &str,
+    elements: impl IntoIterator<Item = Element>,
+) -> Result<bool, ElementError> {
+    // Each answer is a message of its own, for which the kernel takes 4 KiB and more of the receive buffer.
+    const ASKED: usize = 16;
+    let mut rest = elements.into_iter();
+    loop {
+        let asked: Vec<Element> = rest.by_ref().take(ASKED).collect();
+        if asked.is_empty() {
+            return Ok(true);
+        }
+        let mut message = header(GET, 0, table, set);
+        message.nest(list::ELEMENTS, |m| asked.iter().for_each(|element| element.write(m, false)));
+        let answers = match socket.query(message) {
+            // One is not there, or the kernel cannot say it: then all have to be read.
+            Err(NetlinkError::Refused { .. }) => return Ok(false),
+            answers => answers?,
+        };
+        let found: Option<Vec<Vec<Element>>> = answers.iter().map(|body| self::elements(body)).collect();
+        if found.is_none_or(|found| found.concat() != asked) {
+            return Ok(false);
+        }
+    }
+}
+
 /// A message under construction.
 #[derive(Debug)]
 struct Open {

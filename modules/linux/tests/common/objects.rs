@@ -28,6 +28,7 @@ pub(crate) fn spec(peers: usize) -> NodeSpec {
             })
             .collect(),
         services: vec![fixtures::service("web", 80), fixtures::service("dns", 53)],
+        containers: Vec::new(),
         ..spec
     }
 }

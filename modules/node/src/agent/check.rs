@@ -161,7 +161,7 @@ impl Agent {
         match result {
             Ok(synced) => {
                 self.synced = Some(Moment::now());
-                self.metrics.elements.set(number(self.services.elements().values().map(Vec::len).sum()));
+                self.metrics.elements.set(number(self.services.element_count()));
                 if synced.added + synced.deleted > 0 {
                     info!(added = synced.added, deleted = synced.deleted, "services in place");
                 }

@@ -24,6 +24,8 @@ pub(super) struct Services {
     kubernetes: Handle,
     file: BTreeMap<String, Arc<Service>>,
     live: BTreeMap<String, Live>,
+    /// Names of the load balancers among these: nobody else is told of the others.
+    balancers: BTreeSet<String>,
     nodes: BTreeMap<String, KubeNode>,
     /// The API itself has said so.
     listed: bool,
@@ -50,6 +52,7 @@ impl Services {
             kubernetes: Handle::new(metrics, sayings),
             file: BTreeMap::new(),
             live: BTreeMap::new(),
+            balancers: BTreeSet::new(),
             nodes: BTreeMap::new(),
             listed: false,
             known: false,
@@ -62,6 +65,7 @@ impl Services {
         self.kubernetes.configure(spec.kubernetes.as_ref())?;
         if !self.kubernetes.is_on() {
             self.live.clear();
+            self.balancers.clear();
             self.nodes.clear();
             self.listed = false;
             self.known = false;
@@ -111,6 +115,10 @@ impl Services {
                 continue;
             }
             change.outside |= told(self.live.get(&name)) || told(live.as_ref());
+            match told(live.as_ref()) {
+                true => self.balancers.insert(name.clone()),
+                false => self.balancers.remove(&name),
+            };
             match live {
                 Some(live) => self.live.insert(name.clone(), live),
                 None => self.live.remove(&name),
@@ -134,6 +142,23 @@ impl Services {
         change
     }
 
+    /// Takes over services of the file whose containers are elsewhere.
+    pub(super) fn follow(&mut self, services: Vec<Service>) -> Change {
+        let mut change = Change::default();
+        let mut names = Vec::new();
+        for service in services {
+            let name = service.full_name();
+            if self.file.get(&name).is_none_or(|before| **before != service) {
+                change.outside |= service.r#type == Type::LoadBalancer;
+                self.file.insert(name.clone(), Arc::new(service));
+                names.push(name);
+            }
+        }
+        let changes: Vec<_> = names.into_iter().map(|name| (self.sourced(&name), name)).collect();
+        change.elements = self.compiled.update(changes.into_iter().map(|(sourced, name)| (name, sourced)));
+        change
+    }
+
     /// Whether all services are known that the kernel may hold.
     pub(super) fn known(&self) -> bool {
         self.known || !self.kubernetes.is_on()
@@ -144,13 +169,18 @@ impl Services {
         self.compiled.elements()
     }
 
+    /// How many these are.
+    pub(super) fn element_count(&self) -> usize {
+        self.compiled.count()
+    }
+
     pub(super) fn count(&self) -> usize {
         self.compiled.services().len()
     }
 
     /// Endpoints of all services.
     pub(super) fn endpoints(&self) -> usize {
-        self.compiled.services().values().map(|(_, service)| service.endpoints.len()).sum()
+        self.compiled.endpoints()
     }
 
     /// What several services want.
@@ -160,14 +190,18 @@ impl Services {
 
     /// What load balancers are answered.
     pub(super) fn checks(&self) -> (BTreeMap<SocketAddr, HealthCheck>, Vec<Conflict>) {
-        let checked = self.all().filter(|service| service.health_check_node_port.is_some());
-        health_checks(&checked.cloned().collect::<Vec<Service>>(), self.compiled.view())
+        let names = self.file.keys().chain(&self.balancers).collect::<BTreeSet<_>>().into_iter();
+        let services = names.filter_map(|name| self.compiled.services().get(name));
+        let checked = services.filter(|(_, service)| service.health_check_node_port.is_some());
+        let checked: Vec<Service> = checked.map(|(_, service)| Service::clone(service)).collect();
+        health_checks(&checked, self.compiled.view())
     }
 
     /// Services whose load-balancer addresses are announced.
     pub(super) fn announced(&self) -> Vec<Service> {
-        let live = self.live.iter().filter(|(name, live)| live.announced && !self.file.contains_key(*name));
-        let all = self.file.values().chain(live.map(|(_, live)| &live.service));
+        let live = self.balancers.iter().filter(|name| !self.file.contains_key(*name));
+        let live = live.filter_map(|name| self.live.get(name)).filter(|live| live.announced);
+        let all = self.file.values().chain(live.map(|live| &live.service));
         all.filter(|service| service.r#type == Type::LoadBalancer).map(|one| Service::clone(one)).collect()
     }
 
@@ -194,12 +228,8 @@ impl Services {
     /// How it stands with the Kubernetes API.
     pub(super) fn fact(&self) -> Option<KubernetesFact> {
         let mut fact = self.kubernetes.fact()?;
-        fact.hidden = self.live.keys().filter(|name| self.file.contains_key(*name)).cloned().collect();
+        fact.hidden = self.file.keys().filter(|name| self.live.contains_key(*name)).cloned().collect();
         Some(fact)
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Service> {
-        self.compiled.services().values().map(|(_, service)| &**service)
     }
 
     fn sourced(&self, name: &str) -> Option<Sourced> {
@@ -254,6 +284,7 @@ impl Agent {
             }
             self.noted.clone_from(&metallb.notes);
         }
+        self.speaker.containers(self.containers.own());
         self.speaker.configure(spec, self.services.announced(), self.services.nodes(), &metallb);
         self.metrics.services.set(number(self.services.count()));
         self.metrics.endpoints.set(number(self.services.endpoints()));
@@ -265,6 +296,11 @@ impl Agent {
         let Some(spec) = self.spec.clone() else { return Kinds::NONE };
         let heard = self.services.hear(&spec);
         let links = heard.nodes && self.take_peers(&spec);
+        Kinds { links, ..self.take_over(&heard) }
+    }
+
+    /// Has everybody hear of services that changed. Gives what else is to be looked at.
+    pub(super) fn take_over(&mut self, heard: &Change) -> Kinds {
         if heard.outside {
             self.tell();
         }
@@ -278,6 +314,6 @@ impl Agent {
             }
         }
         self.sum_up();
-        Kinds { links, services: !self.settled, ..Kinds::NONE }
+        Kinds { services: !self.settled, ..Kinds::NONE }
     }
 }

@@ -117,7 +117,9 @@ impl Agent {
         let old = live.kept.iter().filter(|kept| kept.device == device).flat_map(|kept| &kept.peers);
         both.peers.extend(old.filter(|peer| !now.peers.contains(peer)).cloned());
         live.keep(both);
-        info!(peers = now.peers.len(), "the tunnel follows the Nodes of Kubernetes");
+        if now.peers != live.now.peers {
+            info!(peers = now.peers.len(), "the tunnel follows the Nodes of Kubernetes");
+        }
         live.now = now;
         true
     }

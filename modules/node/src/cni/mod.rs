@@ -90,6 +90,17 @@ pub(crate) fn attachments(data_dir: &Path) -> Vec<homelab_model::AttachmentFact>
     stores.iter().flat_map(|store| store.attachments().unwrap_or_default()).collect()
 }
 
+/// All attachments whose links `is_there` knows, in all networks and of whichever boot: the agent of a node that is a container
+/// may see another boot's name than the runtime beside it.
+pub(crate) fn attachments_with_links(
+    data_dir: &Path,
+    is_there: impl Fn(&str) -> bool,
+) -> Vec<homelab_model::AttachmentFact> {
+    let stores = store::Store::of_every_boot(data_dir).unwrap_or_default();
+    let all = stores.iter().flat_map(|store| store.attachments().unwrap_or_default());
+    all.filter(|attachment| is_there(&attachment.link)).collect()
+}
+
 /// Frees addresses whose pods are gone without a DEL, in all networks below `data_dir` ([`ours::IPAM`]); says how
 /// many. No reference plugin does it and containerd calls no GC: the agent does, now and then.
 pub(crate) fn sweep(data_dir: &Path) -> Result<usize, CniError> {

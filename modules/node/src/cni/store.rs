@@ -36,6 +36,25 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> CniError {
     move |error| CniError::with(Code::Io, format!("IPAM store {}", path.display()), error)
 }
 
+/// A file that is there for its locks.
+fn kept(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+/// Waits for the lock that orders the writers of a directory, which is made if it is not there. It ends with the file,
+/// and with the process. An error comes with the path it is about.
+pub(super) fn lock_file(directory: &Path) -> Result<File, (PathBuf, io::Error)> {
+    let path = directory.join("lock");
+    let file = match kept(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(directory).map_err(|error| (directory.to_owned(), error))?;
+            kept(&path)
+        }
+        other => other,
+    };
+    file.and_then(|file| file.lock().map(|()| file)).map_err(|error| (path, error))
+}
+
 /// The running boot, as a name for its directories.
 pub(super) fn boot() -> Result<String, CniError> {
     let mut boot = [0; 64];
@@ -234,26 +253,16 @@ impl Store {
         fs::rename(&begun.entries, &self.entries).map_err(failed(&self.entries))
     }
 
-    /// Waits for the lock that orders writers. It ends with the value, and with the process.
+    /// Waits for the lock that orders writers.
     pub(crate) fn lock(&self) -> Result<Locked<'_>, CniError> {
-        let path = self.network.join("lock");
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = match open() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(&self.network).map_err(failed(&self.network))?;
-                open()
-            }
-            other => other,
-        }
-        .map_err(failed(&path))?;
-        file.lock().map_err(failed(&path))?;
+        let file = lock_file(&self.network).map_err(|(path, error)| failed(&path)(error))?;
         Ok(Locked { store: self, file })
     }
 
     /// The file on which every ADD holds a shared lock from its reservation until it has made its link or failed.
     fn adding(&self) -> Result<File, CniError> {
         let path = self.network.join("adding");
-        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed(&path))
+        kept(&path).map_err(failed(&path))
     }
 
     /// Frees the entries whose links are not among `links`, unless an ADD is under way: its entry is older than its

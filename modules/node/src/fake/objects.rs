@@ -61,6 +61,7 @@ pub(crate) fn spec(version: u8, vni: u32, peers: u8) -> NodeSpec {
             }))
             .expect("a service"),
         ],
+        containers: Vec::new(),
     }
 }
 

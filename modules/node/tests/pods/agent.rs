@@ -40,6 +40,10 @@ impl Agent {
         Agent(child)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     pub(crate) fn report(&self) -> Option<AgentFact> {
         let path = PathBuf::from(format!("/proc/{}/root/run/homelab/agent.json", self.0.id()));
         serde_json::from_slice(&std::fs::read(path).ok()?).ok()

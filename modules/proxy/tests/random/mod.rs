@@ -32,7 +32,7 @@ fn endpoint(number: u8, ready: bool, terminating: bool, v4: bool) -> Endpoint {
         terminating,
         for_zones: vec![],
         for_nodes: vec![],
-        ports: [("a".to_owned(), 8080), ("b".to_owned(), 9090)].into(),
+        ports: [("a", 8080), ("b", 9090)].into_iter().collect(),
     }
 }
 

@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use homelab_model::service::Service;
-use homelab_model::{KeyRing, SpeakerSpec};
+use homelab_model::{ContainerWord, KeyRing, SpeakerSpec};
 
 use crate::announce::{self, Announcer, Time};
 use crate::candidates::{Candidate, candidates};
@@ -27,7 +27,7 @@ use crate::election::{Owned, elect, wanted};
 use crate::frame::FrameError;
 use crate::mac::Mac;
 use crate::membership::{self, MAX_STATE, Membership, Refused, Table};
-use crate::state::{Hold, Interface, MemberState};
+use crate::state::{Hold, Interface, MemberState, decode, encode};
 use others::Others;
 
 /// How long a node that starts waits for others that it does not hear. Longer than a handshake with each of them takes, and
@@ -77,6 +77,13 @@ pub enum Output {
     },
     /// Tell people.
     Event(Event),
+    /// A node has said where its containers are that services name.
+    Containers {
+        /// The node.
+        node: String,
+        /// All that it has to say.
+        words: Vec<ContainerWord>,
+    },
 }
 
 /// Something that people want to know.
@@ -104,6 +111,8 @@ pub enum Event {
     /// This node's state has too many addresses to tell the others of all of them: so many are left out. Those are probed
     /// when they move.
     Untold(usize),
+    /// This node has more to say of its containers than fits: so many are left out.
+    Unsaid(usize),
 }
 
 /// One node's speaker. See the module.
@@ -130,6 +139,9 @@ pub struct Speaker {
     /// Ours among them, by interface. Asked for at every wake-up of the node.
     hears: BTreeMap<String, Vec<IpAddr>>,
     untold: usize,
+    /// Where our containers are that services name.
+    containers: Vec<ContainerWord>,
+    unsaid: usize,
     /// Somebody came, went or said something else of itself since the last election.
     changed: bool,
     out: VecDeque<Output>,
@@ -188,6 +200,8 @@ impl Speaker {
             owned: Vec::new(),
             hears: BTreeMap::new(),
             untold: 0,
+            containers: Vec::new(),
+            unsaid: 0,
             changed: false,
             out: VecDeque::new(),
         }
@@ -238,6 +252,14 @@ impl Speaker {
         if self.own.cordoned != cordoned {
             self.own.cordoned = cordoned;
             self.refresh(now);
+        }
+    }
+
+    /// Where the node's containers are that services name: the others are told.
+    pub fn containers(&mut self, words: Vec<ContainerWord>, now: Time) {
+        if self.containers != words {
+            self.containers = words;
+            self.tell(now);
         }
     }
 
@@ -362,9 +384,10 @@ impl Speaker {
                 }
                 membership::Event::State(name, bytes) => {
                     // A state that this build cannot read is that of a node which says nothing of itself.
-                    let state: Option<MemberState> = postcard::from_bytes(&bytes).ok();
+                    let (state, words) = decode(&bytes);
                     let returned = self.others.says(&name, state, now);
                     self.again(&returned, now);
+                    self.out.push_back(Output::Containers { node: name, words });
                     continue;
                 }
             };
@@ -457,17 +480,24 @@ impl Speaker {
         }
         self.told = true;
         let all = state.holds.len();
+        let mut words = self.containers.as_slice();
         let bytes = loop {
-            match postcard::to_allocvec(&state) {
-                Ok(bytes) if bytes.len() <= MAX_STATE => break bytes,
+            match encode(&state, words) {
+                Some(bytes) if bytes.len() <= MAX_STATE => break bytes,
                 // What is left out are hints.
                 _ if !state.holds.is_empty() => {
                     let keep = state.holds.len() * 7 / 8;
                     state.holds.truncate(keep);
                 }
+                _ if !words.is_empty() => words = &words[..words.len() * 7 / 8],
                 _ => return,
             }
         };
+        let unsaid = self.containers.len() - words.len();
+        if unsaid != self.unsaid {
+            self.unsaid = unsaid;
+            self.out.push_back(Output::Event(Event::Unsaid(unsaid)));
+        }
         let untold = all - state.holds.len();
         if untold != self.untold {
             self.untold = untold;

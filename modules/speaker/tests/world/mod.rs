@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use homelab_model::service::Service;
-use homelab_model::{KeyRing, L2Advertisement, LbReport, Pool, PoolRange, SpeakerNode, SpeakerSpec};
+use homelab_model::{
+    ContainerWord, KeyRing, L2Advertisement, LbReport, Pool, PoolRange, SpeakerNode, SpeakerSpec,
+};
 use homelab_speaker::arp::Arp;
 use homelab_speaker::mac::Mac;
 use homelab_speaker::membership::Refused;
@@ -77,6 +79,8 @@ pub(crate) struct World {
     /// Addresses that the foreign machine has.
     pub(crate) foreign: BTreeSet<Ipv4Addr>,
     pub(crate) events: Vec<(Duration, usize, Event)>,
+    /// What each node has heard of each other one's containers.
+    pub(crate) words: BTreeMap<(usize, String), Vec<ContainerWord>>,
     services: Vec<Service>,
     spec: SpeakerSpec,
     client: BTreeMap<Ipv4Addr, Route>,
@@ -123,6 +127,7 @@ impl World {
             loss: 0.0,
             foreign: BTreeSet::new(),
             events: Vec::new(),
+            words: BTreeMap::new(),
             services: (0..vips).map(service).collect(),
             spec,
             client: (0..vips).map(|number| (vip(number), Route::default())).collect(),
@@ -226,6 +231,7 @@ impl World {
                     packets.push(Packet::Frame { from: node, bytes });
                 }
                 Output::Event(event) => self.events.push((now, node, event)),
+                Output::Containers { node: of, words } => drop(self.words.insert((node, of), words)),
             }
         }
         packets.into_iter().for_each(|packet| self.send(packet));

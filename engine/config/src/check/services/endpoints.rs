@@ -89,7 +89,7 @@ fn plain(address: IpAddr, node: Option<&nodes::Parsed>, ports: &BTreeMap<String,
         terminating: false,
         for_zones: Vec::new(),
         for_nodes: Vec::new(),
-        ports: ports.clone(),
+        ports: ports.clone().into(),
     }
 }
 

@@ -2,21 +2,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use homelab_kube::{Duty, Heard, Link, Patience, Told};
-use homelab_kubernetes::{Kind, World};
+use homelab_kubernetes::{Kind, KubeService, World};
 use homelab_model::{KubernetesFact, KubernetesSpec, Token, ours};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::control::Control;
-use super::{Live, Shared, snapshot};
+use super::snapshot::{self, Kept};
+use super::{Live, Shared};
 use crate::agent::metrics::{Metrics, number};
 
 /// What changed is kept on disk this long afterwards, so that a burst is written once.
 const KEEP_AFTER: Duration = Duration::from_secs(2);
+/// The same after a disk took nothing: then all is written.
+const KEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// How often the age of the token is looked at.
 const RENEW_EVERY: Duration = Duration::from_secs(60);
@@ -53,8 +58,8 @@ struct Task<'a> {
     heard: Notify,
     /// All that is known was passed on once.
     passed: Cell<bool>,
-    /// The world is another than the one on disk.
-    unsaved: Cell<bool>,
+    /// What is on disk of it.
+    kept: Arc<Mutex<Kept>>,
     /// Watches that are up; the others with what is wrong.
     watches: RefCell<BTreeMap<Kind, Result<(), String>>>,
     control: Control,
@@ -78,7 +83,7 @@ impl<'a> Task<'a> {
             world: RefCell::new(world),
             heard: Notify::new(),
             passed: Cell::new(false),
-            unsaved: Cell::new(false),
+            kept: Arc::new(Mutex::new(Kept::new(Path::new(ours::KUBERNETES_SNAPSHOT)))),
             watches: RefCell::new(BTreeMap::new()),
         }
     }
@@ -143,17 +148,18 @@ impl<'a> Task<'a> {
         if news.known {
             news.whole |= !self.passed.replace(true);
             for (name, service) in world.take_changed() {
-                let (proxied, announced) = (world.proxies(&name), world.announces(&name));
-                let live = service.map(|service| Live { service: service.into(), proxied, announced });
+                let live = service.map(|KubeService { service, proxied, announced }| Live {
+                    service: service.into(),
+                    proxied,
+                    announced,
+                });
                 news.services.insert(name, live);
-                self.unsaved.set(true);
             }
             // Half a list would take peers away.
             let lists =
                 world.has_listed_nodes() && !std::mem::replace(&mut news.listed, world.has_listed_nodes());
             if lists || (world.knows_nodes() && world.take_nodes_changed()) {
                 news.nodes = Some(world.nodes().clone());
-                self.unsaved.set(true);
             }
         }
         let counts = Kind::ALL.map(|kind| world.count(kind));
@@ -224,19 +230,34 @@ impl<'a> Task<'a> {
 
     /// Keeps what is known on disk.
     async fn keep(&self) {
+        let mut pause = KEEP_AFTER;
         loop {
-            sleep(KEEP_AFTER).await;
-            self.save().await;
+            sleep(pause).await;
+            pause = if self.save().await { KEEP_AFTER } else { KEEP_AGAIN };
         }
     }
 
-    async fn save(&self) {
-        if self.unsaved.replace(false) {
-            let text = self.world.borrow().snapshot();
-            let saved = tokio::task::spawn_blocking(move || snapshot::save(&text)).await;
-            if let Ok(Err(error)) = saved {
-                warn!(%error, "what is known of Kubernetes cannot be kept on disk");
-            }
+    /// Writes what changed, on a thread of its own: a change waits for no disk. False if that failed.
+    async fn save(&self) -> bool {
+        // Before the cluster is known there is nothing that could be started from.
+        if !self.shared.news().known {
+            return true;
         }
+        // An earlier one may still be at it: its task was ended, its thread was not.
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = kept().wants_all();
+        let batch = {
+            let mut world = self.world.borrow_mut();
+            if whole { Some(world.all()) } else { world.take_unkept() }
+        };
+        let Some(batch) = batch else { return true };
+        let kept = Arc::clone(&self.kept);
+        let saved = tokio::task::spawn_blocking(move || {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if whole { kept.replace(&batch) } else { kept.add(&batch) }
+        });
+        let Ok(Err(error)) = saved.await else { return true };
+        warn!(%error, "what is known of Kubernetes cannot be kept on disk");
+        false
     }
 }

@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 use homelab_kubernetes::KubeNode;
 use homelab_kubernetes::metallb::Meaning;
 use homelab_model::service::Service;
-use homelab_model::{LABEL_EXCLUDE, NodeSpec, SpeakerSpec, effective_labels, ours};
+use homelab_model::{ContainerWord, LABEL_EXCLUDE, NodeSpec, SpeakerSpec, effective_labels, ours};
 
+use super::containers::Heard;
 use super::metrics::Metrics;
 use super::sayings::Sayings;
 
@@ -46,6 +47,8 @@ enum Command {
     Configure(Option<Box<Told>>),
     Ready(bool),
     Cordon(bool),
+    /// Where this node's containers are that services name.
+    Containers(Vec<ContainerWord>),
     /// Hand over, and end.
     Leave(Sender<()>),
 }
@@ -64,7 +67,11 @@ pub(super) struct Handle {
 
 impl Handle {
     /// Starts the threads. They have nothing to do before [`Handle::configure`].
-    pub(super) fn start(metrics: Arc<Metrics>, sayings: &Arc<Sayings>) -> Result<Handle, String> {
+    pub(super) fn start(
+        metrics: Arc<Metrics>,
+        sayings: &Arc<Sayings>,
+        heard: &Arc<Heard>,
+    ) -> Result<Handle, String> {
         let (commands, receiver) = channel();
         let (bell, rings) = UnixStream::pair().map_err(|e| e.to_string())?;
         for end in [&bell, &rings] {
@@ -74,8 +81,17 @@ impl Handle {
         let shared = Arc::clone(&errors);
         let bgp = bgp::Handle::start(Arc::clone(&metrics), Arc::clone(sayings))?;
         let said = bgp.said();
-        let sayings = Arc::clone(sayings);
-        let work = move || task::run(&receiver, &rings, &metrics, &shared, &said, &sayings);
+        let (sayings, heard) = (Arc::clone(sayings), Arc::clone(heard));
+        let work = move || {
+            let ears = task::Ears {
+                metrics: &metrics,
+                errors: &shared,
+                bgp: &said,
+                sayings: &sayings,
+                heard: &heard,
+            };
+            task::run(&receiver, &rings, ears);
+        };
         let thread =
             std::thread::Builder::new().name("speaker".to_owned()).spawn(work).map_err(|e| e.to_string())?;
         Ok(Handle { commands, bell, errors, thread: Some(thread), bgp, ready: None, unready_since: None })
@@ -115,6 +131,11 @@ impl Handle {
         let cordoned = Path::new(ours::CORDONED).exists();
         self.bgp.cordon(cordoned);
         self.say(Command::Cordon(cordoned));
+    }
+
+    /// Where this node's containers are that services name.
+    pub(super) fn containers(&self, words: Vec<ContainerWord>) {
+        self.say(Command::Containers(words));
     }
 
     /// Whether services are in place.

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use homelab_linux::Root;
 use homelab_linux::l2::{Lan, interfaces};
 use homelab_linux::netlink::{Events, Socket};
-use homelab_model::{KeyRing, LbReport, LbState, ours};
+use homelab_model::{ContainerWord, KeyRing, LbReport, LbState, ours};
+use homelab_proxy::follow::News;
 use homelab_speaker::announce::{EventKind, Time};
 use homelab_speaker::mac::Mac;
 use homelab_speaker::membership::MAX_DATAGRAM;
@@ -25,6 +26,7 @@ use tracing::{error, info, warn};
 use super::bgp::Said;
 use super::story::Story;
 use super::{Command, Told};
+use crate::agent::containers::Heard;
 use crate::agent::metrics::Metrics;
 use crate::agent::sayings::Sayings;
 
@@ -40,29 +42,31 @@ const AT_ONCE: usize = 64;
 /// How long the last words of a node that leaves are repeated.
 const FAREWELL: Duration = Duration::from_millis(250);
 
+/// Who hears of what the speaker does, and of what it hears.
+#[derive(Clone, Copy)]
+pub(super) struct Ears<'a> {
+    pub(super) metrics: &'a Metrics,
+    /// What does not work.
+    pub(super) errors: &'a Mutex<Vec<String>>,
+    /// What is known of sessions with routers.
+    pub(super) bgp: &'a Said,
+    /// For Events of Kubernetes.
+    pub(super) sayings: &'a Sayings,
+    /// Of other nodes and their containers.
+    pub(super) heard: &'a Heard,
+}
+
 /// Runs the speaker until the agent ends.
-pub(super) fn run(
-    commands: &Receiver<Command>,
-    bell: &UnixStream,
-    metrics: &Metrics,
-    errors: &Mutex<Vec<String>>,
-    bgp: &Said,
-    sayings: &Sayings,
-) {
-    if let Err(message) =
-        Task::new(metrics, errors, bgp, sayings).and_then(|mut task| task.serve(commands, bell))
-    {
+pub(super) fn run(commands: &Receiver<Command>, bell: &UnixStream, ears: Ears<'_>) {
+    if let Err(message) = Task::new(ears).and_then(|mut task| task.serve(commands, bell)) {
         error!("speaker: {message}");
     }
 }
 
 struct Task<'a> {
-    metrics: &'a Metrics,
-    errors: &'a Mutex<Vec<String>>,
-    /// What is known of sessions with routers.
-    bgp: &'a Said,
-    /// For Events of Kubernetes.
-    sayings: &'a Sayings,
+    ears: Ears<'a>,
+    /// Where this node's containers are.
+    containers: Vec<ContainerWord>,
     story: Story,
     start: Instant,
     told: Option<Box<Told>>,
@@ -86,17 +90,10 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    fn new(
-        metrics: &'a Metrics,
-        errors: &'a Mutex<Vec<String>>,
-        bgp: &'a Said,
-        sayings: &'a Sayings,
-    ) -> Result<Task<'a>, String> {
+    fn new(ears: Ears<'a>) -> Result<Task<'a>, String> {
         Ok(Task {
-            metrics,
-            errors,
-            bgp,
-            sayings,
+            ears,
+            containers: Vec::new(),
             story: Story::default(),
             start: Instant::now(),
             told: None,
@@ -172,6 +169,10 @@ impl<'a> Task<'a> {
                 self.cordoned = cordoned;
                 self.speaker.iter_mut().for_each(|speaker| speaker.cordon(cordoned, now));
             }
+            Command::Containers(words) => {
+                self.containers = words.clone();
+                self.speaker.iter_mut().for_each(|speaker| speaker.containers(words.clone(), now));
+            }
             Command::Leave(_) => {}
         }
         self.news = true;
@@ -189,7 +190,7 @@ impl<'a> Task<'a> {
             let _ = std::fs::remove_file(ours::LB_REPORT);
             self.report = None;
             self.lan.hear(&BTreeMap::new());
-            self.metrics.addresses(None);
+            self.ears.metrics.addresses(None);
         }
         let now = self.now();
         if let (Some(speaker), Some(told)) = (&mut self.speaker, &self.told) {
@@ -260,6 +261,7 @@ impl<'a> Task<'a> {
         let mut speaker = Speaker::new(settings, now);
         speaker.configure(&told.services, &told.spec, now);
         speaker.cordon(self.cordoned, now);
+        speaker.containers(self.containers.clone(), now);
         if let Some(ready) = self.ready {
             speaker.ready(ready, now);
         }
@@ -318,14 +320,14 @@ impl<'a> Task<'a> {
         for _ in 0..AT_ONCE {
             let Ok((length, _)) = socket.recv_from(&mut buffer) else { break };
             if let Err(refused) = speaker.datagram(&buffer[..length], now) {
-                self.metrics.refused(refused.label(), 1);
+                self.ears.metrics.refused(refused.label(), 1);
             }
         }
     }
 
     fn frames(&mut self) {
         let now = self.now();
-        let (speaker, metrics) = (&mut self.speaker, self.metrics);
+        let (speaker, metrics) = (&mut self.speaker, self.ears.metrics);
         let left_out = self.lan.receive(&mut |interface, frame| {
             if let Some(speaker) = speaker
                 && speaker.frame(interface, frame, now).is_err()
@@ -344,6 +346,7 @@ impl<'a> Task<'a> {
         let errors = self.lan.hear(speaker.hears());
         let mut failed: BTreeMap<String, String> =
             errors.into_iter().map(|(interface, error)| (interface, error.to_string())).collect();
+        let mut heard = Vec::new();
         while let Some(output) = speaker.poll() {
             match output {
                 Output::Datagram { to, bytes } => {
@@ -357,9 +360,14 @@ impl<'a> Task<'a> {
                         failed.insert(interface, error.to_string());
                     }
                 }
-                Output::Event(event) => self.event(&event),
+                Output::Event(event) => {
+                    heard.extend(news_of(&event));
+                    self.event(&event);
+                }
+                Output::Containers { node, words } => heard.push(News::Said(node, words)),
             }
         }
+        self.ears.heard.push(heard);
         for interface in speaker.hears().keys() {
             let message = failed.remove(interface).map(|error| format!("{interface}: {error}"));
             self.trouble(&format!("announcements on {interface}"), message);
@@ -371,7 +379,7 @@ impl<'a> Task<'a> {
     fn event(&mut self, event: &Event) {
         self.news = true;
         if let Some((address, what)) = self.story.hear(event) {
-            self.sayings.push(address, what);
+            self.ears.sayings.push(address, what);
         }
         let nobody = "nobody".to_owned();
         match event {
@@ -386,8 +394,13 @@ impl<'a> Task<'a> {
                     "more addresses than the other nodes can be told of: they are probed when they move"
                 );
             }
+            Event::Unsaid(count) => {
+                let message =
+                    format!("no room to tell the other nodes of {count} containers that services name");
+                self.trouble("containers", (*count > 0).then_some(message));
+            }
             Event::Moved { address, from, to } => {
-                self.metrics.moves.inc();
+                self.ears.metrics.moves.inc();
                 let (from, to) = (from.as_ref().unwrap_or(&nobody), to.as_ref().unwrap_or(&nobody));
                 info!(%address, from, to, "load-balancer address moves");
             }
@@ -398,7 +411,7 @@ impl<'a> Task<'a> {
                     EventKind::Announced => info!(%address, interface, "is announced"),
                     EventKind::Released => info!(%address, interface, "is announced no more"),
                     EventKind::Conflict(mac) => {
-                        self.metrics.conflicts.inc();
+                        self.ears.metrics.conflicts.inc();
                         warn!(%address, interface, %mac, "a foreign machine has it");
                     }
                     EventKind::ConflictOver => {
@@ -427,20 +440,20 @@ impl<'a> Task<'a> {
             }
         }
         let all = self.troubles.iter().map(|(what, message)| format!("speaker: {what}: {message}"));
-        *self.errors.lock().unwrap_or_else(PoisonError::into_inner) = all.collect();
+        *self.ears.errors.lock().unwrap_or_else(PoisonError::into_inner) = all.collect();
     }
 
     /// Writes the report if something happened.
     fn tell(&mut self) {
         let Some(speaker) = self.speaker.as_ref().filter(|_| self.news) else { return };
         self.news = false;
-        let bgp = self.bgp.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let bgp = self.ears.bgp.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let report = LbReport { bgp, ..speaker.report(self.now()) };
         let same = |old: &LbReport| LbReport { time_unix_ms: report.time_unix_ms, ..old.clone() } == report;
         if self.report.as_ref().is_some_and(same) {
             return;
         }
-        self.metrics.addresses(Some(&report));
+        self.ears.metrics.addresses(Some(&report));
         let fresh = format!("{}.new", ours::LB_REPORT);
         let written = serde_json::to_vec(&report)
             .map_err(io::Error::from)
@@ -466,6 +479,16 @@ impl<'a> Task<'a> {
         }
         let _ = std::fs::remove_file(ours::LB_REPORT);
         let _ = done.send(());
+    }
+}
+
+/// What it means for the containers of a node.
+fn news_of(event: &Event) -> Option<News> {
+    match event {
+        Event::Up(node) => Some(News::Up(node.clone())),
+        Event::Down(node) => Some(News::Down(node.clone())),
+        Event::Left(node) => Some(News::Left(node.clone())),
+        _ => None,
     }
 }
 

@@ -13,7 +13,7 @@ use homelab_linux::pod::PodSocket;
 use nix::fcntl::OFlag;
 
 use super::super::ports::{Counts, places};
-use super::super::store::{directories, gone, removed};
+use super::super::store::{directories, gone, lock_file, removed};
 use super::elements::{held, purge, withdraw};
 use super::{Claims, failed, kernel};
 
@@ -34,18 +34,8 @@ pub(super) struct Found {
 
 impl Claims {
     pub(super) fn lock(&self) -> Result<Locked<'_>, CniError> {
-        let path = self.root.join("lock");
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = match open() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(&self.root).map_err(failed(&self.root))?;
-                open()
-            }
-            other => other,
-        }
-        .map_err(failed(&path))?;
-        file.lock().map_err(failed(&path))?;
-        Ok(Locked { claims: self, _lock: file })
+        let lock = lock_file(&self.root).map_err(|(path, error)| failed(&path)(error))?;
+        Ok(Locked { claims: self, _lock: lock })
     }
 }
 
