@@ -90,7 +90,8 @@ pub(crate) fn agent_restarted_with_the_api_down(cluster: &mut Cluster, stage: &m
     let (vip, address) = balanced(cluster, stage, "kept", "c2");
     // Service and slice are told apart, and what is kept is written at most every two seconds.
     let file = "/var/lib/homelab/kubernetes/snapshot";
-    let snapshot = format!("until grep -q '{vip}.*{address}.*kept-1' {file}; do sleep 0.1; done");
+    let kept = format!("grep -q '{vip}.*{address}' {file} && grep -q kept-1 {file}");
+    let snapshot = format!("timeout 60 sh -c \"until {kept}; do sleep 0.1; done\"");
     cluster.everywhere(&snapshot);
     stage.kube.kill();
     cluster.everywhere(
