@@ -28,6 +28,7 @@ use homelab_kubernetes::metallb::Note;
 use homelab_linux::{Kinds, Node, Root};
 use homelab_model::{AgentFact, NodeObject, NodeSpec, Spec, ours, sha256_hex};
 use sd_notify::NotifyState;
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::level_filters::LevelFilter;
@@ -261,6 +262,20 @@ async fn run() -> Result<(), String> {
 fn replace(path: &str, content: &[u8]) -> std::io::Result<()> {
     let fresh = format!("{path}.new");
     std::fs::write(&fresh, content).and_then(|()| std::fs::rename(&fresh, path))
+}
+
+/// What the agent keeps in a file, as JSON; None: nothing, or nothing that can be used.
+fn kept_json<T: DeserializeOwned>(path: &str) -> Option<T> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => {
+            warn!(%error, path, "what the agent keeps cannot be read");
+            None
+        }
+        Ok(text) => serde_json::from_str(&text)
+            .inspect_err(|error| warn!(%error, path, "what the agent keeps is of no use"))
+            .ok(),
+    }
 }
 
 /// The stamp of a file, if it is there.

@@ -43,17 +43,7 @@ impl Heard {
 
 /// What the agent of this node knows, as it is kept; None: nothing.
 pub(crate) fn kept() -> Option<KnownContainers> {
-    let path = ours::CONTAINERS;
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            warn!(%error, path, "what is known of containers cannot be read");
-            None
-        }
-        Ok(text) => serde_json::from_str(&text)
-            .inspect_err(|error| warn!(%error, path, "what is known of containers is of no use"))
-            .ok(),
-    }
+    super::kept_json(ours::CONTAINERS)
 }
 
 /// All attachments of this node whose links are there: others ended without a DEL.

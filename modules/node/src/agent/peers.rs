@@ -27,17 +27,7 @@ pub(super) struct Live {
 
 /// The agent's peers as they are kept; None: it has none.
 pub(crate) fn kept() -> Option<LivePeers> {
-    let path = ours::KUBERNETES_PEERS;
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            warn!(%error, path, "the agent's peers cannot be read");
-            None
-        }
-        Ok(text) => serde_json::from_str(&text)
-            .inspect_err(|error| warn!(%error, path, "the agent's peers are of no use"))
-            .ok(),
-    }
+    super::kept_json(ours::KUBERNETES_PEERS)
 }
 
 impl Live {
