@@ -1,6 +1,6 @@
 //! The services of the file with all that it leaves open chosen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use homelab_model::service::{Endpoint, Service};
@@ -99,14 +99,19 @@ pub(crate) fn keep_places(spec: &mut NodeSpec, observed: &Observed, seen: &BTree
         (&new.name, &new.endpoint) == (&old.name, &old.endpoint)
             && known.is_some_and(|known| right(&known.addresses))
     };
+    // Most services name no container, and there may be thousands of them.
+    let named: BTreeSet<String> = spec.containers.iter().map(|record| record.service.clone()).collect();
     for service in &mut spec.services {
         let name = service.full_name();
+        if !named.contains(&name) {
+            continue;
+        }
         let (new, old) = (of(&spec.containers, &name), of(&before.containers, &name));
         let Some(service_before) = before.services.iter().find(|one| one.full_name() == name) else {
             continue;
         };
         let same = new.len() == old.len() && new.iter().zip(&old).all(follows);
-        if new.is_empty() || !same || bare(service, &new) != bare(service_before, &old) {
+        if !same || bare(service, &new) != bare(service_before, &old) {
             continue;
         }
         service.clone_from(service_before);
